@@ -1,0 +1,94 @@
+"""``dataset.yaml``, the card of a sharded dataset: written last, it marks a complete one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embae.datasets.errors import DataError
+from embae.datasets.records import SPLITS
+
+FORMAT = 1
+CARD = "dataset.yaml"
+PARTIAL = ".partial"  # suffix of the folder that `embae shard` works in
+AGAIN = "remove the folder and shard the dataset again (embae shard)"  # a remedy
+
+
+def datasets_in(root: Path) -> list[str]:
+    """Names of the complete datasets in a folder, sorted; empty where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted(p.name for p in root.iterdir() if (p / CARD).is_file() and not p.name.endswith(PARTIAL))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Reads and checks ``dataset.yaml``.
+
+    Raises:
+        DataError: Missing (the message names the datasets nearby), unreadable, or of another format.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise DataError(_missing(folder))
+    try:
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
+    if not isinstance(card, dict) or "format" not in card:
+        raise DataError(f"{path} is not the card of a sharded dataset: it has no 'format'; {AGAIN}")
+    if card["format"] != FORMAT:
+        raise DataError(
+            f"{path} has format {card['format']!r}, this version of embae reads format {FORMAT}; "
+            "shard the dataset again with this version, or use the version that wrote it"
+            + (f" ({card['embae']})" if "embae" in card else "")
+        )
+    image = card.get("image", "missing")
+    wrong = [
+        wanted
+        for wanted, ok in (
+            ("name: text", isinstance(card.get("name"), str) and card.get("name")),
+            ("fingerprint: text", isinstance(card.get("fingerprint"), str)),
+            ("image: [height, width] or null", image is None or _is_size(image)),
+            ("counts: a mapping with 'images' for each split", _has_counts(card.get("counts"))),
+        )
+        if not ok
+    ]
+    if wrong:
+        raise DataError(f"{path} lacks {some(wrong)}; {AGAIN}")
+    return card
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+def _has_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(split), dict) and type(value[split].get("images")) is int for split in SPLITS
+    )
+
+
+def _missing(folder: Path) -> str:
+    inside, beside = datasets_in(folder), datasets_in(folder.parent)
+    if not folder.exists():
+        text = f"{folder}: no such dataset"
+    elif not folder.is_dir():
+        text = f"{folder} is a file; wanted the folder of a sharded dataset"
+    else:
+        text = f"{folder} is not a complete dataset: it has no {CARD}"
+    if inside:
+        text += f"; it holds the datasets {', '.join(inside)}: name one of them"
+    elif beside:
+        text += f"; datasets beside it: {', '.join(beside)}"
+    else:
+        text += f"; there are no datasets in {folder.parent}"
+    if (folder.parent / (folder.name + PARTIAL)).is_dir():
+        return text + f"; its sharding was interrupted ({folder.name + PARTIAL}): run the same embae shard again"
+    return text + "; make one with embae shard"
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first few names, for a message."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

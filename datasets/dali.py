@@ -1,0 +1,99 @@
+"""Decoding and augmentation by NVIDIA DALI: the one file that imports it.
+
+DALI's own WebDataset reader reads tars in order and cannot sample P identities × K images, so the encoded bytes are
+read by offset and handed to the pipeline, with the augmentation as numbers beside them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
+import torch
+from nvidia.dali import pipeline_def
+
+from embae.datasets.augment import Augment
+from embae.datasets.batch import Batch, Work
+from embae.datasets.reading import ViewReader
+
+PREFETCH = 3  # batches decoded ahead
+
+
+class DaliLoader:
+    """Batches decoded by DALI.
+
+    Args:
+        work: What to read.
+        device: ``cpu`` decodes on the CPU; a CUDA device decodes on the GPU (DALI's ``mixed``) and leaves images there.
+        threads: CPU threads.
+
+    Raises:
+        DataError: While iterating, when an image's bytes do not match their checksum.
+    """
+
+    name = "dali"
+
+    def __init__(self, work: Work, *, device: torch.device, threads: int):
+        self._work, self._reader = work, ViewReader(work.sampler.view)
+        self._ahead: deque[Batch] = deque()
+        gpu = device.type == "cuda"
+        self._pipeline = _pipeline(
+            work=work, source=self._source, device="gpu" if gpu else "cpu", batch_size=work.largest,
+            num_threads=threads, device_id=device.index or 0 if gpu else None, prefetch_queue_depth=PREFETCH)
+        self._pipeline.build()
+
+    def _source(self, number: int) -> tuple[list[np.ndarray], ...]:
+        if number >= len(self._work):
+            raise StopIteration
+        batch, draws = self._work.part(number)
+        data = [np.frombuffer(image, np.uint8) for image in self._reader.read(batch.rows)]
+        self._ahead.append(batch)
+        return data, *(list(getattr(draws, name)) for name in _drawn(self._work.augment))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self._work)):
+            (images,) = self._pipeline.run()
+            batch = self._ahead.popleft()
+            # No copy: DALI keeps the memory as long as the tensor lives, and its (N, H, W, C) is channels-last for torch.
+            batch.inputs = torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+            yield batch
+
+    def close(self) -> None:
+        """Frees the pipeline's threads and the open shards."""
+        del self._pipeline
+        self._reader.close()
+
+
+def _drawn(augment: Augment) -> dict[str, tuple[types.DALIDataType, int]]:
+    """Which draws the pipeline takes, with their type and dimensions: DALI wants none that it does not use."""
+    wanted = {"flip": (types.INT32, 0, augment.flip), "anchor": (types.FLOAT, 1, augment.crops),
+              "erase": (types.FLOAT, 1, augment.erase > 0), "colour": (types.FLOAT, 1, augment.colours)}
+    return {name: (kind, dimensions) for name, (kind, dimensions, used) in wanted.items() if used}
+
+
+@pipeline_def
+def _pipeline(work: Work, source, device: str):  # type: ignore[no-untyped-def]
+    augment, spec, drawn = work.augment, work.spec, _drawn(work.augment)
+    encoded, *arguments = fn.external_source(
+        source, num_outputs=1 + len(drawn), batch=True, dtype=[types.UINT8, *(kind for kind, _ in drawn.values())],
+        ndim=[1, *(dimensions for _, dimensions in drawn.values())])
+    draws = dict(zip(drawn, arguments, strict=True))
+    images = fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
+                               jpeg_fancy_upsampling=True)
+    if not work.stored_at_read_size:
+        images = fn.resize(images, size=list(work.read_size), interp_type=types.INTERP_LINEAR, antialias=True)
+    if augment.colours:
+        factors = draws["colour"]
+        images = fn.color_twist(images, brightness=factors[0], contrast=factors[1], saturation=factors[2], hue=factors[3])
+    if augment.crops:
+        images = fn.slice(images, draws["anchor"], np.array(spec.size, np.float32), axes=(0, 1), normalized_anchor=False,
+                          normalized_shape=False, out_of_bounds_policy="pad", fill_values=spec.fill)
+    if augment.erase:
+        where = draws["erase"]
+        images = fn.erase(images, anchor=where[0:2], shape=where[2:4], axis_names="HW", fill_value=spec.fill)
+    return fn.crop_mirror_normalize(
+        images, mirror=draws.get("flip", 0), dtype=types.FLOAT, output_layout="HWC",
+        mean=[255 * channel for channel in spec.mean], std=[255 * channel for channel in spec.std])

@@ -1,0 +1,160 @@
+"""One encoded image, checked and made into what a shard holds: an RGB JPEG that the training decoder will accept.
+
+DALI does not survive bytes that it cannot decode, so whatever passes here has been decoded in full once.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image, ImageFile
+
+from embae.datasets.errors import DataError
+
+MAX_PIXELS = 64_000_000
+QUALITY = 95
+
+# Formats with a decoder of their own. Not the rest of what Pillow opens: EPS, for one, is run by Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+# What turns an image upright, by its Exif orientation. Not ImageOps.exif_transpose: it rewrites the other metadata too,
+# and fails where they are damaged.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers
+_SCAN, _END = 0xDA, 0xD9
+
+
+def prepare(data: bytes, name: str, size: tuple[int, int] | None = None) -> tuple[bytes, int, int]:
+    """Checks one encoded image by decoding all of it, and makes it an RGB JPEG.
+
+    An upright RGB JPEG that already has the wanted size is passed through byte for byte. Everything else is turned
+    upright, made RGB (transparency dropped), resized if asked, and stored at quality 95 without chroma subsampling.
+
+    Args:
+        data: The encoded image.
+        name: What to call it in messages.
+        size: (height, width) in pixels to resize to, by antialiased bilinear interpolation as in training; None keeps
+            the image's own.
+
+    Returns:
+        JPEG bytes, height, width.
+
+    Raises:
+        DataError: Empty, not an image, cut short or damaged, of more than `MAX_PIXELS`, or of more than 8 bits.
+    """
+    if not data:
+        raise DataError(f"{name}: the file is empty, wanted an image")
+    with warnings.catch_warnings():
+        # Its limit is higher than ours; other warnings (say, odd metadata) do not make an image bad.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{name}: {error}; wanted at most {MAX_PIXELS:,} pixels") from error
+        except Exception as error:  # Pillow's parsers raise whatever a damaged header makes them raise
+            raise DataError(f"{name}: not an image of a known kind ({', '.join(FORMATS)}): {_why(error)}") from error
+        with image:
+            return _prepare(image, data, name, size)
+
+
+def _prepare(
+    image: ImageFile.ImageFile, data: bytes, name: str, size: tuple[int, int] | None
+) -> tuple[bytes, int, int]:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name}: declares {image.width} × {image.height} pixels, wanted at most {MAX_PIXELS:,} in all")
+    if image.mode not in MODES:
+        raise DataError(f"{name}: pixels of mode {image.mode}, wanted 8 bits a channel; convert it first")
+    is_jpeg = image.format == "JPEG"
+    if is_jpeg:
+        check_jpeg(data, name)
+    try:
+        image.load()
+    except Exception as error:
+        raise DataError(f"{name}: damaged or cut short ({_why(error)})") from error
+    orientation = _orientation(image)
+    wanted = (image.height, image.width) if size is None else size
+    if is_jpeg and image.mode == "RGB" and orientation == 1 and wanted == (image.height, image.width):
+        return data, image.height, image.width
+    rgb = image.convert("RGB")
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    if size is not None and (rgb.height, rgb.width) != size:
+        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)  # Pillow widens the triangle when it shrinks
+    out = io.BytesIO()
+    rgb.save(out, "JPEG", quality=QUALITY, subsampling=0)
+    return out.getvalue(), rgb.height, rgb.width
+
+
+def _orientation(image: Image.Image) -> int:
+    """The Exif orientation, 1 if there is none; 0 if it is not clear, so that another decoder might find another.
+
+    DALI turns images by their Exif orientation too, and reads it from some damaged headers that Pillow finds empty.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:
+        return 0
+    if value is None:
+        header = image.info.get("exif", b"")
+        return 0 if any(_ORIENTATION.to_bytes(2, order) in header for order in ("big", "little")) else 1
+    return value if type(value) is int and 1 <= value <= 8 else 0
+
+
+def check_jpeg(data: bytes, name: str) -> tuple[int, int]:
+    """Walks the segments of a JPEG up to its end marker; Pillow takes some files for whole that DALI does not.
+
+    Returns:
+        Height, width in pixels, as stored.
+
+    Raises:
+        DataError: A segment runs over the end of the file, or there is no frame or end marker.
+    """
+    height = width = 0
+    position = 2  # after the start marker
+    while True:
+        if position + 2 > len(data):
+            raise DataError(f"{name}: a JPEG cut short after {len(data):,} bytes (no end marker)")
+        if data[position] != 0xFF:
+            raise DataError(f"{name}: a damaged JPEG (no marker at byte {position:,})")
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker == _END:
+            break
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if length < 2:
+            raise DataError(f"{name}: a damaged JPEG (segment of {length} bytes at byte {position:,})")
+        if marker in _FRAMES:
+            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (position + 5, position + 7))
+        position += 2 + length
+        if marker == _SCAN:
+            position = _scan_end(data, position)
+    if not height or not width:
+        raise DataError(f"{name}: a damaged JPEG (no frame of a known height and width)")
+    return height, width
+
+
+def _scan_end(data: bytes, position: int) -> int:
+    """Where entropy-coded data ends: at a marker that is neither a stuffed zero nor a restart."""
+    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 1:
+        follows = data[position + 1]
+        if follows != 0 and not 0xD0 <= follows <= 0xD7:
+            return position
+        position += 2
+    return len(data)
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

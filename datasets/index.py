@@ -1,0 +1,252 @@
+"""The index of a dataset: one row an image, memory-mapped, so that all ranks share one copy and opening costs nothing.
+
+On disk (``<root>/<dataset>/``): ``index.arrow``, an Arrow IPC file with one record batch, and ``dataset.yaml``, the
+dataset's card, which is written last and so marks a complete dataset. `index_writer.write_index` writes both.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embae.datasets.card import AGAIN, CARD, FORMAT, read_card, some
+from embae.datasets.errors import DataError
+from embae.datasets.records import ROLES, SPLITS, Split
+
+TABLE = "index.arrow"
+
+# A shard is a plain file beside the index. Anything else (a path, a url, "pipe:…") is refused before it is opened.
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.tar")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("split", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("pid", pa.int64()),
+        pa.field("camid", pa.int32(), nullable=False),
+        pa.field("role", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+    ]
+)
+
+
+class Index:
+    """One dataset's index. Column arrays are read-only views of the file, one element a row.
+
+    Rows are sorted by split (train, query, gallery), then pid (unlabelled last), camid and key: the images of one
+    identity lie side by side, and so do the rows of one shard, by rising offset.
+
+    Attributes:
+        name: The dataset's name.
+        root: The dataset's folder.
+        card: ``dataset.yaml`` as read.
+        fingerprint: SHA-256 over keys, splits, pids, camids, roles and image checksums, however they are sharded.
+        image: (height, width) in pixels if all images have that one size, else None.
+        shards: Shard file names; `shard` holds positions in this list.
+    """
+
+    def __init__(self, root: Path, card: dict[str, Any], batch: pa.RecordBatch) -> None:
+        """For `Index.open`, which checks what it hands over."""
+        self.root = root
+        self.card = card
+        self.name: str = card["name"]
+        self.fingerprint: str = card["fingerprint"]
+        self.image: tuple[int, int] | None = tuple(card["image"]) if card["image"] else None
+        self._batch = batch
+        self.shards: list[str] = batch.column("shard").dictionary.to_pylist()
+
+    @classmethod
+    def open(cls, folder: Path) -> Index:
+        """Opens a dataset, in a time that does not grow with its rows.
+
+        What costs a pass over the data (checksums, the fingerprint) is left to ``embae inspect --verify``.
+
+        Args:
+            folder: ``<root>/<dataset>``.
+
+        Raises:
+            DataError: The folder or a file of it is missing, of another format or cut short, or the files do not
+                belong together.
+        """
+        folder = Path(folder)
+        card = read_card(folder)
+        batch = _read_batch(folder / TABLE, card)
+        index = cls(folder.absolute(), card, batch)
+        index._check_shards()
+        return index
+
+    def __len__(self) -> int:
+        return self._batch.num_rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index.open, (self.root,)  # a worker process maps the file itself
+
+    def __repr__(self) -> str:
+        return f"Index({self.name!r}, {len(self):,} images, {len(self.shards)} shards, {str(self.root)!r})"
+
+    def _column(self, name: str) -> Any:
+        column = self._batch.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.indices
+        dtype = np.dtype(column.type.to_pandas_dtype())
+        start = column.offset * dtype.itemsize
+        return np.frombuffer(column.buffers()[1], dtype=dtype, count=len(column), offset=start)
+
+    @cached_property
+    def pid(self) -> npt.NDArray[np.int64]:
+        """Identities; where `labelled` is false there is none, and the value means nothing."""
+        return self._column("pid")
+
+    @cached_property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """True where the identity is known."""
+        column = self._batch.column("pid")
+        if column.null_count == 0:
+            return np.ones(len(self), dtype=np.bool_)
+        bits = np.frombuffer(column.buffers()[0], dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little", count=column.offset + len(self))[column.offset :].view(np.bool_)
+
+    @cached_property
+    def camid(self) -> npt.NDArray[np.int32]:
+        """Cameras."""
+        return self._column("camid")
+
+    @cached_property
+    def split(self) -> npt.NDArray[np.int8]:
+        """Positions in `records.SPLITS`."""
+        return self._column("split")
+
+    @cached_property
+    def role(self) -> npt.NDArray[np.int8]:
+        """Positions in `records.ROLES`."""
+        return self._column("role")
+
+    @cached_property
+    def shard(self) -> npt.NDArray[np.int32]:
+        """Positions in `shards`."""
+        return self._column("shard")
+
+    @cached_property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """Where the image's bytes start in its shard."""
+        return self._column("offset")
+
+    @cached_property
+    def size(self) -> npt.NDArray[np.int32]:
+        """Encoded bytes of the image."""
+        return self._column("size")
+
+    @cached_property
+    def crc32(self) -> npt.NDArray[np.uint32]:
+        """``zlib.crc32`` of the encoded bytes."""
+        return self._column("crc32")
+
+    @cached_property
+    def height(self) -> npt.NDArray[np.int32]:
+        """Pixels."""
+        return self._column("height")
+
+    @cached_property
+    def width(self) -> npt.NDArray[np.int32]:
+        """Pixels."""
+        return self._column("width")
+
+    @property
+    def keys(self) -> pa.StringArray:
+        """All keys, as an Arrow array."""
+        return self._batch.column("key")
+
+    def key(self, row: int) -> str:
+        """The key of one row."""
+        return self._batch.column("key")[int(row)].as_py()
+
+    def rows(self, split: Split) -> slice:
+        """The rows of a split: ``index.pid[index.rows("train")]`` is a view."""
+        code = SPLITS.index(split)
+        start, stop = np.searchsorted(self.split, np.array([code, code + 1], dtype=np.int8))
+        return slice(int(start), int(stop))
+
+    def count(self, split: Split) -> int:
+        """How many images a split has."""
+        rows = self.rows(split)
+        return rows.stop - rows.start
+
+    def validate(self) -> None:
+        """Looks at every value of the table: text that is text, codes within their dictionaries.
+
+        Raises:
+            DataError: A value that cannot be.
+        """
+        try:
+            self._batch.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"{self.root / TABLE} is damaged ({error}); copy it again, or {AGAIN}") from error
+
+    def _check_shards(self) -> None:
+        """The rows of a shard lie side by side by rising offset, so its last row says how long the file must be."""
+        last = np.searchsorted(self.shard, np.arange(len(self.shards), dtype=np.int32), side="right") - 1
+        need = self.offset[last] + self.size[last]
+        missing, short = [], []
+        for name, end in zip(self.shards, need.tolist(), strict=True):
+            if not SHARD_NAME.fullmatch(name):
+                raise DataError(f"{self.root / TABLE}: {name!r} is not the name of a tar beside it; {AGAIN}")
+            try:
+                found = (self.root / name).stat().st_size
+            except FileNotFoundError:
+                missing.append(name)
+                continue
+            if found < end:
+                short.append(f"{name} has {found:,} bytes, its last image ends at {end:,}")
+        if missing:
+            raise DataError(
+                f"{self.root}: {len(missing)} of {len(self.shards)} shards are missing ({some(missing)}); "
+                "copy them here from where the dataset was made, or shard it again"
+            )
+        if short:
+            raise DataError(f"{self.root}: shards are cut short ({some(short)}); copy them again, or shard it again")
+
+
+def _read_batch(path: Path, card: dict[str, Any]) -> pa.RecordBatch:
+    """Maps the table and checks that it is one of ours and belongs to the card."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing, though {CARD} is there; copy it here, or {AGAIN}")
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = reader.num_record_batches
+        batch = reader.get_batch(0) if batches == 1 else None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a whole Arrow file ({error}); copy it again, or {AGAIN}") from error
+    wanted = [f"{field.name}: {field.type}" for field in SCHEMA]
+    found = [f"{field.name}: {field.type}" for field in reader.schema]
+    if wanted != found:
+        lacks = [c for c in wanted if c not in found] or ["another order of columns"]
+        raise DataError(f"{path} has other columns than format {FORMAT}: found {some(found, 20)}; "
+                        f"wanted {some(lacks)}; {AGAIN}")
+    if batch is None:
+        raise DataError(f"{path} has {batches} record batches, wanted one; {AGAIN}")
+    for field in SCHEMA:
+        if not field.nullable and batch.column(field.name).null_count:
+            raise DataError(f"{path}: column {field.name} has empty values; {AGAIN}")
+    for name, names in (("split", SPLITS), ("role", ROLES)):
+        if batch.column(name).dictionary.to_pylist() != list(names):
+            raise DataError(f"{path}: column {name} must code {', '.join(names)} in this order; {AGAIN}")
+    images = sum(card["counts"][split]["images"] for split in SPLITS)
+    if batch.num_rows != images or images == 0:
+        raise DataError(f"{path} has {batch.num_rows:,} rows, {CARD} counts {images:,} images: "
+                        f"they are not of one dataset; copy both again, or {AGAIN}")
+    fingerprint = (reader.schema.metadata or {}).get(b"fingerprint", b"").decode("utf-8", "replace")
+    if fingerprint != card["fingerprint"]:
+        raise DataError(f"{path} has the fingerprint {fingerprint[:12] or 'none'}, {CARD} says "
+                        f"{card['fingerprint'][:12]}: they are not of one dataset; copy both again, or {AGAIN}")
+    return batch

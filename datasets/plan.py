@@ -1,0 +1,186 @@
+"""The batch plan: which images make up the batch of a step, as a pure function of (seed, stage, step).
+
+Every rank computes the plan alike, without communication, and takes its share, so the global batches do not depend on
+world size, workers or threads, and the position in the data is one integer: the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from embae.datasets.errors import DataError
+from embae.datasets.keyed import generator, scatter
+from embae.datasets.view import View
+
+
+class Sampler(Protocol):
+    """A batch plan over a view."""
+
+    view: View
+    batch: int
+    """Most rows of a global batch."""
+
+    def plan(self, step: int) -> np.ndarray:
+        """Rows of the view that make up the global batch of this step, `(B,)` int64."""
+        ...
+
+
+def share(rows: int, part: int, parts: int) -> slice:
+    """Where one part of a batch lies: ⌊part·B/parts⌋ … ⌊(part+1)·B/parts⌋, so parts differ in size by one at most."""
+    return slice(part * rows // parts, (part + 1) * rows // parts)
+
+
+def turn(step: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Whose turn a step is, and how many turns that one had before.
+
+    The n-th turn of a dataset of weight w is due at (n + ½)/w, and turns are taken in the order they are due: in
+    proportion to the weights, spread evenly, and computed for any step without walking through those before it.
+
+    Args:
+        step: From 0.
+        weights: One a dataset, positive, adding up to 1.
+
+    Returns:
+        The number of the dataset and of its turn, both from 0.
+    """
+    w = np.asarray(weights, np.float64)
+    # With all turns due before `time` taken, at least `before` and at most `before + len(w)` steps have passed.
+    taken = np.maximum(np.floor((step - len(w)) * w + 0.5), 0).astype(np.int64)
+    due = [((n + 0.5) / w[d], d, n) for d in range(len(w)) for n in range(taken[d], taken[d] + int(2 * len(w) * w[d]) + 3)]
+    _, dataset, n = sorted(due)[step - int(taken.sum())]
+    return dataset, int(n)
+
+
+class PKSampler:
+    """P identities × K images a batch, all of one dataset (arXiv 1807.10591 §3.3; Hermans et al. 2017).
+
+    Datasets take turns in proportion to their weights. Identities come from a fresh permutation per pass of ⌊n/P⌋
+    batches, so none appears twice in a pass. The K images of an identity are spread over its cameras; they repeat
+    only where it has fewer than K.
+
+    Args:
+        view: What to sample from; images without an identity are left out.
+        P: Identities a batch, one number or one a dataset by name.
+        K: Images an identity, at least 1.
+        seed: The run's seed.
+        stage: The stage's name; stages of one run draw different batches.
+        weights: Share of the batches by dataset name; by default in proportion to labelled images.
+        mix: Pool the identities of all datasets, so that a batch mixes them: the control for the paper's claim that it
+            should not.
+
+    Raises:
+        DataError: A dataset has no labels, or fewer than P identities.
+    """
+
+    def __init__(self, view: View, *, P: int | Mapping[str, int], K: int, seed: int, stage: str,
+                 weights: Mapping[str, float] | None = None, mix: bool = False):
+        self.view, self.K, self._key = view, K, (seed, stage)
+        tables = view.identities
+        images = [int((table[:, 1] - table[:, 0]).sum()) for table in tables]
+        self._names = view.names
+        sizes = [P.get(name, 0) if isinstance(P, Mapping) else P for name in self._names]
+        if mix:
+            tables, images, self._names, sizes = [np.concatenate(tables)], [sum(images)], ["+".join(self._names)], sizes[:1]
+        for name, table, p in zip(self._names, tables, sizes, strict=True):
+            if not len(table):
+                raise DataError(f"dataset {name}: no image has a pid; a labelled stage needs identities. "
+                                "Name labelled datasets as its source, or shard this one with its labels.")
+            if not 1 <= p <= len(table):
+                raise DataError(f"dataset {name}: {len(table)} identities, but P is {p}; wanted 1 to {len(table)}. "
+                                "Set a smaller P, for this dataset alone if need be (P: {" + f"{name}: {len(table)}" + ", …}).")
+        chosen = [float((weights or {}).get(name, 1 if weights else count)) for name, count in zip(self._names, images, strict=True)]
+        self._weights = [w / sum(chosen) for w in chosen]
+        self._tables, self._P = tables, sizes
+        self.batch = max(sizes) * K
+        self.images = sum(images)
+        self._passes: dict[int, tuple[int, np.ndarray]] = {}
+
+    def plan(self, step: int) -> np.ndarray:
+        """Rows of the global batch: `(P·K,)` int64, the K images of an identity side by side."""
+        dataset, number = turn(step, self._weights)
+        table, p = self._tables[dataset], self._P[dataset]
+        which, position = divmod(number, len(table) // p)
+        chosen = table[self._permutation(dataset, which)[position * p:(position + 1) * p]]
+        return self._pick(chosen, step)
+
+    def dataset(self, step: int) -> int:
+        """Number of the dataset whose turn a step is."""
+        return turn(step, self._weights)[0]
+
+    def _permutation(self, dataset: int, which: int) -> np.ndarray:
+        held = self._passes.get(dataset)
+        if held is None or held[0] != which:
+            order = generator(self._key[0], self._key[1], "identities", self._names[dataset], which)
+            held = which, order.permutation(len(self._tables[dataset]))
+            self._passes[dataset] = held
+        return held[1]
+
+    def _pick(self, chosen: np.ndarray, step: int) -> np.ndarray:
+        """K rows of each identity, its cameras in turn: first one image of each camera, then a second of each, …"""
+        first, count = chosen[:, 0], chosen[:, 1] - chosen[:, 0]
+        owner = np.repeat(np.arange(len(chosen)), count)
+        rows = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+        draw = generator(self._key[0], self._key[1], "images", step).random(len(rows))
+        camid = self.view.column("camid", rows)
+        # Number the images of each (identity, camera) in random order, …
+        order = np.lexsort((draw, camid, owner))
+        new = np.diff(owner[order], prepend=-1).astype(bool) | np.diff(camid[order], prepend=-1).astype(bool)
+        begins = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+        nth = np.empty(len(order), np.int64)
+        nth[order] = np.arange(len(order)) - begins
+        # … and take each identity's images by that number.
+        order = np.lexsort((draw, nth, owner))
+        take = np.arange(self.K) % count[:, None] + (np.cumsum(count) - count)[:, None]
+        return rows[order[take]].reshape(-1)
+
+
+class ShuffledSampler:
+    """Plain shuffled images, for stages that use no labels.
+
+    A pass over the data is ⌊n/B⌋ batches in an order that depends on the images' content, not on their labels nor on
+    how they were sharded: with every pid nulled the batches stay the same.
+
+    Raises:
+        DataError: Fewer images than a batch.
+    """
+
+    def __init__(self, view: View, *, batch: int, seed: int, stage: str):
+        if not 1 <= batch <= len(view):
+            raise DataError(f"datasets {', '.join(view.names)}: {len(view)} images, but the global batch is {batch}; "
+                            f"wanted 1 to {len(view)}. Set a smaller batch.")
+        self.view, self.batch, self.images, self._key = view, batch, len(view), (seed, stage)
+        self._content = view.fingerprints()
+        self._held: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def plan(self, step: int) -> np.ndarray:
+        """Rows of the global batch, `(B,)` int64."""
+        which, position = divmod(step, len(self.view) // self.batch)
+        if self._held[0] != which:
+            salt = generator(self._key[0], self._key[1], "images", which).integers(2**64, dtype=np.uint64)
+            self._held = which, np.argsort(scatter(self._content ^ salt), kind="stable")
+        return self._held[1][position * self.batch:(position + 1) * self.batch]
+
+
+class SequentialSampler:
+    """Every image of a stretch of a view once, in order: for extraction. The last batch may be smaller.
+
+    Args:
+        view: What to read.
+        batch: Images at a time.
+        rows: The stretch; ranks take one each.
+    """
+
+    def __init__(self, view: View, *, batch: int, rows: slice):
+        self.view, self.batch, self._rows = view, batch, rows
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-(self._rows.stop - self._rows.start) // self.batch)
+
+    def plan(self, step: int) -> np.ndarray:
+        """Rows of the batch, `(B,)` int64, fewer in the last one."""
+        first = self._rows.start + step * self.batch
+        return np.arange(first, min(first + self.batch, self._rows.stop))

@@ -1,0 +1,133 @@
+"""CUHK03: 1,467 people, 5 pairs of cameras, boxes drawn by hand or by a detector (Li et al., CVPR 2014).
+
+cuhk-03.mat                                          as released, or inside cuhk03_release/
+images_labeled|images_detected/1_001_1_01.png        or its images as torchreid extracts them: pair, person, view,
+                                                     image
+cuhk03_new_protocol_config_labeled|detected.mat      the new protocol (Zhong et al., CVPR 2017), beside either
+
+labeled/train|val/0000_00.jpg                        or camera pair 1 as a GitHub copy has it: person, image (view 1
+                                                     has 00-04, view 2 05-09); val counts from 0 again
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from embae.datasets.errors import DataError
+from embae.datasets.readers import cuhk03_mat
+from embae.datasets.readers._common import Counts, check, matches, record, refuse
+from embae.datasets.readers._splits import divide, half
+from embae.datasets.records import FileImage, Image, Record, Split
+
+Labels = Literal["labeled", "detected"]
+
+CAMERAS_WITH_QUERIES = range(1, 11, 2)  # view 1 of each pair
+VAL_PIDS = 1_000  # of the copy: its val people are others than its train people
+NAME = re.compile(r"^([1-5])_(\d{3})_([12])_\d{2}(\.\w+)?$")
+
+PEOPLE = {"identities": 1_467, "cameras": 10}
+COUNTS = {
+    "labeled": PEOPLE | {"images": 14_096},
+    "detected": PEOPLE | {"images": 14_097},
+    "copy": {"identities": 843, "cameras": 2, "images": 8_177},
+}
+NEW_PROTOCOL = {"train identities": 767, "query identities": 700, "gallery identities": 700, "query images": 1_400}
+OFFICIAL = {
+    "labeled": NEW_PROTOCOL | {"train images": 7_368, "gallery images": 5_328},
+    "detected": NEW_PROTOCOL | {"train images": 7_365, "gallery images": 5_332},
+    "copy": {"train images": 7_239, "train identities": 743},
+}
+
+
+def records(
+    root: Path,
+    *,
+    labels: Labels = "labeled",
+    split: Literal["official", "classic", "half", "all"] = "official",
+    test_set: int = 0,
+    seed: int = 0,
+    counts: Counts = "official",
+) -> list[Record]:
+    """CUHK03 from any of the layouts above, preferring the .mat file.
+
+    A camera is one view of one pair: 1 and 2 are the views of pair 1, 9 and 10 those of pair 5. Pids are
+    1000 × pair + person, whatever the split (the copy: as its names have them, val from 1000).
+
+    Args:
+        root: A folder with one of the layouts.
+        labels: Boxes drawn by hand or by the detector.
+        split: ``official`` is the new protocol, 767 and 700 people (the copy: its own, 743 and 100). ``classic`` tests
+            on one of the 20 sets of 100 people in the .mat file and trains on all others. It is published as the mean
+            over draws of a single gallery image per person, with all test images as both query and gallery; here, for a
+            metric with many gallery images, view 1 is the query and view 2 the gallery. ``half`` trains on half of the
+            people and tests on the others, by view likewise; ``all`` trains on everyone.
+        test_set: Which of the classic sets, 0 to 19.
+        seed: Draws the half.
+        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+    """
+    mat = _first(root, "cuhk-03.mat")
+    extracted = _first(root, f"images_{labels}")
+    copy = next((folder for folder in (root / "labeled", root) if (folder / "val").is_dir()), None)
+    if mat:
+        found = [_person(name, image) for name, image in cuhk03_mat.images(mat, labels)]
+    elif extracted:
+        wanted = "PAIR_PERSON_VIEW_IMAGE.png"
+        found = [_person(path.stem, FileImage(path)) for path, _ in matches(extracted, NAME, wanted)]
+    elif copy:
+        if labels == "detected":
+            raise DataError(f"{copy}: the detected/val of this copy repeats its labeled/val; labels=labeled is sound")
+        found = _copied(copy)
+    else:
+        raise DataError(f"{root}: has neither cuhk-03.mat nor images_{labels}, nor labeled/train and labeled/val")
+
+    layout = labels if mat or extracted else "copy"
+    expected = COUNTS[layout]
+    if split == "official":
+        expected = expected | OFFICIAL[layout]
+        if layout == "copy":
+            found = divide(found, range(VAL_PIDS), CAMERAS_WITH_QUERIES)
+        else:
+            found = _new_protocol(root, found, labels)
+    elif split == "classic":
+        if mat is None:
+            raise DataError(f"{root}: split=classic needs cuhk-03.mat, which holds the test sets; or use split=half")
+        test = {1_000 * pair + person for pair, person in cuhk03_mat.test_set(mat, test_set)}
+        found = divide(found, {one.pid for one in found} - test, CAMERAS_WITH_QUERIES)
+        expected = expected | {"train identities": 1_367}
+    elif split == "half":
+        found = divide(found, half(found, seed), CAMERAS_WITH_QUERIES)
+    return check(root, found, expected, counts)
+
+
+def _first(root: Path, name: str) -> Path | None:
+    return next((path for path in (root / name, root / "cuhk03_release" / name) if path.exists()), None)
+
+
+def _person(name: str, image: Image) -> Record:
+    """The record of an image by torchreid's name of it, which the new protocol uses too."""
+    pair, person, view, _ = (int(part) for part in name.split("_"))
+    return Record(name, "train", 1_000 * pair + person, 2 * (pair - 1) + view, image)
+
+
+def _copied(root: Path) -> list[Record]:
+    return [
+        record(root, path, int(match[1]) + offset, 1 if match[2] in "01234" else 2)
+        for folder, offset in (("train", 0), ("val", VAL_PIDS))
+        for path, match in matches(root / folder, re.compile(r"^(\d{4})_0(\d)\.\w+$"), "PPPP_II.jpg")
+    ]
+
+
+def _new_protocol(root: Path, found: list[Record], labels: Labels) -> list[Record]:
+    config = _first(root, f"cuhk03_new_protocol_config_{labels}.mat")
+    if config is None:
+        raise DataError(
+            f"{root}: split=official needs cuhk03_new_protocol_config_{labels}.mat, from the authors of the new "
+            f"protocol; put it here, or use split=half or split=all"
+        )
+    splits: dict[str, Split] = cuhk03_mat.new_protocol(config)
+    by_name = {one.key: one for one in found}
+    refuse(config, sorted(splits.keys() - by_name.keys()), "images are missing", "extract them again")
+    return [replace(by_name[name], split=split) for name, split in splits.items()]

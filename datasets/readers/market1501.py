@@ -1,0 +1,44 @@
+"""Market-1501: 1,501 people, 6 cameras (Zheng et al., ICCV 2015).
+
+Market-1501-v15.09.15/bounding_box_train|query|bounding_box_test/0002_c1s1_000451_03.jpg      person, camera
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embae.datasets.readers._common import Counts, check, locate, matches, record
+from embae.datasets.records import Record, Role, Split
+
+FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+COUNTS = {
+    "train images": 12_936, "train identities": 751, "query images": 3_368, "query identities": 750,
+    "gallery images": 19_732, "gallery identities": 750, "gallery distractor images": 2_798,
+    "gallery junk images": 3_819, "cameras": 6,
+}  # fmt: skip
+ROLES: dict[int, Role] = {-1: "junk", 0: "distractor"}
+
+
+def records(root: Path, *, counts: Counts = "official") -> list[Record]:
+    """Market-1501 as released; `root` is its folder or the one above.
+
+    Person -1 (boxes that missed) is junk and person 0 (background) a distractor; both stand in the gallery.
+
+    Args:
+        root: `Market-1501-v15.09.15` or the folder that contains it.
+        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+    """
+    found = bounding_boxes(root, "Market-1501-v15.09.15", ROLES)
+    return check(root, found, COUNTS, counts)
+
+
+def bounding_boxes(root: Path, official: str, roles: dict[int, Role]) -> list[Record]:
+    """The layout of Market-1501, which others took over; `roles` says which pids are not persons."""
+    root = locate(root, list(FOLDERS), [official])
+    pattern = re.compile(r"^(-?\d+)_c(\d)")
+    return [
+        record(root, path, pid := int(match[1]), int(match[2]), split, roles.get(pid, "person"))
+        for folder, split in FOLDERS.items()
+        for path, match in matches(root / folder, pattern, "PERSON_cCAMERA….jpg")
+    ]

@@ -1,0 +1,39 @@
+"""VIPeR: 632 people, 2 cameras, 1 image of each in both (Gray and Tao, ECCV 2008).
+
+cam_a|cam_b/000_45.bmp      person, angle; the two images of a person share the person's number
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from embae.datasets.readers._common import Counts, check, locate, matches, record
+from embae.datasets.readers._splits import divide, half
+from embae.datasets.records import Record
+
+CAMERAS = {"cam_a": 1, "cam_b": 2}
+COUNTS = {"images": 1_264, "identities": 632, "cameras": 2}
+
+
+def records(
+    root: Path, *, split: Literal["half", "all"] = "half", seed: int = 0, counts: Counts = "official"
+) -> list[Record]:
+    """VIPeR; camera a is 1 and holds the queries, camera b is 2 and holds the gallery.
+
+    Args:
+        root: `VIPeR`, or the folder that contains it.
+        split: ``half`` trains on 316 people and tests on the others, as published; ``all`` trains on everyone.
+        seed: Draws the half (published figures are means over ten such draws).
+        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+    """
+    home = locate(root, list(CAMERAS), ["VIPeR"])
+    found = [
+        record(home, path, int(match[1]), camid)
+        for name, camid in CAMERAS.items()
+        for path, match in matches(home / name, re.compile(r"^(\d+)_"), "PERSON_ANGLE.bmp")
+    ]
+    if split == "half":
+        found = divide(found, half(found, seed), query_cameras={1})
+    return check(root, found, COUNTS, counts)

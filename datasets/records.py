@@ -1,0 +1,59 @@
+"""One image of a dataset, before it is sharded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Split = Literal["train", "query", "gallery"]
+Role = Literal["person", "distractor", "junk"]
+
+SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
+ROLES: tuple[Role, ...] = ("person", "distractor", "junk")
+
+
+class Image(Protocol):
+    """Where the encoded bytes of an image come from; picklable, so that worker processes can read it.
+
+    ``str(image)`` names the source in error messages.
+    """
+
+    def read(self) -> bytes:
+        """Encoded bytes (JPEG, PNG, BMP, …)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image file on disk."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a dataset and what its reader knows about it.
+
+    Attributes:
+        key: Unique within the dataset; letters, digits, ``_`` and ``-`` only (a WebDataset key has no dot).
+        split: ``train``, ``query`` or ``gallery``.
+        pid: Identity, unique within the dataset; None where it is not known.
+        camid: One physical camera of the dataset.
+        image: Where the bytes come from.
+        role: ``person``; ``distractor`` is scored as a negative for every query; ``junk`` is ignored by the metric.
+            Only the reader of a dataset knows what its special pids mean: nothing else tests pid values.
+    """
+
+    key: str
+    split: Split
+    pid: int | None
+    camid: int
+    image: Image
+    role: Role = "person"

@@ -1,0 +1,244 @@
+"""The command line.
+
+Exit codes: 0 done; 1 the run failed; 2 bad input, nothing started. Errors are sentences on stderr; a traceback is for
+our own bugs, or shown with ``--debug``. What needs torch is imported by the commands that train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embae.datasets.errors import DataError
+from embae.trainer.errors import ExportError, RecipeError
+from embae.trainer.schema import TTA
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Person re-identification embeddings that move to a new camera network without labels.")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
+app.add_typer(recipes_app, name="recipes")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def shard(
+    source: Annotated[str, typer.Argument(help="market1501, dukemtmc, cuhk03, cuhk01, viper, ward, msmt17, pku-reid, "
+                                               "folder, csv or synthetic.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The source's options.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the original images.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all sharded datasets.")] = Path("shards"),
+    name: Annotated[str | None, typer.Option(help="The dataset's name; by default the source's.")] = None,
+    size: Annotated[str | None, typer.Option(help="Store images at HEIGHTxWIDTH, such as 288x144.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, images that cannot be decoded.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a folder of images into WebDataset shards with an index.
+
+    Example: embae shard market1501 --root /data/Market-1501 --out shards --size 288x144
+    """
+    from embae.datasets.readers import read
+    from embae.datasets.sharding import write_shards
+    chosen = dict(_pair(option) for option in options or [])
+    records = read(source, root, chosen)
+    about = {"reader": source, "root": str(root.resolve()) if root else None, "options": chosen}
+    index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers, skip_bad=skip_bad)
+    print(f"{index.root}: {len(index):,} images in {len(index.shards)} shards")
+
+
+@app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="A sharded dataset, such as shards/market1501.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every image and check its checksum.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) here.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a sharded dataset holds.
+
+    Example: embae inspect shards/market1501 --verify --sheet market.png
+    """
+    from rich.console import Console
+
+    from embae.datasets.contact_sheet import contact_sheet
+    from embae.datasets.index import Index
+    from embae.datasets.inspection import describe, render
+    from embae.datasets.verification import verify as find_problems
+    index = Index.open(shards)
+    description = describe(index)
+    problems = find_problems(index) if verify else []
+    if as_json:
+        print(json.dumps({**description, **({"problems": problems} if verify else {})}, indent=1))
+    else:
+        Console(soft_wrap=True).print(render(description))
+    if sheet:
+        contact_sheet(index, sheet)
+        print(f"contact sheet: {sheet}", file=sys.stderr)
+    if problems:
+        raise DataError(f"{shards}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems))
+    if verify and not as_json:
+        print(f"verified: all {len(index):,} images are as they were written")
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Name the shipped recipes, each with its first line."""
+    from embae.trainer.recipe import names, source
+    for name in names():
+        print(f"{name:20} {source(name)[0].splitlines()[0].removeprefix('# ')}")
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: str) -> None:
+    """Print a recipe as it is written."""
+    from embae.trainer.recipe import source
+    print(source(recipe)[0], end="")
+
+
+@recipes_app.command("check")
+def recipes_check(
+    recipe: str,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
+) -> None:
+    """Check a recipe; its data is looked at by embae train before anything starts.
+
+    Example: embae recipes check embae-cam data.root=/data/shards
+    """
+    from embae.trainer.recipe import dump, load
+    found = load(recipe, overrides or [])
+    print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as data.root=/data/shards.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine; by default one a GPU, or one.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe's stages and score the target; the same command again goes on where it stopped.
+
+    Example: embae train embae-cam data.root=/data/shards --nproc 8
+    """
+    from embae.trainer.preflight import check, draw_synthetic
+    from embae.trainer.recipe import load
+    from embae.trainer.runfolder import check_same
+    found = load(recipe, overrides or [])
+    run = out or Path("runs") / found.name
+    if stage:
+        if stage not in found.run:
+            raise RecipeError(f"--stage {stage}: run lists {', '.join(found.run)}")
+    worker = "RANK" in os.environ
+    if worker:
+        _work(found, run, stage)
+        return
+    print(f"run folder: {run}", flush=True)
+    ranks = nproc or _gpus() or 1
+    check_same(run, found)
+    draw_synthetic(found)
+    check(found, ranks)
+    from embae.trainer.launch import launch
+    arguments = [recipe, *(overrides or []), "--out", str(run), *(["--stage", stage] if stage else []), *(["--debug"] if debug else [])]
+    if code := launch(arguments, ranks):
+        raise typer.Exit(code)
+
+
+def _work(recipe: Any, run: Path, stage: str | None) -> None:
+    """One rank of a run, started by our launcher, torchrun or srun."""
+    from embae.trainer.preflight import check, draw_synthetic
+    ours = "EMBAE_STORE" in os.environ  # then the launcher has looked at the data
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not ours and rank == 0:
+        print(f"run folder: {run}", flush=True)
+        draw_synthetic(recipe)
+    from embae.trainer.distributed import join, leave
+    world = join()
+    try:
+        if not ours:
+            import torch.distributed as dist
+            dist.barrier()  # until the data is drawn
+            check(recipe, ranks)
+        from embae.trainer.training import train as run_stages
+        run_stages(recipe, run, world, last=stage)
+    finally:
+        leave()
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
+    dataset: Annotated[str | None, typer.Option(help="A dataset's name below data.root, or the folder of its shards; by default "
+                                                     "the target.")] = None,
+    tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the scores here as JSON.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Score a run's models on a dataset's query and gallery.
+
+    Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
+    """
+    from embae.trainer.rescore import rescore
+    rescore(run, dataset, tta, to)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise DataError(f"{text!r}: found no key=value; options are written like split=half")
+    return key, value
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not found:
+        raise DataError(f"--size {text}: wanted HEIGHTxWIDTH in pixels, such as 288x144")
+    return int(found[1]), int(found[2])
+
+
+def _gpus() -> int:
+    """GPUs that a run may use, asked of the driver's files: importing torch would take seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
+
+
+def _run(application: typer.Typer) -> None:
+    """Runs a command; what it raises becomes a sentence and an exit code. Usage errors are typer's own (exit code 2)."""
+    try:
+        application()
+    except Exception as error:
+        ours = isinstance(error, (DataError, RecipeError, ExportError))
+        foreseen = ours or isinstance(error, (FloatingPointError, OSError, MemoryError))
+        if not foreseen or "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"embae: {error or type(error).__name__}" if foreseen else
+              "embae: this is a bug of embae's; please report it with the lines above", file=sys.stderr, flush=True)
+        # Not sys.exit: other ranks may be waiting for this one in an exchange that the interpreter's end would wait for.
+        os._exit(2 if ours else 1)
+
+
+def main() -> None:
+    """``embae``."""
+    _run(app)
+
+
+def train_main() -> None:
+    """``python -m embae.trainer``: ``embae train`` without the word."""
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    one.command()(train)
+    _run(one)

@@ -1,0 +1,101 @@
+"""DeepSpeed: the one file that imports it. One engine lives for one stage.
+
+DeepSpeed fixes what is trainable when an engine is built, and changing `requires_grad` later is silently wrong, so
+freezing and unfreezing mean a new engine over a fresh module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+import deepspeed  # noqa: E402
+from deepspeed.ops import __compatible_ops__  # noqa: E402
+
+from embae.datasets.batch import Batch  # noqa: E402
+from embae.trainer.distributed import World  # noqa: E402
+from embae.trainer.objective import Objective  # noqa: E402
+from embae.trainer.schema import Optimizer, Stage  # noqa: E402
+
+# On CPU, DeepSpeed would compile an exchange through shared memory for minutes; gloo does without.
+__compatible_ops__["deepspeed_shm_comm"] = False
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+class Engine:
+    """An objective wrapped by DeepSpeed with an optimizer over its trained parts.
+
+    Args:
+        objective: On the CPU; moved to the training device.
+        stage: Optimizer, precision, clipping, ZeRO stage.
+        world: This rank.
+        largest: Most rows of a part of a batch.
+    """
+
+    def __init__(self, objective: Objective, stage: Stage, world: World, *, largest: int):
+        self._stage, self._held = stage, []  # type: ignore[var-annotated]
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = build_optimizer(stage.optimizer, trained)
+        optimizer.register_step_pre_hook(self._leave_absent_heads)
+        self._objective = objective
+        self._engine, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimizer, model_parameters=trained, dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": largest,
+                "gradient_accumulation_steps": stage.accumulate,
+                "gradient_clipping": stage.clip or 0.0,
+                "zero_allow_untested_optimizer": True,
+                "zero_optimization": {"stage": stage.deepspeed.zero_stage, **stage.deepspeed.zero},
+                "torch_autocast": {"enabled": stage.precision == "bf16", "dtype": "bfloat16"},
+                "steps_per_print": 2**62,
+                **(stage.deepspeed.model_extra or {}),
+            })
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, Tensor]:
+        """One optimizer update from the parts of this rank's share of a global batch.
+
+        Returns:
+            The report of the objective, averaged over the parts, on the device.
+        """
+        self._held = list(batches)
+        self._engine.train()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        reports = []
+        for batch in batches:
+            loss, report = self._engine(batch)
+            self._engine.backward(loss)
+            self._engine.step()
+            reports.append(report)
+        return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
+
+    def _leave_absent_heads(self, *_: Any) -> None:
+        # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.
+        for parameter in self._objective.absent_parameters(self._held):
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's whole state on the CPU, frozen parts and buffers included, on every rank."""
+        model = self._engine.module.model
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._stage.deepspeed.zero_stage == 3):
+            return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+        self._engine.destroy()
+
+
+def build_optimizer(keys: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The torch optimizer that a recipe names."""
+    if keys.name == "sgd":
+        return torch.optim.SGD(parameters, lr=keys.lr, momentum=keys.momentum, weight_decay=keys.weight_decay)
+    kind = torch.optim.Adam if keys.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=keys.lr, betas=keys.betas, weight_decay=keys.weight_decay)

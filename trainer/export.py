@@ -1,0 +1,139 @@
+"""What a stage leaves behind: every part's weights, and what is needed to use them.
+
+    <stage>/export/model.safetensors    weights and buffers, by the model's own names
+    <stage>/export/model.json           parts, sizes, image size, normalisation, whom each nuisance head serves
+    <stage>/done                        written last; how many steps the stage took
+
+Weights travel as safetensors, which cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embae.datasets.augment import ImageSpec
+from embae.trainer.errors import ExportError
+from embae.trainer.parts import EmbAE, Head
+from embae.trainer.schema import PARTS, Model, PartName
+
+FORMAT = 1
+WEIGHTS, META = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model on disk.
+
+    Attributes:
+        path: Its folder.
+        model: Sizes and backbone.
+        parts: The parts it has.
+        spec: Image size and normalisation.
+        heads: Whom each nuisance head serves.
+    """
+
+    path: Path
+    model: Model
+    parts: list[PartName]
+    spec: ImageSpec
+    heads: list[Head]
+
+    @classmethod
+    def open(cls, path: Path) -> Export:
+        """Reads ``model.json``.
+
+        Raises:
+            ExportError: Missing, damaged or of another format.
+        """
+        file = path / META
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ExportError(f"{path}: not an export, {META} is missing; wanted the folder <run>/<stage>/export") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ExportError(f"{file}: cannot be read ({error}); take the export from its run again") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ExportError(f"{file}: found format {found.get('format') if isinstance(found, dict) else None!r}, "
+                              f"wanted {FORMAT}; it was written by another version of embae")
+        try:
+            parts = [part for part in PARTS if part in found["parts"]]
+            spec = ImageSpec(*found["image"], tuple(found["mean"]), tuple(found["std"]))
+            return cls(path, Model.model_validate(found["model"]), parts, spec, [tuple(head) for head in found["heads"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(f"{file}: not the description of a model ({error}); take the export from its run again") from error
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights, by the model's names.
+
+        Raises:
+            ExportError: Missing or damaged.
+        """
+        return read_weights(self.path / WEIGHTS)
+
+    def restore(self) -> EmbAE:
+        """The model, every part frozen and in eval mode."""
+        model = EmbAE(self.model, self.heads, {part: "frozen" if part in self.parts else "absent" for part in PARTS})
+        load_into(model, self.state(), str(self.path / WEIGHTS))
+        return model.eval()
+
+
+def write(folder: Path, state: dict[str, Tensor], *, model: Model, spec: ImageSpec, parts: Sequence[PartName],
+          heads: Sequence[Head], steps: int) -> None:
+    """Writes an export to a temporary folder and renames it when whole, then marks the stage done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial, whole = folder / "export.partial", folder / "export"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(whole, ignore_errors=True)  # of a stage that was not done
+    partial.mkdir()
+    save_file({key: value.contiguous() for key, value in state.items()}, str(partial / WEIGHTS))
+    description: dict[str, Any] = {
+        "format": FORMAT, "model": model.model_dump(mode="json"), "parts": list(parts), "image": list(spec.size),
+        "mean": list(spec.mean), "std": list(spec.std), "heads": [list(head) for head in heads],
+        "shapes": {key: list(value.shape) for key, value in state.items()},
+    }
+    (partial / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    for file in partial.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    partial.rename(whole)
+    (folder / "done").write_text(f"{steps} steps\n", encoding="utf-8")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        ExportError: Missing or damaged.
+    """
+    try:
+        return load_file(str(path))
+    except FileNotFoundError:
+        raise ExportError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ExportError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def load_into(module: Any, state: dict[str, Tensor], origin: str) -> None:
+    """Loads a whole state dict, every tensor or none.
+
+    Raises:
+        ExportError: Names or shapes differ; says which.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = [f"lacks {key}" for key in wanted if key not in found]
+    wrong += [f"has {key}, which the model lacks" for key in found if key not in wanted]
+    wrong += [f"{key} is {found[key]}, the model's {wanted[key]}" for key in wanted if found.get(key, wanted[key]) != wanted[key]]
+    if wrong:
+        raise ExportError(f"{origin}: {'; '.join(wrong[:5])}{f'; and {len(wrong) - 5} more' * (len(wrong) > 5)}")
+    module.load_state_dict(state)

@@ -1,0 +1,113 @@
+"""Backbone features computed once, for stages that leave the backbone frozen and flip images at most.
+
+What such a stage would decode and compute again every epoch is two vectors an image: of the image and of its mirror
+image. They lie in a memory-mapped file, found by a key of everything they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from embae.datasets.augment import Augment
+from embae.datasets.batch import Batch, Work
+from embae.datasets.loading import LoaderName, open_loader
+from embae.datasets.plan import SequentialSampler, share
+from embae.datasets.view import View
+from embae.trainer.distributed import World
+
+EXTRACT = 128  # images at a time
+
+
+class FeatureLoader:
+    """The batches of a `Work` with cached features for images: the same rows, flipped alike."""
+
+    def __init__(self, work: Work, features: np.ndarray, device: torch.device):
+        self.name = "features"
+        self._work, self._features, self._device = work, features, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self._work)):
+            batch, draws = self._work.part(number)
+            batch.inputs = torch.from_numpy(self._features[batch.rows, draws.flip]).to(self._device, non_blocking=True)
+            yield batch
+
+    def close(self) -> None:
+        """Nothing to free: the file is shared."""
+
+
+def cached_features(backbone: nn.Module, view: View, work: Work, world: World, *, width: int, bf16: bool, folder: Path,
+                    loader: LoaderName, threads: int | None) -> np.ndarray:
+    """Features of every image of a view and of its mirror image, each rank computing its share.
+
+    Args:
+        backbone: In eval mode, on the training device.
+        view: The images.
+        work: Says what the images go through before the backbone.
+        world: This rank.
+        width: Width of the features.
+        bf16: Whether to compute under bfloat16 autocast, as the stage would.
+        folder: Where the cache lies, on a file system that all ranks see.
+        loader: What decodes.
+        threads: Decoding threads.
+
+    Returns:
+        `(images, 2, width)` float32, memory-mapped; index 1 is the mirror image.
+    """
+    key = hashlib.sha256(json.dumps([work.spec.size, work.spec.mean, work.spec.std, bf16, loader, world.device.type]).encode())
+    key.update(view.fingerprints().tobytes())
+    for name, value in sorted(backbone.state_dict().items()):
+        key.update(name.encode())
+        key.update(value.detach().cpu().numpy().tobytes())
+    path = folder / f"features-{key.hexdigest()[:16]}.npy"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, width))
+        dist.barrier()
+        out = np.lib.format.open_memmap(partial, mode="r+")
+        rows = share(len(view), world.rank, world.world_size)
+        for batch in extract(view, rows, work, world, loader=loader, threads=threads):
+            with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                for mirrored, images in enumerate((batch.inputs, batch.inputs.flip(3))):
+                    out[batch.rows, mirrored] = backbone(images).float().cpu().numpy()
+        out.flush()
+        dist.barrier()
+        if world.first:
+            os.replace(partial, path)
+    dist.barrier()
+    return np.load(path, mmap_mode="r")
+
+
+def extract(view: View, rows: slice, work: Work, world: World, *, loader: LoaderName, threads: int | None,
+            read: tuple[int, int] | None = None, size: int = EXTRACT) -> Iterator[Batch]:
+    """Unaugmented batches of a stretch of a view, in order.
+
+    Args:
+        view: The images.
+        rows: The stretch; may be empty.
+        work: Says what the model takes.
+        world: This rank.
+        loader: What decodes.
+        threads: Decoding threads.
+        read: Height and width to resize to; by default what the model takes.
+        size: Images at a time.
+    """
+    if rows.start == rows.stop:
+        return
+    sampler = SequentialSampler(view, batch=min(size, rows.stop - rows.start), rows=rows)
+    plain = Work(sampler, work.spec, Augment(), seed=work.seed, stage=work.stage, start=0, stop=len(sampler), read=read)
+    opened = open_loader(plain, loader=loader, device=world.device, threads=threads)
+    try:
+        yield from opened
+    finally:
+        opened.close()

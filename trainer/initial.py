@@ -1,0 +1,99 @@
+"""A stage's model at its first step: fresh parts, and parts from where ``init`` points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from embae.datasets.keyed import generator
+from embae.trainer.errors import ExportError
+from embae.trainer.export import Export, load_into, read_weights
+from embae.trainer.parts import EmbAE, Head, build_backbone, head_labels
+from embae.trainer.schema import Model, Stage
+
+
+def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
+                  cameras: Sequence[tuple[str, int]]) -> EmbAE:
+    """Builds a stage's model.
+
+    Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
+    stage) without touching the global generator.
+
+    Args:
+        keys: Sizes and backbone.
+        stage: The stage.
+        name: Its name.
+        seed: The run's seed.
+        run: The run folder, where earlier stages' exports are.
+        cameras: (dataset, camid) of the stage's images, sorted.
+
+    Raises:
+        ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
+    """
+    key = f"stages.{name}.init"
+    export = _export(stage.init, run)
+    heads: list[Head] = []
+    if stage.parts["nuisance"] != "absent":
+        heads = head_labels(keys.nuisance.per, cameras)
+        if export and "nuisance" in export.parts and "nuisance" not in stage.reinit:
+            missing = [head for head in heads if head not in export.heads]
+            if missing:
+                raise ExportError(f"{key}: {stage.init} has no nuisance head for {', '.join(map(str, missing[:5]))}; "
+                                  "let the heads start afresh with reinit: [nuisance]")
+            heads = export.heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
+        model = EmbAE(keys, heads, stage.parts, running=[part for part, mode in stage.batch_norm.items() if mode == "running"])
+    for part in stage.reinit if export else []:
+        if part not in export.parts:
+            raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; leave it out")
+    try:
+        if export:
+            state = export.state()
+            for part, module in model.parts().items():
+                if part in export.parts and part not in stage.reinit:
+                    load_into(module, {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")},
+                              f"{stage.init}, part {part}")
+        elif stage.init == "hub":
+            model.backbone.load_state_dict(_from_hub(keys.backbone).state_dict())
+        elif stage.init != "random":
+            load_into(model.backbone, _backbone_file(Path(stage.init)), stage.init)
+    except ExportError as error:
+        raise ExportError(f"{key}: {error}") from error
+    return model
+
+
+def _export(init: str, run: Path) -> Export | None:
+    """The export that ``init`` points at: of a stage of this run, or any folder."""
+    if init in ("hub", "random"):
+        return None
+    for folder in (run / init / "export", Path(init), Path(init) / "export"):
+        if (folder / "model.json").is_file():
+            return Export.open(folder)
+    if Path(init).is_dir():
+        raise ExportError(f"{init}: a folder without an export in it; wanted <run>/<stage>/export")
+    return None
+
+
+def _backbone_file(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler meets in a stranger's file
+        raise ExportError(f"{path}: cannot be read as weights alone ({type(error).__name__}); convert it to .safetensors") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ExportError(f"{path}: holds more than named tensors; save the backbone's state dict alone")
+    return state
+
+
+def _from_hub(backbone: str) -> torch.nn.Module:
+    try:
+        return build_backbone(backbone, pretrained=True)
+    except ValueError:
+        raise
+    except Exception as error:  # the hub's client raises what its transport raises
+        raise ExportError(f"the hub's weights of {backbone} could not be fetched ({type(error).__name__}). Where there is no "
+                          "internet, put init: PATH to a .safetensors file with timm's names, or init: random.") from error

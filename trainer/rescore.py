@@ -1,0 +1,67 @@
+"""Scores the models of a finished run on any dataset: ``embae evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embae.datasets.errors import DataError
+from embae.datasets.index import Index
+from embae.trainer.distributed import join, leave
+from embae.trainer.errors import RecipeError
+from embae.trainer.evaluate import Reading, can_score, evaluate
+from embae.trainer.export import Export
+from embae.trainer.recipe import load
+from embae.trainer.runfolder import is_done
+from embae.trainer.schema import TTA
+from embae.trainer.table import score_table, write_scores
+
+
+def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) -> None:
+    """Prints the score table of a run's rows, or of one export, on a dataset.
+
+    Args:
+        run: A run folder, or the export folder of a stage.
+        dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
+        tta: Test-time augmentation; None takes the recipe's.
+        to: Where to write the scores as JSON.
+
+    Raises:
+        RecipeError: There is no run, or none of the stages to score is done.
+        DataError: The dataset is missing, or has nothing to score.
+    """
+    exports, reading, recipe = {}, Reading(), None
+    if (run / "model.json").is_file():
+        exports[run.resolve().parent.name] = run
+    elif (run / "recipe.yaml").is_file():
+        recipe = load(str(run / "recipe.yaml"))
+        reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch)
+        rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
+        exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
+        if not exports:
+            raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
+    else:
+        raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
+    tta = tta or (recipe.scoring.tta if recipe else "flip")
+    index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
+    if not can_score(index):
+        raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
+    world = join()
+    try:
+        scores = {}
+        for row, folder in exports.items():
+            opened = Export.open(folder)
+            scores[row] = evaluate(opened.restore().to(world.device), index, opened.spec, tta, world, reading).scores
+    finally:
+        leave()
+    if to:
+        write_scores(to, index.name, tta, scores)
+    print(score_table(index.name, tta, scores))
+
+
+def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:
+    if dataset and ("/" in dataset or Path(dataset).is_dir()):
+        return Index.open(Path(dataset))
+    name = dataset or target
+    if name is None or root is None:
+        raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
+    return Index.open(root / name)

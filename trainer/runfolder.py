@@ -1,0 +1,113 @@
+"""The folder of a run: its resolved recipe, its lock, and which stages are done.
+
+    runs/<recipe>/recipe.yaml      as resolved; versions, git commit and world size in its first lines
+    runs/<recipe>/metrics.jsonl    one JSON object a line
+    runs/<recipe>/tensorboard/
+    runs/<recipe>/<stage>/export/  then <stage>/done
+    runs/<recipe>/evaluation/<dataset>.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from embae.trainer.errors import RecipeError
+from embae.trainer.recipe import dump, load
+from embae.trainer.schema import Recipe
+
+
+def is_done(run: Path, stage: str) -> bool:
+    """Whether a stage has ended with an export."""
+    return (run / stage / "done").exists()
+
+
+def steps_done(run: Path, stage: str) -> int:
+    """How many steps a finished stage took."""
+    return int((run / stage / "done").read_text(encoding="utf-8").split()[0])
+
+
+def check_same(run: Path, recipe: Recipe) -> None:
+    """Checks that a run folder was made by the same recipe, but for evaluation and the length of unfinished stages.
+
+    Raises:
+        RecipeError: Naming the keys that differ.
+    """
+    path = run / "recipe.yaml"
+    if not path.exists():
+        return
+    before, now = _flat(load(str(path)).model_dump(mode="json", by_alias=True)), _flat(recipe.model_dump(mode="json", by_alias=True))
+    unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
+    free = ["evaluate.", "scoring."] + [f"stages.{stage}.{key}" for stage in unfinished
+                                        for key in ("epochs", "schedule.", "schedule", "evaluate_every")]
+    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
+              and not any(key == name or name.endswith(".") and key.startswith(name) for name in free)]
+    if differ:
+        changes = [f"  {key}: {before.get(key, 'not there')} in the folder, {now.get(key, 'not there')} now" for key in differ]
+        raise RecipeError(f"{run}: holds a run of another recipe; {len(differ)} keys differ\n" + "\n".join(changes)
+                          + "\nTake another folder with --out, or undo these changes.")
+
+
+def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:
+    """Writes the resolved recipe, under lines that say what it ran with."""
+    run.mkdir(parents=True, exist_ok=True)
+    packages = ", ".join(f"{name} {_version(name)}" for name in
+                         ("embae", "torch", "deepspeed", "timm", "webdataset", "nvidia-dali-cuda130"))
+    head = f"# {packages}\n# git commit {_commit()}, world size {world_size}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n"
+    partial = run / "recipe.yaml.partial"
+    partial.write_text(head + dump(recipe), encoding="utf-8")
+    os.replace(partial, run / "recipe.yaml")
+
+
+def lock(run: Path, wait_s: float = 15) -> IO[str]:
+    """Holds the run folder until the returned file is closed or the process ends.
+
+    Workers of a killed launcher end a moment after it, so a new start waits briefly for them.
+
+    Raises:
+        RecipeError: Another run holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / ".lock").open("a+")
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RecipeError(f"{run}: {holder} is running in this folder; wait for it to end, or take another folder "
+                                  "with --out") from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
+    return file
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {path: value for key, sub in tree.items() for path, value in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+    return {prefix: tree}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,142 @@
+"""One stage: a fresh model from its ``init``, one engine, steps, an export."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embae.datasets.augment import Augment, ImageSpec
+from embae.datasets.batch import Batch, Loader, Work
+from embae.datasets.loading import open_loader
+from embae.datasets.plan import PKSampler, ShuffledSampler
+from embae.trainer import export
+from embae.trainer.batchnorm import use_global_batch_norm
+from embae.trainer.distributed import World
+from embae.trainer.engine import Engine
+from embae.trainer.features import FeatureLoader, cached_features
+from embae.trainer.initial import initial_model
+from embae.trainer.monitor import Clock, Monitor, line
+from embae.trainer.objective import Objective
+from embae.trainer.parts import EmbAE
+from embae.trainer.schedule import learning_rate, steps
+from embae.trainer.schema import Recipe
+
+
+class StageRun:
+    """A stage while it runs.
+
+    Args:
+        recipe: The run's recipe.
+        name: The stage.
+        sampler: Its batch plan.
+        run: The run folder.
+        world: This rank.
+        monitor: Where records go.
+
+    Raises:
+        ExportError: What the stage starts from does not fit.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World, monitor: Monitor):
+        self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
+        self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
+        self.spec = spec_of(recipe)
+        self.stop = steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
+        self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run, cameras=sampler.view.cameras())
+        self.heads = self.model.nuisance.labels if "nuisance" in self.model.parts() else []
+        use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
+        self.model.to(world.device).train()
+        self._frozen = self._frozen_state(self.model.state_dict())
+        work = self.work(0)
+        self.cached = (self.keys.cache_features and self.keys.parts["backbone"] == "frozen" and work.augment.at_most_flip)
+        self.loader = self._loader(work)
+        self.engine = Engine(Objective(self.model, self.keys.loss, accumulate=self.keys.accumulate, cached=self.cached),
+                             self.keys, world, largest=work.largest)
+
+    def work(self, start: int) -> Work:
+        """The batches of this rank from a step on."""
+        return Work(self.sampler, self.spec, Augment(**self.keys.data.augment.model_dump()), seed=self.recipe.seed, stage=self.name,
+                    start=start, stop=self.stop, rank=self.world.rank, world_size=self.world.world_size,
+                    accumulate=self.keys.accumulate)
+
+    def _loader(self, work: Work) -> Loader:
+        data = self.recipe.data
+        if not self.cached:
+            return open_loader(work, loader=data.loader, device=self.world.device, threads=data.threads)
+        features = cached_features(self.model.backbone, self.sampler.view, work, self.world, width=self.model.features,
+                                   bf16=self.keys.precision == "bf16", folder=self.run / "cache", loader=data.loader,
+                                   threads=data.threads)
+        return FeatureLoader(work, features, self.world.device)
+
+    def train(self) -> Iterator[int]:
+        """Runs the stage; yields after each step, with the number of steps done.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        schedule, base = self.keys.lr_schedule, self.keys.optimizer.lr
+        epoch = self.sampler.batch / self.sampler.images
+        clock, batches = Clock(0, self.stop), iter(self.loader)
+        for step in range(self.stop):
+            before = time.perf_counter()
+            parts = [next(batches) for _ in range(self.keys.accumulate)]
+            clock.wait(time.perf_counter() - before)
+            if step == 0 and not self.cached:
+                self.monitor.images(self.name, 0, parts[0].inputs, self.spec)
+            lr = learning_rate(schedule, base, step * epoch)
+            report = self.engine.step(parts, lr)
+            clock.seen(len(parts[0].plan))
+            done = step + 1
+            if done % self.keys.log_every == 0 or done == self.stop:
+                self._log(parts[0], done, lr, report, clock)
+            yield done
+
+    def _log(self, batch: Batch, step: int, lr: float, report: dict[str, Tensor], clock: Clock) -> None:
+        values = {key: value.item() for key, value in report.items()}
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"stage {self.name}, step {step}: the loss is {values['loss']}; try a smaller "
+                                     f"stages.{self.name}.optimizer.lr, or clip: 1.0")
+        epoch = step * self.sampler.batch / self.sampler.images
+        values |= {"lr": lr, "epoch": epoch, **clock.read(step)}
+        self.monitor.say(line(self.name, step, self.stop, values))
+        self.monitor.record("train", self.name, step, {**values, "loader": self.loader.name})
+
+    def export(self) -> None:
+        """Checks that frozen parts are what they were, and writes the export.
+
+        Raises:
+            AssertionError: A frozen part moved: a bug of ours.
+        """
+        state = self.engine.state()
+        for key, value in self._frozen.items():
+            assert torch.equal(value.view(torch.uint8), state[key].reshape(-1).view(torch.uint8)), f"frozen {key} moved"
+        if self.world.first:
+            export.write(self.run / self.name, state, model=self.recipe.model, spec=self.spec, parts=list(self.model.parts()),
+                         heads=self.heads, steps=self.stop)
+        dist.barrier()
+
+    def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}
+        return {key: value.detach().cpu().clone().reshape(-1) for key, value in state.items() if key.split(".")[0] in frozen}
+
+    def snapshot(self) -> EmbAE:
+        """A copy of the model as it is now, in eval mode, for scoring during training."""
+        model = EmbAE(self.recipe.model, self.heads, self.keys.parts)
+        model.load_state_dict(self.engine.state())
+        return model.to(self.world.device).eval()
+
+    def close(self) -> None:
+        """Frees engine and loader."""
+        self.loader.close()
+        self.engine.close()
+
+
+def spec_of(recipe: Recipe) -> ImageSpec:
+    """What the recipe's model takes."""
+    return ImageSpec(*recipe.data.image, recipe.data.mean, recipe.data.std)

@@ -1,0 +1,37 @@
+"""The score table that a run ends with, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
+
+
+def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows × scores as text: what a person reads first after a run.
+
+    Args:
+        dataset: What was scored.
+        tta: Test-time augmentation.
+        rows: Scores by name of the row, as in ``evaluation/<dataset>.json``.
+    """
+    first = max(len("model"), *(len(row) for row in rows))
+    head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
+    lines = [f"{dataset}, {next(iter(rows.values()))['queries']} queries, test-time augmentation: {tta}, mAP by trapezoid",
+             head, "─" * len(head)]
+    for row, scores in rows.items():
+        low, high = scores["interval"]["Rank-1"]
+        lines.append(f"{row:{first}}" + "".join(f"  {scores[name]:9.3f}" for name in SHOWN) + f"  {low:.3f} … {high:.3f}")
+    return "\n".join(lines)
+
+
+def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes ``{"dataset", "tta", "rows": {row: scores}}``, to a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"dataset": dataset, "tta": tta, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
