@@ -113,8 +113,7 @@ def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
         ValueError: timm has no such model.
     """
     try:
-        # Channels last, as images come: measured 1.3 times faster for a MobileNetV2 step on CPU, and what GPUs prefer.
-        return timm.create_model(name, pretrained=pretrained, num_classes=0).to(memory_format=torch.channels_last)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise

@@ -7,10 +7,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from embae.datasets.synthetic.streams import between
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-
-from embae.datasets.synthetic.streams import between
 
 Span = tuple[float, float]
 Pixels = NDArray[np.float32]

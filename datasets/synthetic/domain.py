@@ -101,7 +101,16 @@ STATION = Domain(  # commuters in winter: dark coats under greenish tubes
 CAMPUS = Domain(  # students in autumn: hoodies, jeans, backpacks; low cameras under a blue sky
     Wardrobe(
         uppers={"hoodie": 5, "tee": 3, "shirt": 3, "jacket": 2},
-        upper_colours={"navy": 3, "grey": 4, "burgundy": 3, "forest": 2, "mustard": 2, "black": 3, "white": 2, "denim": 1},
+        upper_colours={
+            "navy": 3,
+            "grey": 4,
+            "burgundy": 3,
+            "forest": 2,
+            "mustard": 2,
+            "black": 3,
+            "white": 2,
+            "denim": 1,
+        },
         patterns={"plain": 4, "logo": 4, "checks": 3, "block": 1, "stripes": 1},
         lowers={"trousers": 8, "shorts": 2, "skirt": 1},
         lower_colours={"denim": 5, "navy": 2, "black": 4, "grey": 2, "sand": 1},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from PIL import Image, ImageDraw
+from itertools import pairwise
 
 from embae.datasets.synthetic.palette import Colour, shade
 from embae.datasets.synthetic.skeleton import Point, View
+from PIL import Image, ImageDraw
 
 Ring = tuple[float, float, float]
 """A horizontal cut through a garment: height, half width, half depth."""
@@ -31,7 +31,7 @@ class Garment:
 
     def ring(self, height: float) -> Ring:
         """The cut at ``height``, between the two nearest rings."""
-        for upper, lower in zip(self.rings, self.rings[1:]):
+        for upper, lower in pairwise(self.rings):
             if height >= lower[0]:
                 share = min(1.0, max(0.0, (upper[0] - height) / (upper[0] - lower[0])))
                 return height, upper[1] + share * (lower[1] - upper[1]), upper[2] + share * (lower[2] - upper[2])
@@ -63,19 +63,27 @@ class Pen:
 
     def limb(self, points: Sequence[Point], radii: Sequence[float], colour: Colour) -> None:
         """A rounded, tapering limb through ``points``, darker on the side away from the light."""
-        seen = [(*self.view.project(p), r * self.view.scale * self.view.magnification(p[1])) for p, r in zip(points, radii)]
+        seen = [
+            (*self.view.project(p), r * self.view.scale * self.view.magnification(p[1]))
+            for p, r in zip(points, radii, strict=True)
+        ]
         self._limb(seen, shade(colour, 0.74))
         self._limb([(x + 0.22 * self.light * r, y - 0.1 * r, 0.76 * r) for x, y, r in seen], colour)
 
     def _limb(self, seen: list[tuple[float, float, float]], colour: Colour) -> None:
         for x, y, r in seen:
             self._draw.ellipse((x - r, y - r, x + r, y + r), colour)
-        for (x0, y0, r0), (x1, y1, r1) in zip(seen, seen[1:]):
+        for (x0, y0, r0), (x1, y1, r1) in pairwise(seen):
             length = math.hypot(x1 - x0, y1 - y0)
             if length > 0:
                 u, v = (y1 - y0) / length, (x0 - x1) / length
                 self._draw.polygon(
-                    ((x0 + u * r0, y0 + v * r0), (x1 + u * r1, y1 + v * r1), (x1 - u * r1, y1 - v * r1), (x0 - u * r0, y0 - v * r0)),
+                    (
+                        (x0 + u * r0, y0 + v * r0),
+                        (x1 + u * r1, y1 + v * r1),
+                        (x1 - u * r1, y1 - v * r1),
+                        (x0 - u * r0, y0 - v * r0),
+                    ),
                     colour,
                 )
 

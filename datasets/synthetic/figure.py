@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image
-
 from embae.datasets.synthetic.drawing import Pen
 from embae.datasets.synthetic.outfit import LONG_SLEEVES, draw_trunk, skirt
 from embae.datasets.synthetic.palette import shade
 from embae.datasets.synthetic.person import Person
-from embae.datasets.synthetic.skeleton import Pose, View
+from embae.datasets.synthetic.skeleton import Point, Pose, View
+from PIL import Image
 
 
 def draw_person(picture: Image.Image, person: Person, view: View, pose: Pose, light: float) -> None:
@@ -48,6 +47,11 @@ def draw_person(picture: Image.Image, person: Person, view: View, pose: Pose, li
     bag(near=True)
 
 
+def _along(start: Point, stop: Point, share: float) -> Point:
+    x, y, z = (a + share * (b - a) for a, b in zip(start, stop, strict=True))
+    return x, y, z
+
+
 def _leg(pen: Pen, person: Person, pose: Pose, side: int) -> None:
     hip, knee, ankle, toe = pose.legs[side]
     size = person.build**0.7
@@ -56,8 +60,7 @@ def _leg(pen: Pen, person: Person, pose: Pose, side: int) -> None:
         pen.limb([hip, knee, ankle], [0.045 * size, 0.034 * size, 0.02 * size], person.skin)
     elif person.lower == "shorts":
         pen.limb([knee, ankle], [0.034 * size, 0.02 * size], person.skin)
-        above = tuple(h + 0.82 * (k - h) for h, k in zip(hip, knee))
-        pen.limb([hip, (above[0], above[1], above[2])], [0.056 * size, 0.05 * size], person.lower_colour)
+        pen.limb([hip, _along(hip, knee, 0.82)], [0.056 * size, 0.05 * size], person.lower_colour)
     else:
         pen.limb([hip, knee, ankle], [0.055 * size, 0.042 * size, 0.032 * size], person.lower_colour)
     pen.limb([ankle, toe], [0.025, 0.018], person.shoe_colour)
@@ -70,13 +73,11 @@ def _arm(pen: Pen, person: Person, pose: Pose, side: int) -> None:
     sleeve = person.second_colour if person.upper == "vest" or person.pattern == "block" else person.upper_colour
     if person.upper in LONG_SLEEVES:
         pen.limb([hand], [0.021], person.skin)
-        wrist = tuple(e + 0.88 * (h - e) for e, h in zip(elbow, hand))
         radii = [0.031 * size * thick, 0.028 * size * thick, 0.023 * thick]
-        pen.limb([shoulder, elbow, (wrist[0], wrist[1], wrist[2])], radii, sleeve)
+        pen.limb([shoulder, elbow, _along(elbow, hand, 0.88)], radii, sleeve)
     else:
         pen.limb([shoulder, elbow, hand], [0.028 * size, 0.024 * size, 0.019], person.skin)
-        cuff = tuple(s + 0.72 * (e - s) for s, e in zip(shoulder, elbow))
-        pen.limb([shoulder, (cuff[0], cuff[1], cuff[2])], [0.033 * size, 0.033 * size], sleeve)
+        pen.limb([shoulder, _along(shoulder, elbow, 0.72)], [0.033 * size, 0.033 * size], sleeve)
 
 
 def _head(pen: Pen, person: Person, facing: float) -> None:
@@ -147,7 +148,12 @@ def _bag(pen: Pen, person: Person, pose: Pose) -> None:
     elif person.bag == "carrier":
         for low, tone in ((0.2, 1.0), (0.1, 0.86)):
             pen.face(
-                [(x, y - 0.03, z - 0.06), (x + 0.04, y - 0.03, z + 0.06), (x + 0.04, y - low, z + 0.065), (x, y - low, z - 0.065)],
+                [
+                    (x, y - 0.03, z - 0.06),
+                    (x + 0.04, y - 0.03, z + 0.06),
+                    (x + 0.04, y - low, z + 0.065),
+                    (x, y - low, z - 0.065),
+                ],
                 shade(colour, tone),
             )
         pen.line([(x, y, z), (x + 0.02, y - 0.04, z)], 0.01, shade(colour, 0.6))

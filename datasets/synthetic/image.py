@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
-
 from embae.datasets.synthetic.camera import Camera, hang
 from embae.datasets.synthetic.domain import DOMAINS
 from embae.datasets.synthetic.figure import draw_person
@@ -18,6 +16,7 @@ from embae.datasets.synthetic.person import Person, dress
 from embae.datasets.synthetic.scene import paint_scene
 from embae.datasets.synthetic.skeleton import View, walk
 from embae.datasets.synthetic.streams import stream
+from PIL import Image
 
 FINE = 2
 """Pictures are drawn this much finer than they are delivered, so that edges are smooth."""
@@ -55,7 +54,8 @@ class SyntheticImage:
 
     def __str__(self) -> str:
         kind = "junk" if self.junk else "person"
-        return f"synthetic {self.domain} (seed {self.seed}): {kind} {self.person}, camera {self.camid}, shot {self.shot}"
+        place = f"synthetic {self.domain} (seed {self.seed})"
+        return f"{place}: {kind} {self.person}, camera {self.camid}, shot {self.shot}"
 
     def _draw(self) -> Image.Image:
         camera = _camera(self.domain, self.seed, self.camid)
@@ -65,7 +65,7 @@ class SyntheticImage:
         heading = camera.heading + camera.heading_spread * float(passage.normal())
         place = float(passage.random())
 
-        size = (self.height * FINE // 2, self.height * FINE)
+        size = (self.height // 2 * FINE, self.height * FINE)
         scene = _scene(self.domain, self.seed, self.camid, size[1])
         left = int(np.clip(place + 0.08 * shot.normal(), 0, 1) * (scene.width - size[0]))
         picture = scene.crop((left, 0, left + size[0], size[1]))
@@ -99,7 +99,8 @@ def _frame(rng: np.random.Generator, camera: Camera, size: tuple[int, int], yaw:
     """Where the detector's box puts the person."""
     width, height = size
     # seen from above, a person is shorter, and the box fits that
-    scale = 0.88 * height * camera.zoom * math.exp(camera.crop_error * rng.normal()) / (0.15 + 0.85 * math.cos(camera.elevation))
+    zoom = camera.zoom * math.exp(camera.crop_error * rng.normal()) / (0.15 + 0.85 * math.cos(camera.elevation))
+    scale = 0.88 * height * zoom
     x = width * (0.5 + camera.crop_error * float(rng.normal()))
     y = height * (0.945 + 0.5 * camera.crop_error * float(rng.normal()))
     if junk:
@@ -114,9 +115,7 @@ def _cast_shadow(picture: Image.Image, view: View, camera: Camera) -> None:
     long, flat = 0.2 * view.scale, 0.03 * view.scale * (1 + 2 * camera.elevation)
     centre = x - camera.light * 0.1 * view.scale
     box = (int(centre - long), int(y - flat), int(centre + long), int(y + flat))
-    # halve the light there: blending the box with itself keeps the floor's pattern
-    mask = _ellipse(max(2, box[2] - box[0]), max(2, box[3] - box[1]))
-    picture.paste((20, 20, 24), box[:2], mask)
+    picture.paste((20, 20, 24), box[:2], _ellipse(max(2, box[2] - box[0]), max(2, box[3] - box[1])))
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-
 from embae.datasets.errors import DataError
 from embae.datasets.records import Record, Role, Split
 from embae.datasets.synthetic.image import SyntheticImage
@@ -25,13 +24,13 @@ def records(
 ) -> list[Record]:
     """The images of a domain, drawn when they are read.
 
-    Half of the identities are for training, half for testing. A person is seen by two cameras at least, by all of them at most.
+    Half of the identities are for training, half for testing. Each is seen by two cameras at least, not always by all.
     As in Market-1501, a test person gives one query for each camera and the other images to the gallery, to which come
     distractors (a person in ten, never queried) and junk (bad crops, one for ten identities).
 
     Args:
-        domain: The place: ``plaza``, ``station``, ``campus``, ``mall`` or ``harbour``. Each has wardrobe, scenery and a kind of
-            camera of its own.
+        domain: The place: ``plaza``, ``station``, ``campus``, ``mall`` or ``harbour``. Each has a wardrobe, scenery
+            and a kind of camera of its own.
         seed: Another seed gives other people and other cameras, of the same kind.
         identities: People of the train and test splits together, pids 1 … ``identities``.
         cameras: How many there are, camids 1 … ``cameras``.

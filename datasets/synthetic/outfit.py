@@ -20,7 +20,15 @@ _HEM: dict[Upper, tuple[float, float]] = {
     "vest": (0.02, 1.06),
     "dress": (0.21, 1.5),
 }
-_BULK: dict[Upper, float] = {"tee": 1.0, "shirt": 1.02, "hoodie": 1.09, "jacket": 1.1, "coat": 1.12, "vest": 1.08, "dress": 0.97}
+_BULK: dict[Upper, float] = {
+    "tee": 1.0,
+    "shirt": 1.02,
+    "hoodie": 1.09,
+    "jacket": 1.1,
+    "coat": 1.12,
+    "vest": 1.08,
+    "dress": 0.97,
+}
 
 
 def trunk(person: Person) -> Garment:
@@ -43,7 +51,9 @@ def skirt(person: Person) -> Garment:
     """From the waist to above the knees."""
     size = person.build
     top, bottom = person.legs + 0.05, person.legs - 0.2
-    return Garment(((top, 0.092 * size, 0.064 * size), (person.legs, 0.1 * size, 0.07 * size), (bottom, 0.125 * size, 0.1 * size)))
+    return Garment(
+        ((top, 0.092 * size, 0.064 * size), (person.legs, 0.1 * size, 0.07 * size), (bottom, 0.125 * size, 0.1 * size))
+    )
 
 
 def draw_trunk(pen: Pen, person: Person) -> None:
@@ -86,7 +96,9 @@ def _pattern(pen: Pen, person: Person, shape: Garment) -> None:
     elif person.pattern == "checks":
         for i in range(8):
             middle = (i + 0.5) * math.tau / 8
-            pen.wrap(shape, (middle - 0.19, middle + 0.19), (0.82, shape.bottom), mix(person.upper_colour, second, 0.45))
+            pen.wrap(
+                shape, (middle - 0.19, middle + 0.19), (0.82, shape.bottom), mix(person.upper_colour, second, 0.45)
+            )
         high = 0.79
         while high > shape.bottom + 0.02:
             pen.wrap(shape, around, (high, high - 0.03), mix(person.upper_colour, second, 0.65))

@@ -33,7 +33,14 @@ CLOTH: dict[str, Colour] = {
     "yellow": (236, 214, 72),
     "lime": (196, 226, 60),
 }
-SKIN: tuple[Colour, ...] = ((240, 206, 182), (224, 180, 150), (198, 150, 116), (158, 110, 80), (112, 76, 56), (78, 54, 42))
+SKIN: tuple[Colour, ...] = (
+    (240, 206, 182),
+    (224, 180, 150),
+    (198, 150, 116),
+    (158, 110, 80),
+    (112, 76, 56),
+    (78, 54, 42),
+)
 HAIR: dict[str, Colour] = {
     "black": (26, 22, 22),
     "dark": (56, 40, 32),
@@ -52,11 +59,13 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """``first`` with ``share`` of ``second`` in it."""
-    r, g, b = (int(x + (y - x) * share) for x, y in zip(first, second))
+    r, g, b = (int(x + (y - x) * share) for x, y in zip(first, second, strict=True))
     return r, g, b
 
 
 def dyed(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
     """``colour`` as one garment has it: two navy coats are not quite the same navy."""
-    r, g, b = np.clip(np.array(colour) * (1 + spread * rng.normal()) + 255 * spread * rng.normal(size=3), 8, 250).tolist()
+    r, g, b = np.clip(
+        np.array(colour) * (1 + spread * rng.normal()) + 255 * spread * rng.normal(size=3), 8, 250
+    ).tolist()
     return int(r), int(g), int(b)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
 from embae.datasets.synthetic.palette import CLOTH, HAIR, SKIN, Colour, dyed
 from embae.datasets.synthetic.streams import pick
 
@@ -70,7 +69,8 @@ class Person:
 def dress(rng: np.random.Generator, wardrobe: Wardrobe) -> Person:
     """A person who dresses from ``wardrobe``.
 
-    Palettes are short and garments few, so that many people share any one attribute: it takes several to tell two apart.
+    Palettes are short and garments few, so that many people share any one attribute: it takes several to tell two
+    apart.
     """
 
     def cloth(weights: Mapping[str, float]) -> Colour:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
-
 from embae.datasets.synthetic.palette import Colour, dyed, mix, shade
+from PIL import Image, ImageDraw
 
 Backdrop = Literal["facade", "columns", "trees", "shops", "quay"]
 Floor = Literal["slabs", "tiles", "lawn", "boards"]
@@ -29,6 +29,19 @@ class SceneStyle:
     accents: tuple[Colour, ...]
 
 
+@dataclass(frozen=True)
+class _Site:
+    """What a backdrop is drawn with: its foot is where the floor begins, a unit about half a metre."""
+
+    draw: ImageDraw.ImageDraw
+    rng: np.random.Generator
+    width: int
+    foot: int
+    unit: float
+    wall: Colour
+    accent: Colour
+
+
 def paint_scene(rng: np.random.Generator, style: SceneStyle, height: int, elevation: float) -> Image.Image:
     """An RGB picture, ``height`` high.
 
@@ -45,93 +58,99 @@ def paint_scene(rng: np.random.Generator, style: SceneStyle, height: int, elevat
     picture = Image.new("RGB", (width, height), wall)
     draw = ImageDraw.Draw(picture)
     foot = int(height * float(np.clip(0.72 - 1.0 * elevation + rng.normal(0, 0.06), 0.12, 0.8)))
-    unit = height / 12
 
     backdrop = style.backdrops[rng.integers(len(style.backdrops))]
-    _BACKDROPS[backdrop](draw, rng, width, foot, unit, wall, accent)
+    _BACKDROPS[backdrop](_Site(draw, rng, width, foot, height / 12, wall, accent))
     draw.rectangle((0, foot, width, height), floor)
     _floor(draw, rng, style.floors[rng.integers(len(style.floors))], (width, height, foot), floor)
     if rng.random() < 0.6:
         # a band along the wall's foot, or a marked line on the floor
         y = foot + (height - foot) * float(rng.choice([0.0, 0.12, 0.3]))
-        draw.rectangle((0, y, width, y + 0.35 * unit), accent)
+        draw.rectangle((0, y, width, y + height / 34), accent)
     return _weather(rng, picture)
 
 
-def _facade(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, foot: int, unit: float, wall: Colour, accent: Colour) -> None:
-    step, top = unit * rng.uniform(2.2, 4.5), unit * rng.uniform(0.0, 1.5)
-    glass = mix(shade(wall, 0.4), (90, 110, 130), 0.5)
+def _facade(at: _Site) -> None:
+    step, top = at.unit * at.rng.uniform(2.2, 4.5), at.unit * at.rng.uniform(0.0, 1.5)
+    glass = mix(shade(at.wall, 0.4), (90, 110, 130), 0.5)
     x = 0.0
-    while x < width:
-        if rng.random() < 0.25:
-            draw.rectangle((x, top + unit, x + step * 0.6, foot), shade(accent, 0.7))
+    while x < at.width:
+        if at.rng.random() < 0.25:
+            at.draw.rectangle((x, top + at.unit, x + step * 0.6, at.foot), shade(at.accent, 0.7))
         else:
-            for y in np.arange(top, foot - unit, unit * 3.2):
-                draw.rectangle((x, y, x + step * 0.55, y + unit * 2), glass, shade(wall, 1.2), 2)
+            for y in np.arange(top, at.foot - at.unit, at.unit * 3.2):
+                at.draw.rectangle((x, y, x + step * 0.55, y + at.unit * 2), glass, shade(at.wall, 1.2), 2)
         x += step
 
 
-def _columns(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, foot: int, unit: float, wall: Colour, accent: Colour) -> None:
-    tile = unit * rng.uniform(0.7, 1.3)
-    for x in np.arange(0, width, tile):
-        draw.line((x, 0, x, foot), shade(wall, 0.85))
-    for y in np.arange(0, foot, tile):
-        draw.line((0, y, width, y), shade(wall, 0.85))
-    draw.rectangle((0, foot * 0.35, width, foot * 0.35 + unit), accent)
-    step = unit * rng.uniform(5, 9)
-    for x in np.arange(rng.uniform(0, step), width, step):
-        draw.rectangle((x, 0, x + unit * 1.4, foot + unit), shade(wall, 0.6))
-        draw.rectangle((x, 0, x + unit * 0.5, foot + unit), shade(wall, 0.75))
+def _columns(at: _Site) -> None:
+    tile = at.unit * at.rng.uniform(0.7, 1.3)
+    for x in np.arange(0, at.width, tile):
+        at.draw.line((x, 0, x, at.foot), shade(at.wall, 0.85))
+    for y in np.arange(0, at.foot, tile):
+        at.draw.line((0, y, at.width, y), shade(at.wall, 0.85))
+    at.draw.rectangle((0, at.foot * 0.35, at.width, at.foot * 0.35 + at.unit), at.accent)
+    step = at.unit * at.rng.uniform(5, 9)
+    for x in np.arange(at.rng.uniform(0, step), at.width, step):
+        at.draw.rectangle((x, 0, x + at.unit * 1.4, at.foot + at.unit), shade(at.wall, 0.6))
+        at.draw.rectangle((x, 0, x + at.unit * 0.5, at.foot + at.unit), shade(at.wall, 0.75))
 
 
-def _trees(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, foot: int, unit: float, wall: Colour, accent: Colour) -> None:
-    for y in np.arange(0, foot, unit * 0.5):
-        draw.line((0, y, width, y), shade(wall, 0.86))
+def _trees(at: _Site) -> None:
+    for y in np.arange(0, at.foot, at.unit * 0.5):
+        at.draw.line((0, y, at.width, y), shade(at.wall, 0.86))
     x = 0.0
-    while x < width:
-        green = mix(shade((62, 104, 50), rng.uniform(0.6, 1.3)), accent, 0.15)
-        top = rng.uniform(-0.1, 0.7) * foot
-        draw.rectangle((x - 0.3 * unit, top, x + 0.3 * unit, foot), (74, 58, 44))
+    while x < at.width:
+        green = mix(shade((62, 104, 50), at.rng.uniform(0.6, 1.3)), at.accent, 0.15)
+        top = at.rng.uniform(-0.1, 0.7) * at.foot
+        at.draw.rectangle((x - 0.3 * at.unit, top, x + 0.3 * at.unit, at.foot), (74, 58, 44))
         for _ in range(7):
-            cx, cy, r = x + rng.normal(0, 1.2) * unit, top + rng.normal(0, 0.9) * unit, unit * rng.uniform(0.8, 1.6)
-            draw.ellipse((cx - r, cy - r, cx + r, cy + r), shade(green, rng.uniform(0.75, 1.2)))
-        x += unit * rng.uniform(2.5, 7)
+            cx, cy = x + at.rng.normal(0, 1.2) * at.unit, top + at.rng.normal(0, 0.9) * at.unit
+            r = at.unit * at.rng.uniform(0.8, 1.6)
+            at.draw.ellipse((cx - r, cy - r, cx + r, cy + r), shade(green, at.rng.uniform(0.75, 1.2)))
+        x += at.unit * at.rng.uniform(2.5, 7)
 
 
-def _shops(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, foot: int, unit: float, wall: Colour, accent: Colour) -> None:
+def _shops(at: _Site) -> None:
     x = 0.0
-    while x < width:
-        step = unit * rng.uniform(4, 8)
-        inside = mix((238, 226, 196), dyed(rng, accent, 0.3), rng.uniform(0, 0.45))
-        draw.rectangle((x, 0, x + step - 0.5 * unit, foot), inside)
-        draw.rectangle((x, foot * 0.1, x + step - 0.5 * unit, foot * 0.1 + 1.3 * unit), dyed(rng, accent, 0.35))
+    while x < at.width:
+        step = at.unit * at.rng.uniform(4, 8)
+        inside = mix((238, 226, 196), dyed(at.rng, at.accent, 0.3), at.rng.uniform(0, 0.45))
+        at.draw.rectangle((x, 0, x + step - 0.5 * at.unit, at.foot), inside)
+        at.draw.rectangle(
+            (x, at.foot * 0.1, x + step - 0.5 * at.unit, at.foot * 0.1 + 1.3 * at.unit), dyed(at.rng, at.accent, 0.35)
+        )
         for _ in range(4):
-            left, high = x + rng.uniform(0, 0.8) * step, unit * rng.uniform(1, 3)
-            draw.rectangle((left, foot - high, left + unit * 0.8, foot), dyed(rng, shade(inside, 0.7), 0.2))
+            left, high = x + at.rng.uniform(0, 0.8) * step, at.unit * at.rng.uniform(1, 3)
+            at.draw.rectangle(
+                (left, at.foot - high, left + at.unit * 0.8, at.foot), dyed(at.rng, shade(inside, 0.7), 0.2)
+            )
         x += step
 
 
-def _quay(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, foot: int, unit: float, wall: Colour, accent: Colour) -> None:
-    draw.rectangle((0, foot * 0.45, width, foot), (84, 108, 116))
+def _quay(at: _Site) -> None:
+    at.draw.rectangle((0, at.foot * 0.45, at.width, at.foot), (84, 108, 116))
     for _ in range(60):
-        x, y = rng.uniform(0, width), rng.uniform(0.47, 1.0) * foot
-        draw.line((x, y, x + unit * rng.uniform(0.5, 2), y), (118, 142, 148), 2)
+        x, y = at.rng.uniform(0, at.width), at.rng.uniform(0.47, 1.0) * at.foot
+        at.draw.line((x, y, x + at.unit * at.rng.uniform(0.5, 2), y), (118, 142, 148), 2)
     x = 0.0
-    while x < width:
-        size = unit * rng.uniform(2, 6)
-        if rng.random() < 0.6:
-            box = dyed(rng, accent, 0.3)
-            top = foot * rng.uniform(0.1, 0.5)
-            draw.rectangle((x, top, x + size, foot * 0.95), box)
-            for rib in np.arange(x, x + size, unit * 0.4):
-                draw.line((rib, top, rib, foot * 0.95), shade(box, 0.8), 2)
-        x += size + unit * rng.uniform(0, 5)
+    while x < at.width:
+        size = at.unit * at.rng.uniform(2, 6)
+        if at.rng.random() < 0.6:
+            box = dyed(at.rng, at.accent, 0.3)
+            top = at.foot * at.rng.uniform(0.1, 0.5)
+            at.draw.rectangle((x, top, x + size, at.foot * 0.95), box)
+            for rib in np.arange(x, x + size, at.unit * 0.4):
+                at.draw.line((rib, top, rib, at.foot * 0.95), shade(box, 0.8), 2)
+        x += size + at.unit * at.rng.uniform(0, 5)
 
 
 _BACKDROPS = {"facade": _facade, "columns": _columns, "trees": _trees, "shops": _shops, "quay": _quay}
 
 
-def _floor(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: Floor, size: tuple[int, int, int], colour: Colour) -> None:
+def _floor(
+    draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: Floor, size: tuple[int, int, int], colour: Colour
+) -> None:
     width, height, foot = size
     deep = height - foot
     joint = shade(colour, 0.78)
@@ -146,7 +165,7 @@ def _floor(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: Floor, siz
     # joints lie closer together the further away they are
     levels = [foot + deep * (i / rows) ** 1.7 for i in range(rows + 1)]
     if kind == "tiles":
-        for i, (y0, y1) in enumerate(zip(levels, levels[1:])):
+        for i, (y0, y1) in enumerate(pairwise(levels)):
             step = height * 0.1 * (0.5 + i / rows)
             for j, x in enumerate(np.arange(0, width, step)):
                 if (i + j) % 2:
@@ -163,6 +182,7 @@ def _floor(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: Floor, siz
 def _weather(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     """Light and dirt: nothing real is of one colour."""
     coarse = rng.normal(1.0, 0.12, (5, 13, 1)) * rng.normal(1.0, 0.02, (5, 13, 3))
-    light = np.asarray(Image.fromarray(np.clip(coarse * 128, 0, 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC))
+    dimmed = Image.fromarray(np.clip(coarse * 128, 0, 255).astype(np.uint8))
+    light = np.asarray(dimmed.resize(picture.size, Image.Resampling.BICUBIC))
     grain = rng.normal(0, 5, (picture.height, picture.width, 1))
     return Image.fromarray(np.clip(np.asarray(picture) * (light / 128.0) + grain, 0, 255).astype(np.uint8))

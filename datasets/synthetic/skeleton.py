@@ -89,6 +89,10 @@ def walk(person: Person, phase: float, bent_arm: int) -> Pose:
         if bent_arm == side and not carries:
             hand = (side * 0.05, elbow[1] + 0.07, elbow[2] + 0.12)
         else:
-            hand = (out + side * 0.004, elbow[1] - 0.155 * math.cos(arm + 0.22), elbow[2] + 0.155 * math.sin(arm + 0.22))
+            hand = (
+                out + side * 0.004,
+                elbow[1] - 0.155 * math.cos(arm + 0.22),
+                elbow[2] + 0.155 * math.sin(arm + 0.22),
+            )
         arms[side] = (shoulder, elbow, hand)
     return Pose(legs, arms)

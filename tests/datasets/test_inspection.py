@@ -180,7 +180,8 @@ def test_wrong_sizes_are_found(dataset: Index) -> None:
     write_index(dataset.root, "five", replace(content, height=content.height + 1), source={})
     problems = verify(Index.open(dataset.root))
     height = int(content.height[ROW])
-    assert any(f"(row {ROW}): has (height, width) ({height}, 32), the index says ({height + 1}, 32)" in p for p in problems)
+    wanted = f"(row {ROW}): has (height, width) ({height}, 32), the index says ({height + 1}, 32)"
+    assert any(wanted in problem for problem in problems)
 
 
 def test_wrong_card_is_found(dataset: Index) -> None:
