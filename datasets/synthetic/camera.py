@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from embae.datasets.synthetic.streams import between
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from embae.datasets.synthetic.streams import between
 
 Span = tuple[float, float]
 Pixels = NDArray[np.float32]
@@ -79,7 +80,7 @@ class Camera:
             picture = picture.filter(ImageFilter.GaussianBlur(blur))
         light: Pixels = np.asarray(picture, np.float32) / np.float32(255)
         # daylight and automatic exposure wander from shot to shot
-        matrix = np.array(self.matrix, np.float32) * np.float32(math.exp(0.1 * rng.normal()))
+        matrix = np.array(self.matrix, np.float32) * np.float32(math.exp(0.06 * rng.normal()))
         light = np.clip(light @ matrix.T, 0, 1) ** np.float32(self.gamma)
         light = self.haze + (1 - self.haze) * light
         grain = rng.standard_normal(light.shape, np.float32) * np.float32(self.noise)
@@ -95,7 +96,7 @@ def hang(rng: np.random.Generator, style: CameraStyle) -> Camera:
     grey = np.full((3, 3), (0.3, 0.59, 0.11))
     kept = between(rng, style.saturation)
     # sensors differ in more than gains: a little of each channel leaks into the others
-    leak = rng.normal(0, 0.03, (3, 3)) * (1 - np.eye(3))
+    leak = rng.normal(0, 0.02, (3, 3)) * (1 - np.eye(3))
     mixing = kept * np.eye(3) + (1 - kept) * grey + leak
     mixing /= mixing.sum(1, keepdims=True)
     matrix = between(rng, style.exposure) * gains[:, None] * mixing
@@ -113,6 +114,6 @@ def hang(rng: np.random.Generator, style: CameraStyle) -> Camera:
         occluded=between(rng, style.occluded),
         # a corridor: most people come towards the camera, leave it, or cross
         heading=float(rng.choice([0.0, 0.5, 1.4, 2.4, math.pi, -2.4, -1.4, -0.5])),
-        heading_spread=float(rng.uniform(0.4, 1.0)),
+        heading_spread=float(rng.uniform(0.3, 0.9)),
         light=float(rng.uniform(-1, 1)),
     )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from embae.datasets.synthetic.palette import Colour, shade
-from embae.datasets.synthetic.skeleton import Point, View
 from PIL import Image, ImageDraw
+
+from embae.datasets.synthetic.palette import Colour, shade
+from embae.datasets.synthetic.skeleton import STOUT, Point, View
 
 Ring = tuple[float, float, float]
 """A horizontal cut through a garment: height, half width, half depth."""
@@ -64,7 +65,7 @@ class Pen:
     def limb(self, points: Sequence[Point], radii: Sequence[float], colour: Colour) -> None:
         """A rounded, tapering limb through ``points``, darker on the side away from the light."""
         seen = [
-            (*self.view.project(p), r * self.view.scale * self.view.magnification(p[1]))
+            (*self.view.project(p), r * STOUT * self.view.scale * self.view.magnification(p[1]))
             for p, r in zip(points, radii, strict=True)
         ]
         self._limb(seen, shade(colour, 0.74))
@@ -91,7 +92,7 @@ class Pen:
         """An ellipse that faces the camera."""
         x, y = self.view.project(centre)
         size = self.view.scale * self.view.magnification(centre[1])
-        self._draw.ellipse((x - wide * size, y - high * size, x + wide * size, y + high * size), colour)
+        self._draw.ellipse((x - wide * STOUT * size, y - high * size, x + wide * STOUT * size, y + high * size), colour)
 
     def line(self, points: Sequence[Point], width: float, colour: Colour) -> None:
         """A strap, a handle."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+from PIL import Image
+
 from embae.datasets.synthetic.drawing import Pen
 from embae.datasets.synthetic.outfit import LONG_SLEEVES, draw_trunk, skirt
 from embae.datasets.synthetic.palette import shade
 from embae.datasets.synthetic.person import Person
 from embae.datasets.synthetic.skeleton import Point, Pose, View
-from PIL import Image
 
 
 def draw_person(picture: Image.Image, person: Person, view: View, pose: Pose, light: float) -> None:

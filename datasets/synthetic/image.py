@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
+
 from embae.datasets.synthetic.camera import Camera, hang
 from embae.datasets.synthetic.domain import DOMAINS
 from embae.datasets.synthetic.figure import draw_person
@@ -16,7 +18,6 @@ from embae.datasets.synthetic.person import Person, dress
 from embae.datasets.synthetic.scene import paint_scene
 from embae.datasets.synthetic.skeleton import View, walk
 from embae.datasets.synthetic.streams import stream
-from PIL import Image
 
 FINE = 2
 """Pictures are drawn this much finer than they are delivered, so that edges are smooth."""

@@ -17,23 +17,23 @@ def records(
     domain: DomainName,
     *,
     seed: int = 0,
-    identities: int = 200,
+    identities: int = 270,
     cameras: int = 5,
-    images_per_camera: int = 4,
+    images_per_camera: int = 3,
     height: int = 144,
 ) -> list[Record]:
     """The images of a domain, drawn when they are read.
 
-    Half of the identities are for training, half for testing. Each is seen by two cameras at least, not always by all.
-    As in Market-1501, a test person gives one query for each camera and the other images to the gallery, to which come
-    distractors (a person in ten, never queried) and junk (bad crops, one for ten identities).
+    Two thirds of the identities are for training, one for testing. Each is seen by two cameras at least, not always by
+    all. As in Market-1501, a test person gives one query for each camera and the other images to the gallery, to which
+    come distractors (a person in ten, never queried) and junk (bad crops, one for ten identities).
 
     Args:
         domain: The place: ``plaza``, ``station``, ``campus``, ``mall`` or ``harbour``. Each has a wardrobe, scenery
             and a kind of camera of its own.
         seed: Another seed gives other people and other cameras, of the same kind.
-        identities: People of the train and test splits together, pids 1 … ``identities``.
-        cameras: How many there are, camids 1 … ``cameras``.
+        identities: People of the train and test splits together, pids 1 to ``identities``.
+        cameras: How many there are, camids 1 to ``cameras``.
         images_per_camera: Images of a person by a camera that sees it.
         height: Of the images, in pixels; they are half as wide. Somewhat more than training reads is a good size.
 
@@ -50,7 +50,7 @@ def records(
         listed.append(Record(key, split, None if junk else pid, camid, image, role))
 
     for pid in range(1, identities + 1):
-        train = pid <= identities // 2
+        train = pid <= identities - identities // 3
         for camid in _seen_by(domain, seed, pid, cameras):
             for shot in range(images_per_camera):
                 add("train" if train else "gallery" if shot else "query", pid, camid, shot)
@@ -77,7 +77,7 @@ def _check(domain: str, seed: int, identities: int, cameras: int, images_per_cam
         raise DataError(f"there is no synthetic domain {domain!r}; choose one of: {', '.join(DOMAIN_NAMES)}")
     smallest = {
         "seed": (seed, 0, "a seed counts from 0"),
-        "identities": (identities, 4, "training and testing share them, and either needs two"),
+        "identities": (identities, 6, "a third of them is for testing, and that needs two"),
         "cameras": (cameras, 2, "a query is looked for on another camera than its own"),
         "images_per_camera": (images_per_camera, 2, "one is the query, the others are the gallery"),
         "height": (height, 32, "smaller people cannot be told apart"),

@@ -107,6 +107,7 @@ def _pattern(pen: Pen, person: Person, shape: Garment) -> None:
         pen.wrap(shape, around, (shape.top, 0.7), second)
     elif person.pattern == "logo":
         pen.wrap(shape, (-0.6, 0.6), (0.765, 0.655), second)
+        pen.wrap(shape, (math.pi - 0.7, math.pi + 0.7), (0.78, 0.69), second)
 
 
 def _shadow(pen: Pen, shape: Garment, person: Person) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from embae.datasets.synthetic.palette import CLOTH, HAIR, SKIN, Colour, dyed
 from embae.datasets.synthetic.streams import pick
 
@@ -74,7 +75,7 @@ def dress(rng: np.random.Generator, wardrobe: Wardrobe) -> Person:
     """
 
     def cloth(weights: Mapping[str, float]) -> Colour:
-        return dyed(rng, CLOTH[pick(rng, weights)], 0.025)
+        return dyed(rng, CLOTH[pick(rng, weights)], 0.045)
 
     upper = pick(rng, wardrobe.uppers)
     name = pick(rng, wardrobe.upper_colours)
@@ -90,7 +91,7 @@ def dress(rng: np.random.Generator, wardrobe: Wardrobe) -> Person:
         headwear=pick(rng, wardrobe.headwear),
         headwear_colour=cloth(wardrobe.bag_colours),
         upper=upper,
-        upper_colour=dyed(rng, CLOTH[name], 0.025),
+        upper_colour=dyed(rng, CLOTH[name], 0.045),
         second_colour=cloth(others),
         pattern=pick(rng, wardrobe.patterns),
         open_front=upper in OPENS and bool(rng.random() < wardrobe.open_front),

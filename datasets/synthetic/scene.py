@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from embae.datasets.synthetic.palette import Colour, dyed, mix, shade
 from PIL import Image, ImageDraw
+
+from embae.datasets.synthetic.palette import Colour, dyed, mix, shade
 
 Backdrop = Literal["facade", "columns", "trees", "shops", "quay"]
 Floor = Literal["slabs", "tiles", "lawn", "boards"]

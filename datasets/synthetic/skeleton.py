@@ -12,6 +12,9 @@ from embae.datasets.synthetic.person import Person
 
 Point = tuple[float, float, float]
 
+STOUT = 1.2
+"""People are drawn this much wider than they are, to fill a box of 1:2 as a detector's boxes are filled."""
+
 SHOULDER = 0.825
 """Height of the shoulders; the hips are at ``Person.legs``."""
 
@@ -46,7 +49,7 @@ class View:
         across = x * math.cos(self.yaw) + z * math.sin(self.yaw)
         up = y * math.cos(self.elevation) - self.depth(point) * math.sin(self.elevation)
         return (
-            self.foot[0] + self.scale * across * self.magnification(y),
+            self.foot[0] + STOUT * self.scale * across * self.magnification(y),
             self.foot[1] - self.scale * up,
         )
 

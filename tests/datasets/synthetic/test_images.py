@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from embae.datasets.synthetic import DOMAIN_NAMES, SyntheticImage, records
 from PIL import Image
+
+from embae.datasets.synthetic import DOMAIN_NAMES, SyntheticImage, records
 
 SAMPLE = SyntheticImage("plaza", 0, person=3, camid=2, shot=1, height=96)
 
