@@ -110,7 +110,7 @@ def draw(augment: Augment, spec: ImageSpec, slots: int, *, seed: int, stage: str
     A slot's numbers come from its own row of one table, in fixed columns, so switching one kind of augmentation on
     does not change the others.
     """
-    u = generator(seed, stage, "augment", step).random((slots, 12)).astype(np.float32)
+    u = generator(seed, stage, "augment", step).random((slots, 12))
     flip = (u[:, 0] < 0.5).astype(np.int32) * augment.flip
     spare = np.subtract(augment.read_size(spec), spec.size)
     anchor = np.floor(u[:, 1:3] * (spare + 2 * augment.pad + 1)) - augment.pad

@@ -21,7 +21,8 @@ class Batch:
     """This rank's part of a global batch.
 
     Attributes:
-        inputs: `(N, 3, H, W)` normalised images, channels last in memory, or `(N, F)` backbone features, on the training device.
+        inputs: `(N, 3, H, W)` normalised images, channels last in memory, or `(N, F)` backbone features; on the
+            training device.
         rows: `(N,)` rows of the view.
         plan: `(B,)` rows of the whole global batch, the same on every rank.
         slots: Where `rows` stands in `plan`.
@@ -116,7 +117,7 @@ class Work:
 
 
 class Loader(Protocol):
-    """Decoded batches of a `Work`, in order. Closing it frees its threads and memory."""
+    """Decoded batches of a `Work`, in order, once. Closing it frees its threads and memory."""
 
     name: str
     """Which loader it is, for the records."""

@@ -20,20 +20,21 @@ def open_loader(work: Work, *, loader: LoaderName, device: torch.device, threads
         work: What to read.
         loader: ``dali``, or ``webdataset`` for systems without a DALI wheel. Never chosen silently.
         device: The training device.
-        threads: Decoding threads; by default this rank's share of the cores.
+        threads: Decoding threads; by default this rank's share of the cores that its node may use.
 
     Raises:
         DataError: DALI is wanted but not installed.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if loader == "dali":
         try:
             from embae.datasets.dali import DaliLoader
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("nvidia"):
                 raise
-            raise DataError("data.loader is dali, but NVIDIA DALI is not installed. Install nvidia-dali-cuda130 (CUDA 12: "
-                            "nvidia-dali-cuda120), or ask for the slower loader with data.loader=webdataset.") from error
+            raise DataError("data.loader is dali, but NVIDIA DALI is not installed. Install nvidia-dali-cuda130 "
+                            "(CUDA 12: nvidia-dali-cuda120), or ask for the slower loader with data.loader=webdataset."
+                            ) from error
         return DaliLoader(work, device=device, threads=threads)
     from embae.datasets.wds import WebDatasetLoader
     return WebDatasetLoader(work, device=device, threads=threads)

@@ -6,14 +6,17 @@ world size, workers or threads, and the position in the data is one integer: the
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
 from embae.datasets.errors import DataError
 from embae.datasets.keyed import generator, scatter
-from embae.datasets.view import View
+from embae.datasets.view import PERSON, View
 
 
 class Sampler(Protocol):
@@ -36,33 +39,40 @@ def share(rows: int, part: int, parts: int) -> slice:
 def turn(step: int, weights: Sequence[float]) -> tuple[int, int]:
     """Whose turn a step is, and how many turns that one had before.
 
-    The n-th turn of a dataset of weight w is due at (n + ½)/w, and turns are taken in the order they are due: in
-    proportion to the weights, spread evenly, and computed for any step without walking through those before it.
+    The datasets are cut into two groups of about equal weight, and these again. Of the first t turns of both, a group
+    of share s has ⌊ts + ½⌋: in proportion, spread evenly, and known for any step without walking there. Of two or
+    three datasets none is ever more than one turn from its share; of more, a little more than one at worst.
 
     Args:
         step: From 0.
-        weights: One a dataset, positive, adding up to 1.
+        weights: One a dataset, positive, in any unit.
 
     Returns:
         The number of the dataset and of its turn, both from 0.
     """
-    w = np.asarray(weights, np.float64)
-    # With all turns due before `time` taken, at least `before` and at most `before + len(w)` steps have passed.
-    taken = np.maximum(np.floor((step - len(w)) * w + 0.5), 0).astype(np.int64)
-    due = [((n + 0.5) / w[d], d, n) for d in range(len(w)) for n in range(taken[d], taken[d] + int(2 * len(w) * w[d]) + 3)]
-    _, dataset, n = sorted(due)[step - int(taken.sum())]
-    return dataset, int(n)
+    order = sorted(range(len(weights)), key=weights.__getitem__)
+    total = [0.0, *accumulate(weights[dataset] for dataset in order)]
+    low, high = 0, len(order)
+    while high - low > 1:
+        half = (total[low] + total[high]) / 2
+        cut = bisect_left(total, half, low + 1, high - 1)
+        if cut - 1 > low and half - total[cut - 1] <= total[cut] - half:
+            cut -= 1
+        part = (total[cut] - total[low]) / (total[high] - total[low])
+        before, after = math.floor(step * part + 0.5), math.floor((step + 1) * part + 0.5)
+        low, high, step = (low, cut, before) if after > before else (cut, high, step - before)
+    return order[low], step
 
 
 class PKSampler:
     """P identities × K images a batch, all of one dataset (arXiv 1807.10591 §3.3; Hermans et al. 2017).
 
     Datasets take turns in proportion to their weights. Identities come from a fresh permutation per pass of ⌊n/P⌋
-    batches, so none appears twice in a pass. The K images of an identity are spread over its cameras; they repeat
-    only where it has fewer than K.
+    batches, so none appears twice in a pass; those left out are others each time. The K images of an identity are
+    spread over its cameras; they repeat only where it has fewer than K.
 
     Args:
-        view: What to sample from; images without an identity are left out.
+        view: What to sample from; only images of persons with an identity are taken.
         P: Identities a batch, one number or one a dataset by name.
         K: Images an identity, at least 1.
         seed: The run's seed.
@@ -79,20 +89,21 @@ class PKSampler:
                  weights: Mapping[str, float] | None = None, mix: bool = False):
         self.view, self.K, self._key = view, K, (seed, stage)
         tables = view.identities
-        images = [int((table[:, 1] - table[:, 0]).sum()) for table in tables]
+        images = [int(table[:, 2].sum()) for table in tables]
         self._names = view.names
         sizes = [P.get(name, 0) if isinstance(P, Mapping) else P for name in self._names]
         if mix:
-            tables, images, self._names, sizes = [np.concatenate(tables)], [sum(images)], ["+".join(self._names)], sizes[:1]
+            tables, images, sizes = [np.concatenate(tables)], [sum(images)], sizes[:1]
+            self._names = ["+".join(self._names)]
         for name, table, p in zip(self._names, tables, sizes, strict=True):
             if not len(table):
                 raise DataError(f"dataset {name}: no image has a pid; a labelled stage needs identities. "
                                 "Name labelled datasets as its source, or shard this one with its labels.")
             if not 1 <= p <= len(table):
                 raise DataError(f"dataset {name}: {len(table)} identities, but P is {p}; wanted 1 to {len(table)}. "
-                                "Set a smaller P, for this dataset alone if need be (P: {" + f"{name}: {len(table)}" + ", …}).")
-        chosen = [float((weights or {}).get(name, 1 if weights else count)) for name, count in zip(self._names, images, strict=True)]
-        self._weights = [w / sum(chosen) for w in chosen]
+                                f"Set a smaller P, for this dataset alone if need be (P: {{{name}: {len(table)}, …}}).")
+        self._weights = [weights[name] if weights and not mix else count
+                         for name, count in zip(self._names, images, strict=True)]
         self._tables, self._P = tables, sizes
         self.batch = max(sizes) * K
         self.images = sum(images)
@@ -106,24 +117,26 @@ class PKSampler:
         chosen = table[self._permutation(dataset, which)[position * p:(position + 1) * p]]
         return self._pick(chosen, step)
 
-    def dataset(self, step: int) -> int:
-        """Number of the dataset whose turn a step is."""
-        return turn(step, self._weights)[0]
-
     def _permutation(self, dataset: int, which: int) -> np.ndarray:
+        """The identities of a pass in their order. The n mod P left out go round: others in each pass, all as often."""
         held = self._passes.get(dataset)
         if held is None or held[0] != which:
-            order = generator(self._key[0], self._key[1], "identities", self._names[dataset], which)
-            held = which, order.permutation(len(self._tables[dataset]))
+            purpose = *self._key, "identities", self._names[dataset]
+            n = len(self._tables[dataset])
+            left_out = n % self._P[dataset]
+            going_round = generator(*purpose).permutation(n)
+            taken = going_round[(which * left_out + np.arange(left_out, n)) % n]
+            held = which, generator(*purpose, which).permutation(taken)
             self._passes[dataset] = held
         return held[1]
 
     def _pick(self, chosen: np.ndarray, step: int) -> np.ndarray:
         """K rows of each identity, its cameras in turn: first one image of each camera, then a second of each, …"""
-        first, count = chosen[:, 0], chosen[:, 1] - chosen[:, 0]
-        owner = np.repeat(np.arange(len(chosen)), count)
-        rows = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-        draw = generator(self._key[0], self._key[1], "images", step).random(len(rows))
+        rows = np.concatenate([np.arange(first, past) for first, past, _ in chosen.tolist()])
+        owner = np.repeat(np.arange(len(chosen)), chosen[:, 1] - chosen[:, 0])
+        person = self.view.column("role", rows) == PERSON
+        rows, owner, count = rows[person], owner[person], chosen[:, 2]
+        draw = generator(*self._key, "images", step).random(len(rows))
         camid = self.view.column("camid", rows)
         # Number the images of each (identity, camera) in random order, …
         order = np.lexsort((draw, camid, owner))
@@ -159,7 +172,7 @@ class ShuffledSampler:
         """Rows of the global batch, `(B,)` int64."""
         which, position = divmod(step, len(self.view) // self.batch)
         if self._held[0] != which:
-            salt = generator(self._key[0], self._key[1], "images", which).integers(2**64, dtype=np.uint64)
+            salt = generator(*self._key, "images", which).integers(2**64, dtype=np.uint64)
             self._held = which, np.argsort(scatter(self._content ^ salt), kind="stable")
         return self._held[1][position * self.batch:(position + 1) * self.batch]
 

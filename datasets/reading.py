@@ -17,7 +17,9 @@ class ViewReader:
 
     def __init__(self, view: View):
         self._view = view
-        self._readers = [ShardReader(index) for index in view.indexes]
+        # A process may often have only 1,024 files open, and reads for training and for scoring.
+        open_files = max(1, 256 // len(view.indexes))
+        self._readers = [ShardReader(index, open_files) for index in view.indexes]
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         """The encoded images of these rows, in order."""

@@ -10,7 +10,9 @@ import numpy as np
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.keyed import scatter
-from embae.datasets.records import Split
+from embae.datasets.records import ROLES, Split
+
+PERSON = ROLES.index("person")
 
 
 class View:
@@ -32,6 +34,8 @@ class View:
                 raise DataError(f"{index.root}: no images in {' or '.join(splits)}; wanted at least one.")
         self._pieces = [(number, rows) for number, rows in pieces if rows.stop > rows.start]
         self._starts = np.cumsum([0] + [rows.stop - rows.start for _, rows in self._pieces])
+        self._numbers = np.array([number for number, _ in self._pieces])
+        self._shifts = np.array([rows.start for _, rows in self._pieces]) - self._starts[:-1]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -44,15 +48,13 @@ class View:
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dataset number and row in its index, of each row: two `(N,)` arrays."""
         piece = np.searchsorted(self._starts, rows, side="right") - 1
-        numbers = np.array([number for number, _ in self._pieces])
-        firsts = np.array([local.start for _, local in self._pieces])
-        return numbers[piece], rows - self._starts[piece] + firsts[piece]
+        return self._numbers[piece], rows + self._shifts[piece]
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A column of the index (``pid``, ``camid``, …) at these rows, `(N,)`."""
         dataset, local = self.locate(rows)
         values = np.empty(len(rows), np.int64)
-        for number in np.unique(dataset):
+        for number in set(dataset.tolist()):
             at = dataset == number
             values[at] = getattr(self.indexes[number], name)[local[at]]
         return values
@@ -71,28 +73,37 @@ class View:
 
     @cached_property
     def identities(self) -> list[np.ndarray]:
-        """First row and row past the end of every identity: one `(identities, 2)` array a dataset.
+        """Every identity's first row, row past the end, and number of images with role person between them.
 
-        The images of one identity lie side by side in an index, those without one at the end of their split.
+        One `(identities, 3)` array a dataset, without the identities that have no such image. The images of one
+        identity lie side by side in an index, those without one at the end of their split; so an identity with images
+        in two of the view's splits counts twice.
         """
-        tables: list[list[np.ndarray]] = [[np.empty((0, 2), np.int64)] for _ in self.indexes]
+        tables: list[list[np.ndarray]] = [[np.empty((0, 3), np.int64)] for _ in self.indexes]
         for start, (number, rows) in zip(self._starts, self._pieces, strict=False):
             index = self.indexes[number]
-            known = int(np.count_nonzero(index.labelled[rows]))
-            pid = index.pid[rows.start:rows.start + known]
-            bounds = np.concatenate([[0], np.flatnonzero(pid[1:] != pid[:-1]) + 1, [known]]) if known else np.zeros(1, int)
-            tables[number].append(start + np.stack([bounds[:-1], bounds[1:]], 1))
+            known = slice(rows.start, rows.start + int(np.count_nonzero(index.labelled[rows])))
+            if known.stop > known.start:
+                pid = index.pid[known]
+                first = np.concatenate([[0], np.flatnonzero(pid[1:] != pid[:-1]) + 1])
+                past = np.append(first[1:], len(pid))
+                persons = np.add.reduceat(index.role[known] == PERSON, first, dtype=np.int64)
+                tables[number].append(np.stack([start + first, start + past, persons], 1)[persons > 0])
         return [np.concatenate(table) for table in tables]
 
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        return np.concatenate([table[:, 0] for table in self.identities])
+
     def identity(self, rows: np.ndarray) -> np.ndarray:
-        """Number of the identity of each row, unique over all datasets, `(N,)`; the rows must be labelled."""
-        first = np.concatenate([table[:, 0] for table in self.identities])
-        return np.searchsorted(first, rows, side="right") - 1
+        """Number of the identity of each row, `(N,)`, unique over all datasets; the rows must be of `identities`."""
+        return np.searchsorted(self._first_rows, rows, side="right") - 1
 
     def fingerprints(self) -> np.ndarray:
-        """A number an image that depends on its bytes and camera alone, `(N,)` uint64.
+        """A number for each image that depends on its bytes and camera alone, `(N,)` uint64.
 
-        What is ordered by it does not depend on labels, nor on the order in which images were sharded.
+        What is ordered by it does not depend on labels, nor on the order in which images were sharded: where two
+        numbers are equal, so are the images.
         """
         parts = []
         for number, rows in self._pieces:

@@ -1,7 +1,7 @@
 """The loader for systems that DALI has no wheel for: the webdataset library decodes, torchvision augments.
 
-Same plan, same draws, same interface as `dali.py`; pixels agree to within two of 255 grey levels but for rounding
-in the JPEG decoder.
+Same plan, same draws, same interface as `dali.py`. Of 255 grey levels, pixels differ by one at most after a resize and
+by two more after a change of colours; by nothing where neither is done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch

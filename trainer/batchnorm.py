@@ -25,10 +25,12 @@ def use_global_batch_norm(module: nn.Module, *, sync: bool) -> None:
         sync: False keeps each rank's statistics its own.
 
     Raises:
-        TypeError: A batch norm of a class that is not known here.
+        TypeError: A batch norm of a class that is not known here, or without weights or running averages.
     """
     for child in module.modules():
         if isinstance(child, _BatchNorm):
+            if child.weight is None or child.running_mean is None or child.momentum is None:
+                raise TypeError(f"{type(child).__name__}: wanted one with weights, running statistics and a momentum")
             # Parameters and buffers stay where they are, only `forward` differs; a new module would have to copy hooks,
             # timm's activation and every flag.
             if type(child) in _GLOBAL:
@@ -50,7 +52,8 @@ class _Global:
         together = self.sync and dist.is_initialized() and dist.get_world_size() > 1
         if not together and x.numel() // x.shape[1] > 1:
             self.num_batches_tracked.add_(1)
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum,
+                                self.eps)
         return _GlobalBatchNorm.apply(x, self.weight, self.bias, self.running_mean, self.running_var,
                                       self.num_batches_tracked, self.momentum, self.eps, together)
 
@@ -102,12 +105,12 @@ class _GlobalBatchNorm(torch.autograd.Function):
         enough = n > 1
         # A single value has no variance: it passes on the running statistics and leaves them alone. Decided on the
         # device, since asking for a number would make a GPU wait.
-        step = torch.where(enough, momentum, 0.0)
+        step = momentum * enough.to(running_mean)
         unbiased = var * (n / (n - 1).clamp(min=1))
         mean = torch.where(enough, mean, running_mean)
         var = torch.where(enough, var, running_var)
-        running_mean.lerp_(mean.to(running_mean), step.to(running_mean))
-        running_var.lerp_(torch.where(enough, unbiased, running_var).to(running_var), step.to(running_var))
+        running_mean.lerp_(mean.to(running_mean), step)
+        running_var.lerp_(torch.where(enough, unbiased, running_var).to(running_var), step)
         tracked.add_(enough)
         ctx.save_for_backward(x, weight, mean, var, n)
         ctx.eps, ctx.together = eps, together
@@ -118,9 +121,10 @@ class _GlobalBatchNorm(torch.autograd.Function):
         x, weight, mean, var, n = ctx.saved_tensors
         (grad,) = grads
         if x.numel():
-            layout = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+            last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
             grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                grad.contiguous(memory_format=layout), x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
+                grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
         else:
             grad_x, grad_weight, grad_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
         # So far the statistics were constants. Through them, each x also moves by the means, over all rows, of

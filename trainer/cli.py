@@ -1,7 +1,7 @@
 """The command line.
 
-Exit codes: 0 done; 1 the run failed; 2 bad input, nothing started. Errors are sentences on stderr; a traceback is for
-our own bugs, or shown with ``--debug``. What needs torch is imported by the commands that train.
+Exit codes: 0 done; 1 the run failed or was interrupted; 2 bad input, nothing started. Errors are sentences on stderr; a
+traceback is for our own bugs, or shown with ``--debug``. What needs torch is imported by the commands that train.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from embae.datasets.errors import DataError
-from embae.trainer.errors import ExportError, RecipeError
-from embae.trainer.schema import TTA
+from embae.trainer.errors import ExportError, RecipeError, RunError
+from embae.trainer.schema import TTA, Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Person re-identification embeddings that move to a new camera network without labels.")
@@ -26,6 +27,8 @@ recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with
 app.add_typer(recipes_app, name="recipes")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help=(
+    "Keys of the recipe to set, such as data.root=/data/shards."))]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -39,7 +42,7 @@ def shard(
     name: Annotated[str | None, typer.Option(help="The dataset's name; by default the source's.")] = None,
     size: Annotated[str | None, typer.Option(help="Store images at HEIGHTxWIDTH, such as 288x144.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, images that cannot be decoded.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, what cannot be decoded.")] = False,
     debug: Debug = False,
 ) -> None:
     """Turn a folder of images into WebDataset shards with an index.
@@ -51,7 +54,8 @@ def shard(
     chosen = dict(_pair(option) for option in options or [])
     records = read(source, root, chosen)
     about = {"reader": source, "root": str(root.resolve()) if root else None, "options": chosen}
-    index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers, skip_bad=skip_bad)
+    index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers,
+                         skip_bad=skip_bad)
     print(f"{index.root}: {len(index):,} images in {len(index.shards)} shards")
 
 
@@ -84,7 +88,8 @@ def inspect(
         contact_sheet(index, sheet)
         print(f"contact sheet: {sheet}", file=sys.stderr)
     if problems:
-        raise DataError(f"{shards}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems))
+        count = f"{len(problems)} problems" if len(problems) > 1 else "one problem"
+        raise DataError("\n  ".join([f"{shards}: {count}", *problems]))
     if verify and not as_json:
         print(f"verified: all {len(index):,} images are as they were written")
 
@@ -107,7 +112,7 @@ def recipes_show(recipe: str) -> None:
 @recipes_app.command("check")
 def recipes_check(
     recipe: str,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Overrides = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
 ) -> None:
     """Check a recipe; its data is looked at by embae train before anything starts.
@@ -122,9 +127,9 @@ def recipes_check(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as data.root=/data/shards.")] = None,
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine; by default one a GPU, or one.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -132,55 +137,53 @@ def train(
 
     Example: embae train embae-cam data.root=/data/shards --nproc 8
     """
-    from embae.trainer.preflight import check, draw_synthetic
+    from embae.trainer.launch import launch
     from embae.trainer.recipe import load
-    from embae.trainer.runfolder import check_same
     found = load(recipe, overrides or [])
     run = out or Path("runs") / found.name
-    if stage:
-        if stage not in found.run:
-            raise RecipeError(f"--stage {stage}: run lists {', '.join(found.run)}")
-    worker = "RANK" in os.environ
-    if worker:
+    if stage and stage not in found.run:
+        raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
+    if "RANK" in os.environ:
         _work(found, run, stage)
         return
-    print(f"run folder: {run}", flush=True)
-    ranks = nproc or _gpus() or 1
-    check_same(run, found)
-    draw_synthetic(found)
-    check(found, ranks)
-    from embae.trainer.launch import launch
-    arguments = [recipe, *(overrides or []), "--out", str(run), *(["--stage", stage] if stage else []), *(["--debug"] if debug else [])]
+    gpus = _gpus()
+    ranks = nproc or gpus or 1
+    if gpus and ranks > gpus:
+        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
+    _prepare(found, run, ranks)
+    arguments = [recipe, *(overrides or []), "--out", str(run)]
+    arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
     if code := launch(arguments, ranks):
         raise typer.Exit(code)
 
 
-def _work(recipe: Any, run: Path, stage: str | None) -> None:
+def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
+    """What one process does before any rank starts: all that can go wrong early does so here."""
+    from embae.trainer.preflight import check, check_inits, draw_synthetic
+    from embae.trainer.runfolder import check_same
+    print(f"run folder: {run}", flush=True)
+    check_same(run, recipe)
+    check_inits(recipe)
+    draw_synthetic(recipe)
+    check(recipe, ranks)
+
+
+def _work(recipe: Recipe, run: Path, stage: str | None) -> None:
     """One rank of a run, started by our launcher, torchrun or srun."""
-    from embae.trainer.preflight import check, draw_synthetic
-    ours = "EMBAE_STORE" in os.environ  # then the launcher has looked at the data
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if not ours and rank == 0:
-        print(f"run folder: {run}", flush=True)
-        draw_synthetic(recipe)
+    if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
+        _prepare(recipe, run, int(os.environ["WORLD_SIZE"]))  # meanwhile the other ranks wait for this one to join
     from embae.trainer.distributed import join, leave
     world = join()
-    try:
-        if not ours:
-            import torch.distributed as dist
-            dist.barrier()  # until the data is drawn
-            check(recipe, ranks)
-        from embae.trainer.training import train as run_stages
-        run_stages(recipe, run, world, last=stage)
-    finally:
-        leave()
+    from embae.trainer.training import train as run_stages
+    run_stages(recipe, run, world, last=stage)
+    leave()
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
-    dataset: Annotated[str | None, typer.Option(help="A dataset's name below data.root, or the folder of its shards; by default "
-                                                     "the target.")] = None,
+    dataset: Annotated[str | None, typer.Option(
+        help="A dataset's name below data.root, or the folder of its shards; by default the target.")] = None,
     tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the scores here as JSON.")] = None,
     debug: Debug = False,
@@ -217,18 +220,38 @@ def _gpus() -> int:
     return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
 
 
+def _interrupted(*_: object) -> None:
+    if os.environ["RANK"] == "0":
+        print("\nembae: interrupted; the same command goes on with this stage", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def _run(application: typer.Typer) -> None:
-    """Runs a command; what it raises becomes a sentence and an exit code. Usage errors are typer's own (exit code 2)."""
+    """Runs a command; what it raises becomes a sentence and an exit code. Usage errors are typer's own (code 2)."""
+    worker = "RANK" in os.environ
+    if worker:
+        # Ctrl-C reaches every rank; a rank ends at once, since the others of an exchange may have ended before it.
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         application()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if code == 130:  # typer's for Ctrl-C
+            print("\nembae: interrupted", file=sys.stderr, flush=True)
+            code = 1
+        if worker and code:
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
     except Exception as error:
         ours = isinstance(error, (DataError, RecipeError, ExportError))
-        foreseen = ours or isinstance(error, (FloatingPointError, OSError, MemoryError))
+        foreseen = ours or isinstance(error, (RunError, FloatingPointError, OSError, MemoryError))
         if not foreseen or "--debug" in sys.argv:
             traceback.print_exc()
         print(f"embae: {error or type(error).__name__}" if foreseen else
               "embae: this is a bug of embae's; please report it with the lines above", file=sys.stderr, flush=True)
-        # Not sys.exit: other ranks may be waiting for this one in an exchange that the interpreter's end would wait for.
+        sys.stdout.flush()
+        # Not sys.exit: other ranks may wait for this one in an exchange that the interpreter's end would wait for.
         os._exit(2 if ours else 1)
 
 

@@ -40,6 +40,7 @@ def join(timeout_s: float = 600) -> World:
     _die_with_parent()
     rank, size, local = (int(os.environ.get(key, default)) for key, default in
                          (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    os.environ.setdefault("LOCAL_RANK", str(local))  # DeepSpeed looks for it
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
@@ -49,8 +50,8 @@ def join(timeout_s: float = 600) -> World:
         method: dict[str, Any] = {"init_method": f"file://{store}"} if store else {}
         if size == 1 and not store:
             method = {"store": dist.HashStore()}
-        dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s),
-                                device_id=device if gpu else None, **method)
+        dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size,
+                                timeout=timedelta(seconds=timeout_s), device_id=device if gpu else None, **method)
     return World(rank, local, size, device)
 
 
@@ -65,6 +66,9 @@ def _die_with_parent() -> None:
     if "LOCAL_RANK" in os.environ and os.uname().sysname == "Linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # The launcher may be gone already: importing torch takes a worker seconds.
+        if os.environ.get("EMBAE_LAUNCHER", str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Gather(torch.autograd.Function):

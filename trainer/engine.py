@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,19 +16,24 @@ import torch
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
-import deepspeed  # noqa: E402
-from deepspeed.ops import __compatible_ops__  # noqa: E402
+import deepspeed
+from deepspeed.ops import __compatible_ops__
 
-from embae.datasets.batch import Batch  # noqa: E402
-from embae.trainer.distributed import World  # noqa: E402
-from embae.trainer.objective import Objective  # noqa: E402
-from embae.trainer.schema import Optimizer, Stage  # noqa: E402
+from embae.datasets.batch import Batch
+from embae.trainer.distributed import World
+from embae.trainer.objective import Objective
+from embae.trainer.stage_schema import Optimizer, Stage
 
 # On CPU, DeepSpeed would compile an exchange through shared memory for minutes; gloo does without.
 __compatible_ops__["deepspeed_shm_comm"] = False
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+_log = logging.getLogger("DeepSpeed")
+_log.setLevel(logging.WARNING)
+# Said of every torch optimizer but Adam, whatever a user did; ours are tested at every ZeRO stage.
+_log.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+for _handler in _log.handlers:  # standard output is the run's own
+    if isinstance(_handler, logging.StreamHandler):
+        _handler.setStream(sys.stderr)
 
 
 class Engine:
@@ -41,7 +47,7 @@ class Engine:
     """
 
     def __init__(self, objective: Objective, stage: Stage, world: World, *, largest: int):
-        self._stage, self._held = stage, []  # type: ignore[var-annotated]
+        self._stage, self._held = stage, list[Batch]()
         trained = [p for p in objective.parameters() if p.requires_grad]
         optimizer = build_optimizer(stage.optimizer, trained)
         optimizer.register_step_pre_hook(self._leave_absent_heads)

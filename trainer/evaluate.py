@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Work
+from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName
 from embae.datasets.plan import SequentialSampler, share
@@ -22,8 +23,9 @@ from embae.datasets.view import View
 from embae.trainer.distributed import World, gather_rows
 from embae.trainer.features import extract
 from embae.trainer.parts import EmbAE
+from embae.trainer.ranking import rank_embeddings
 from embae.trainer.schema import TTA
-from embae.trainer.scores import Labels, interval, rank_embeddings
+from embae.trainer.scores import Labels, interval
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def views(images: Tensor, spec: ImageSpec, tta: TTA) -> Iterator[Tensor]:
     Args:
         images: At the size of `read_size`.
         spec: What the model takes.
-        tta: ``none``; ``flip``, the image and its mirror image; ``ten-crop``, the centre and the four corners of the image
-            at 9/8 of the input size, each with its mirror image.
+        tta: ``none``; ``flip``, the image and its mirror image; ``ten-crop``, the centre and the four corners of the
+            image at 9/8 of the input size, each with its mirror image.
     """
     height, width = spec.size
     down, right = images.shape[2] - height, images.shape[3] - width
@@ -72,7 +74,7 @@ def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, rea
     """
     rows = share(len(view), world.rank, world.world_size)
     work = Work(SequentialSampler(view, batch=1, rows=rows), spec, Augment(), seed=0, stage="", start=0, stop=0)
-    width = model.embedding[-1].out_features
+    width: int = model.embedding[-1].out_features  # type: ignore[assignment]
     own = torch.empty(rows.stop - rows.start, width, device=world.device)
     with torch.inference_mode():
         for batch in extract(view, rows, work, world, loader=reading.loader, threads=reading.threads,
@@ -117,21 +119,24 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         reading: How images are read.
 
     Raises:
-        DataError: The dataset has no query or no gallery.
-        ValueError: No query has a match, or an embedding is not finite.
+        DataError: The dataset has no query or no gallery, or no query has a match.
+        FloatingPointError: An embedding is not finite.
     """
     views = View([index], "query"), View([index], "gallery")
     found = [embed(model, view, spec, tta, world, reading) for view in views]
+    for view, embeddings in zip(views, found, strict=True):
+        broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
+        if len(broken):
+            raise FloatingPointError(f"{index.name}: embeddings of {len(broken)} of {len(view)} images are not finite; "
+                                     "try a smaller optimizer.lr, or clip: 1.0")
     known = [labels(view) for view in views]
     ranked = rank_embeddings(found[0], found[1], known[0], known[1])
     values = ranked.values()
+    if np.isnan(values["mAP"]).all():
+        raise DataError(f"{index.root}: none of {len(found[0])} queries has an image of its identity on another camera "
+                        "of the gallery, so there is nothing to score; look at pids and camids with embae inspect")
     intervals = {name: interval(values[name], known[0]) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
     return Evaluation({**ranked.scores().to_dict(), "interval": intervals}, found[0], found[1])
-
-
-def can_score(index: Index) -> bool:
-    """Whether a dataset has labelled queries and a gallery."""
-    return index.count("gallery") > 0 and bool(index.labelled[index.rows("query")].any())
 
 
 def write_embeddings(path: Path, found: Evaluation) -> None:

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embae.datasets.augment import ImageSpec
-from embae.trainer.errors import ExportError
+from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.parts import EmbAE, Head
-from embae.trainer.schema import PARTS, Model, PartName
+from embae.trainer.schema import Model
+from embae.trainer.stage_schema import PARTS, PartName, Use
 
 FORMAT = 1
 WEIGHTS, META = "model.safetensors", "model.json"
@@ -59,7 +60,8 @@ class Export:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ExportError(f"{path}: not an export, {META} is missing; wanted the folder <run>/<stage>/export") from None
+            raise ExportError(f"{path}: not an export, {META} is missing; wanted the folder <run>/<stage>/export") \
+                from None
         except (OSError, ValueError, RecursionError) as error:
             raise ExportError(f"{file}: cannot be read ({error}); take the export from its run again") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -67,10 +69,13 @@ class Export:
                               f"wanted {FORMAT}; it was written by another version of embae")
         try:
             parts = [part for part in PARTS if part in found["parts"]]
-            spec = ImageSpec(*found["image"], tuple(found["mean"]), tuple(found["std"]))
-            return cls(path, Model.model_validate(found["model"]), parts, spec, [tuple(head) for head in found["heads"]])
+            (height, width), mean, std = found["image"], tuple(found["mean"]), tuple(found["std"])
+            spec = ImageSpec(height, width, mean, std)
+            heads = [tuple(head) for head in found["heads"]]
+            return cls(path, Model.model_validate(found["model"]), parts, spec, heads)
         except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{file}: not the description of a model ({error}); take the export from its run again") from error
+            raise ExportError(f"{file}: not the description of a model ({error}); "
+                              "take the export from its run again") from error
 
     def state(self) -> dict[str, Tensor]:
         """The weights, by the model's names.
@@ -81,8 +86,16 @@ class Export:
         return read_weights(self.path / WEIGHTS)
 
     def restore(self) -> EmbAE:
-        """The model, every part frozen and in eval mode."""
-        model = EmbAE(self.model, self.heads, {part: "frozen" if part in self.parts else "absent" for part in PARTS})
+        """The model, every part frozen and in eval mode.
+
+        Raises:
+            ExportError: The weights are missing or damaged, or timm does not know the backbone.
+        """
+        uses: dict[PartName, Use] = {part: "frozen" if part in self.parts else "absent" for part in PARTS}
+        try:
+            model = EmbAE(self.model, self.heads, uses)
+        except RecipeError as error:
+            raise ExportError(f"{self.path / META}: {error}") from error
         load_into(model, self.state(), str(self.path / WEIGHTS))
         return model.eval()
 
@@ -103,10 +116,18 @@ def write(folder: Path, state: dict[str, Tensor], *, model: Model, spec: ImageSp
     }
     (partial / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     for file in partial.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(file)
     partial.rename(whole)
-    (folder / "done").write_text(f"{steps} steps\n", encoding="utf-8")
+    mark = folder / "done.partial"
+    mark.write_text(f"{steps} steps\n", encoding="utf-8")
+    _sync(mark)
+    mark.replace(folder / "done")
+
+
+def _sync(file: Path) -> None:
+    """After a power cut, what was renamed must not be empty."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -133,7 +154,8 @@ def load_into(module: Any, state: dict[str, Tensor], origin: str) -> None:
     found = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [f"lacks {key}" for key in wanted if key not in found]
     wrong += [f"has {key}, which the model lacks" for key in found if key not in wanted]
-    wrong += [f"{key} is {found[key]}, the model's {wanted[key]}" for key in wanted if found.get(key, wanted[key]) != wanted[key]]
+    wrong += [f"{key} is {found[key]}, the model's {shape}" for key, shape in wanted.items()
+              if found.get(key, shape) != shape]
     if wrong:
         raise ExportError(f"{origin}: {'; '.join(wrong[:5])}{f'; and {len(wrong) - 5} more' * (len(wrong) > 5)}")
     module.load_state_dict(state)

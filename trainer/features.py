@@ -22,7 +22,7 @@ from embae.datasets.batch import Batch, Work
 from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.plan import SequentialSampler, share
 from embae.datasets.view import View
-from embae.trainer.distributed import World
+from embae.trainer.distributed import World, broadcast_object
 
 EXTRACT = 128  # images at a time
 
@@ -62,13 +62,15 @@ def cached_features(backbone: nn.Module, view: View, work: Work, world: World, *
     Returns:
         `(images, 2, width)` float32, memory-mapped; index 1 is the mirror image.
     """
-    key = hashlib.sha256(json.dumps([work.spec.size, work.spec.mean, work.spec.std, bf16, loader, world.device.type]).encode())
+    through = [work.spec.size, work.spec.mean, work.spec.std, bf16, loader, world.device.type]
+    key = hashlib.sha256(json.dumps(through).encode())
     key.update(view.fingerprints().tobytes())
     for name, value in sorted(backbone.state_dict().items()):
         key.update(name.encode())
         key.update(value.detach().cpu().numpy().tobytes())
     path = folder / f"features-{key.hexdigest()[:16]}.npy"
-    if not path.exists():
+    # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
+    if not broadcast_object(path.exists()):
         partial = path.with_suffix(".partial")
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from embae.datasets.keyed import generator
-from embae.trainer.errors import ExportError
+from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
 from embae.trainer.parts import EmbAE, Head, build_backbone, head_labels
-from embae.trainer.schema import Model, Stage
+from embae.trainer.schema import Model
+from embae.trainer.stage_schema import Stage
 
 
 def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
@@ -33,7 +35,8 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
     """
     key = f"stages.{name}.init"
-    export = _export(stage.init, run)
+    with _named(key):
+        export = _export(stage.init, run)
     heads: list[Head] = []
     if stage.parts["nuisance"] != "absent":
         heads = head_labels(keys.nuisance.per, cameras)
@@ -45,24 +48,33 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
             heads = export.heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
-        model = EmbAE(keys, heads, stage.parts, running=[part for part, mode in stage.batch_norm.items() if mode == "running"])
+        running = [part for part, mode in stage.batch_norm.items() if mode == "running"]
+        model = EmbAE(keys, heads, stage.parts, running=running)
     for part in stage.reinit if export else []:
         if part not in export.parts:
-            raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; leave it out")
-    try:
+            raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
+                              "leave it out")
+    with _named(key):
         if export:
             state = export.state()
             for part, module in model.parts().items():
                 if part in export.parts and part not in stage.reinit:
-                    load_into(module, {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")},
-                              f"{stage.init}, part {part}")
+                    own = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
+                    load_into(module, own, f"{stage.init}, part {part}")
         elif stage.init == "hub":
             model.backbone.load_state_dict(_from_hub(keys.backbone).state_dict())
         elif stage.init != "random":
             load_into(model.backbone, _backbone_file(Path(stage.init)), stage.init)
+    return model
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Puts the recipe's key before what is wrong with its value."""
+    try:
+        yield
     except ExportError as error:
         raise ExportError(f"{key}: {error}") from error
-    return model
 
 
 def _export(init: str, run: Path) -> Export | None:
@@ -82,8 +94,11 @@ def _backbone_file(path: Path) -> dict[str, torch.Tensor]:
         return read_weights(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ExportError(f"{path}: no such file") from None
     except Exception as error:  # whatever the unpickler meets in a stranger's file
-        raise ExportError(f"{path}: cannot be read as weights alone ({type(error).__name__}); convert it to .safetensors") from error
+        raise ExportError(f"{path}: cannot be read as weights alone ({type(error).__name__}); "
+                          "convert it to .safetensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ExportError(f"{path}: holds more than named tensors; save the backbone's state dict alone")
     return state
@@ -92,8 +107,9 @@ def _backbone_file(path: Path) -> dict[str, torch.Tensor]:
 def _from_hub(backbone: str) -> torch.nn.Module:
     try:
         return build_backbone(backbone, pretrained=True)
-    except ValueError:
+    except RecipeError:
         raise
     except Exception as error:  # the hub's client raises what its transport raises
-        raise ExportError(f"the hub's weights of {backbone} could not be fetched ({type(error).__name__}). Where there is no "
-                          "internet, put init: PATH to a .safetensors file with timm's names, or init: random.") from error
+        raise ExportError(f"the hub's weights of {backbone} could not be fetched ({type(error).__name__}). "
+                          "Where there is no internet, put init: PATH to a .safetensors file with timm's names, "
+                          "or init: random.") from error

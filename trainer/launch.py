@@ -18,16 +18,19 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     They meet through a file, so no port has to be free. When one fails, the others are ended; signals are passed on.
 
     Returns:
-        The exit code of the first rank that failed, 1 where a signal ended it, or 0.
+        0, or the exit code of the rank that failed; 1 where a signal ended it.
     """
     with tempfile.TemporaryDirectory(prefix="embae-") as folder:
-        common = {**os.environ, "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "EMBAE_STORE": str(Path(folder) / "store")}
-        # glibc gives large blocks back to the kernel at once and faults them in anew at the next step: measured, a fifth
-        # of a MobileNetV2 step's time on CPU.
+        common = {**os.environ, "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc),
+                  "EMBAE_STORE": str(Path(folder) / "store")}
+        # glibc gives large blocks back to the kernel at once and faults them in anew at the next step: measured, a
+        # fifth of a MobileNetV2 step's time on CPU.
         common |= {key: common.get(key, str(2**32 - 1)) for key in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
+        common["EMBAE_LAUNCHER"] = str(os.getpid())  # a worker that starts after this process died will know
         common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-        workers = [subprocess.Popen([sys.executable, "-m", "embae.trainer", *arguments],
-                                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)]
+        command = [sys.executable, "-m", "embae.trainer", *arguments]
+        workers = [subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                   for rank in range(nproc)]
 
         def pass_on(number: int, _: object) -> None:
             for worker in workers:
@@ -49,8 +52,9 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [worker.poll() for worker in workers]
         failed = [code for code in codes if code]
         if failed:
-            # The rank that met the error says so in a moment; the ones that waited for it fail for that reason.
-            return failed[0] if failed[0] > 0 else 1
+            # Ranks that waited for one that failed may have failed by now for that reason, with 1: the reason itself is
+            # the code that says more.
+            return max(*failed, 1)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)

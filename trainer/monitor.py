@@ -83,7 +83,8 @@ class Clock:
         took = max(now - self._last, 1e-9)
         rates = {
             "images_per_s": self._images / took, "waiting_percent": 100 * self.waited / took,
-            "memory_gib": memory_gib(), "seconds_left": (now - self._begin) / (step - self._start) * (self._stop - step),
+            "memory_gib": memory_gib(),
+            "seconds_left": (now - self._begin) / (step - self._start) * (self._stop - step),
         }
         self._last, self._images, self.waited = now, 0, 0.0
         return rates

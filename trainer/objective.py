@@ -14,7 +14,7 @@ from embae.datasets.batch import Batch
 from embae.trainer import losses
 from embae.trainer.distributed import gather_rows
 from embae.trainer.parts import EmbAE, head_numbers
-from embae.trainer.schema import Loss
+from embae.trainer.stage_schema import Loss
 
 
 class Objective(nn.Module):
@@ -54,7 +54,7 @@ class Objective(nn.Module):
             identity = torch.from_numpy(batch.view.identity(batch.plan)).to(z.device)
             with torch.autocast(z.device.type, enabled=False):
                 everyone = gather_rows(z if z.dtype == torch.float64 else z.float(), len(batch.plan))
-                loss, seen = losses.batch_hard(everyone, identity, term.margin)
+                loss, seen = losses.MINING[term.mining](everyone, identity, term.margin)
             total = total + term.weight * world * loss
             report |= {"triplet": loss.detach(), **seen}
         if term_r := self._loss.reconstruction:

@@ -14,7 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from embae.trainer.schema import PARTS, Model, PartName, Use
+from embae.trainer.errors import RecipeError
+from embae.trainer.schema import Model
+from embae.trainer.stage_schema import PARTS, PartName, Use
 
 Head = tuple[str, int] | tuple[str] | tuple[()]
 """Whom a nuisance head serves: (dataset, camid), (dataset,) or everyone."""
@@ -110,7 +112,7 @@ def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
     """A timm model without its classifier: `(B, 3, H, W)` to pooled features.
 
     Raises:
-        ValueError: timm has no such model.
+        RecipeError: timm has no such model.
     """
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -118,7 +120,8 @@ def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
         if "Unknown model" not in str(error):
             raise
         close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        raise ValueError(f"model.backbone: timm has no model {name!r}" + (f"; near: {', '.join(close)}" if close else "")) from None
+        near = f"; near: {', '.join(close)}" if close else ""
+        raise RecipeError(f"model.backbone: timm has no model {name!r}{near}") from None
 
 
 @torch.no_grad()

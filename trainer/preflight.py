@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embae.datasets.errors import DataError
@@ -11,17 +12,18 @@ from embae.datasets.progress import progress
 from embae.datasets.records import Split
 from embae.datasets.view import View
 from embae.trainer.errors import ExportError
-from embae.trainer.schema import Recipe, Stage
+from embae.trainer.schema import Recipe
+from embae.trainer.stage_schema import Stage
 
 
 def draw_synthetic(recipe: Recipe) -> None:
-    """Draws and shards the recipe's synthetic datasets that are not there yet.
+    """Draws and shards the synthetic datasets that the recipe reads and that are not there yet.
 
     Raises:
         DataError: An option that the generator does not take.
     """
     for name, options in recipe.data.synthetic.items():
-        if not (recipe.data.root / name / CARD).exists():
+        if name in (*recipe.data.sources, recipe.data.target) and not (recipe.data.root / name / CARD).exists():
             from embae.datasets.readers import read
             from embae.datasets.sharding import write_shards
             records = read("synthetic", Path(), {key: str(value) for key, value in options.items()})
@@ -36,46 +38,106 @@ def open_stage(recipe: Recipe, name: str) -> PKSampler | ShuffledSampler:
         DataError: A dataset is missing or damaged, or has too few images for the batch.
     """
     stage = recipe.stages[name]
-    view = View([Index.open(recipe.data.root / dataset) for dataset in _datasets(recipe, stage)], "train")
+    view = View([_open(recipe, dataset) for dataset in _datasets(recipe, stage)], "train")
     data = stage.data
     if data.batch is not None:
         return ShuffledSampler(view, batch=data.batch, seed=recipe.seed, stage=name)
     assert data.P is not None and data.K is not None  # the schema's promise
     for key, mapping in (("P", data.P), ("weights", data.weights)):
         if isinstance(mapping, dict) and set(mapping) != set(view.names):
-            raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; wanted each of {', '.join(view.names)}")
+            raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
+                            f"wanted each of {', '.join(view.names)}")
     return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=data.weights, mix=data.mix)
+
+
+def check_inits(recipe: Recipe) -> None:
+    """Checks that what the stages start from exists.
+
+    Raises:
+        ExportError: Naming the key.
+    """
+    for name in recipe.run:
+        init, path = recipe.stages[name].init, Path(recipe.stages[name].init)
+        if init in ("hub", "random", *recipe.run) or path.is_file():
+            continue
+        wanted = ("wanted hub, random, a weights file (.safetensors, .pth), the folder <run>/<stage> of another run, "
+                  f"or an earlier stage ({', '.join(recipe.run)})")
+        if not path.is_dir():
+            raise ExportError(f"stages.{name}.init: {init} does not exist; {wanted}")
+        if not any((path / below / "model.json").is_file() for below in (".", "export")):
+            raise ExportError(f"stages.{name}.init: the folder {init} holds no export; {wanted}")
 
 
 def check(recipe: Recipe, world_size: int) -> None:
     """Opens every stage's data, and the target's.
 
     Raises:
-        DataError: Naming the stage or dataset and what is wrong.
+        DataError: Naming the stages or datasets and what is wrong.
         ExportError: What a stage's ``init`` points at does not exist.
     """
+    check_inits(recipe)
+    wrong: list[str] = []
+    heads: dict[str, set[tuple[str, int]]] = {}
     for name in recipe.run:
-        stage = recipe.stages[name]
-        sampler = open_stage(recipe, name)
-        _check_init(stage, name, recipe.run)
-        parts = world_size * stage.accumulate
-        if sampler.batch < parts:
-            raise DataError(f"stages.{name}: a global batch of {sampler.batch} images cannot be shared by {world_size} ranks × "
-                            f"{stage.accumulate} parts; set a larger batch, or start fewer ranks")
+        try:
+            sampler = open_stage(recipe, name)
+        except DataError as error:
+            wrong.append(str(error))
+            continue
+        wrong += _too_small(recipe.stages[name], name, sampler.batch, world_size)
+        wrong += _without_head(recipe, name, sampler.view.cameras(), heads)
     if recipe.evaluate:
-        target = Index.open(recipe.data.root / recipe.data.target)
-        splits: tuple[Split, ...] = ("query", "gallery")
-        if any(target.count(split) for split in splits):
-            for split in splits:
-                View([target], split)
+        try:
+            target = _open(recipe, recipe.data.target)
+            splits: tuple[Split, ...] = ("query", "gallery")
+            if any(target.count(split) for split in splits):
+                for split in splits:
+                    View([target], split)
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share datasets, and so their mistakes
+
+
+def can_score(index: Index) -> bool:
+    """Whether a dataset has labelled queries and a gallery."""
+    return index.count("gallery") > 0 and bool(index.labelled[index.rows("query")].any())
+
+
+def _too_small(stage: Stage, name: str, batch: int, world_size: int) -> Iterator[str]:
+    if isinstance(stage.data.P, dict) and stage.data.K:
+        batch = min(stage.data.P.values()) * stage.data.K
+    if batch < world_size * stage.accumulate:
+        among = f"{world_size} rank{'s' * (world_size > 1)}"
+        among += f" × {stage.accumulate} parts" if stage.accumulate > 1 else ""
+        yield (f"stages.{name}.data: a global batch of {batch} images cannot be shared by {among}; set a larger batch, "
+               "or start fewer ranks with --nproc")
+
+
+def _without_head(recipe: Recipe, name: str, cameras: Sequence[tuple[str, int]],
+                  heads: dict[str, set[tuple[str, int]]]) -> Iterator[str]:
+    """A stage whose images no nuisance head of its ``init`` serves; adds the stage's own to `heads`."""
+    stage, per = recipe.stages[name], recipe.model.nuisance.per
+    if stage.parts["nuisance"] == "absent" or per == "shared":
+        return
+    needs = {(dataset, camid if per == "camera" else 0) for dataset, camid in cameras}
+    has = heads.get(stage.init) if "nuisance" not in stage.reinit else None
+    heads[name] = needs if has is None else has
+    missing = sorted(needs - heads[name])
+    heads[name] = heads[name] | needs  # told once, not again for the stages that follow
+    if missing:
+        said = [f"camera {camid} of {dataset}" if per == "camera" else dataset for dataset, camid in missing]
+        some = ", ".join(said[:5]) + ", …" * (len(said) > 5)
+        yield (f"stages.{name}.init: {stage.init} has no nuisance head for {some}; let the heads start afresh with "
+               "reinit: [nuisance]")
+
+
+def _open(recipe: Recipe, dataset: str) -> Index:
+    try:
+        return Index.open(recipe.data.root / dataset)
+    except DataError as error:
+        raise DataError(f"{error} (data.root is {recipe.data.root})") from error
 
 
 def _datasets(recipe: Recipe, stage: Stage) -> list[str]:
     return recipe.data.sources if stage.data.from_ == "sources" else [recipe.data.target]
-
-
-def _check_init(stage: Stage, name: str, run: list[str]) -> None:
-    path = Path(stage.init)
-    if stage.init not in ("hub", "random", *run) and not path.exists():
-        raise ExportError(f"stages.{name}.init: {path} does not exist; wanted hub, random, a weights file (.safetensors, .pth), "
-                          f"an export's folder, or an earlier stage ({', '.join(run)})")

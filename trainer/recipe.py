@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from yaml.constructor import ConstructorError
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.schema import Recipe, Stage
+from embae.trainer.mistakes import did_you_mean, fields, sentences, short
+from embae.trainer.schema import Recipe
+from embae.trainer.stage_schema import Stage
+
+LARGEST = 10**6  # values and characters of a recipe, its aliases written out
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads 3e-4 as a number, which YAML 1.1 does not."""
+    """Safe YAML that refuses duplicate keys, and reads 3e-4 as a number (which YAML 1.1 does not) and dates as text."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands here twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"the key {key.value!r} stands here twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > LARGEST // 100:  # else merge keys (<<) that merge merge keys grow without end
+            raise ConstructorError(None, None, "its merge keys (<<) stand for too much", node.start_mark)
 
 
-_Loader.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789"))
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_Loader.yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+                                   for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text that the loader would read as a number in quotes."""
+
+
+_Dumper.yaml_implicit_resolvers = dict(yaml.SafeDumper.yaml_implicit_resolvers)
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(entry.name[:-5] for entry in resources.files("embae.recipes").iterdir() if entry.name.endswith(".yaml"))
+    files = [entry.name for entry in resources.files("embae.recipes").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def source(recipe: str) -> tuple[str, str]:
@@ -52,8 +74,8 @@ def source(recipe: str) -> tuple[str, str]:
             raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
     if recipe in names():
         return (resources.files("embae.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
-    raise RecipeError(f"{recipe}: no such file, and no recipe of that name is shipped{_did_you_mean(recipe, names())}. "
-                      f"Shipped: {', '.join(names())}")
+    raise RecipeError(f"{recipe}: no such file, and no recipe of that name is shipped{did_you_mean(recipe, names())} "
+                      f"(shipped: {', '.join(names())})")
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,43 +83,57 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         recipe: A YAML file, or the bare name of a shipped recipe.
-        overrides: ``key.path=value`` pairs, the value in YAML.
+        overrides: ``key.path=value`` pairs, the value in YAML; null takes a key away.
 
     Raises:
         RecipeError: Listing every mistake.
     """
     tree = _read(recipe, ())
-    for override in overrides:
-        _override(tree, override)
-    return check(tree, recipe)
-
-
-def check(tree: dict[str, Any], origin: str) -> Recipe:
-    """Checks a recipe given as a plain tree."""
-    tree = dict(tree)
-    defaults = tree.pop("defaults", None) or {}
     wrong = []
+    for override in overrides:
+        try:
+            _override(tree, override)
+        except RecipeError as error:
+            wrong.append(str(error))
+    return check(tree, recipe, wrong)
+
+
+def check(tree: dict[str, Any], origin: str, wrong: Sequence[str] = ()) -> Recipe:
+    """Checks a recipe given as a plain tree.
+
+    Args:
+        tree: As parsed, with ``defaults``.
+        origin: What to call it.
+        wrong: Mistakes found before.
+
+    Raises:
+        RecipeError: Listing every mistake.
+    """
+    mistakes = list(wrong)
+    defaults, written = tree.get("defaults") or {}, tree.get("stages")
+    tree = {key: value for key, value in tree.items() if key != "defaults"}
     if not isinstance(defaults, dict):
-        wrong.append(f"defaults: found {defaults!r}, wanted keys of a stage")
-    elif isinstance(tree.get("stages"), dict):
-        wrong += [f"defaults.{key}: unknown key{_did_you_mean(key, list(Stage.model_fields))}"
-                  for key in defaults if key not in Stage.model_fields]
-        known = {key: value for key, value in defaults.items() if key in Stage.model_fields}
-        tree["stages"] = {name: merge(known, stage) if isinstance(stage, dict) else stage
-                          for name, stage in tree["stages"].items()}
+        mistakes.append(f"defaults: found {short(defaults)}; wanted keys of a stage")
+        defaults = {}
+    known = fields(Stage)
+    mistakes += [f"defaults.{key}: unknown key{did_you_mean(key, known)}" for key in defaults if key not in known]
+    if isinstance(written, dict):
+        shared = {key: value for key, value in defaults.items() if key in known}
+        tree["stages"] = {name: merge(shared, stage) if isinstance(stage, dict) else stage
+                          for name, stage in written.items()}
     try:
-        found = Recipe.model_validate(tree)
+        found = Recipe.model_validate(merge({}, tree))
     except ValidationError as error:
-        wrong += [_sentence(item) for item in error.errors()]
-    if wrong:
-        raise RecipeError(f"{origin}: {len(wrong)} mistake{'s' * (len(wrong) > 1)} in the recipe\n"
-                          + "\n".join(f"  {line}" for line in wrong))
+        mistakes += sentences(error, tree, {"defaults": defaults, "stages": written})
+    if mistakes:
+        raise RecipeError(f"{origin}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)} in the recipe\n"
+                          + "\n".join(f"  {line}" for line in mistakes))
     return found
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False)
 
 
 def parse(text: str, origin: str) -> dict[str, Any]:
@@ -107,11 +143,11 @@ def parse(text: str, origin: str) -> dict[str, Any]:
         RecipeError: Not YAML, a duplicate key, or not a mapping.
     """
     try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        tree = _written_out(yaml.load(text, Loader=_Loader), [LARGEST])  # a SafeLoader
+    except Exception as error:  # besides YAMLError, whatever the conversion of a tagged scalar raises
         raise RecipeError(f"{origin}: not a valid YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{origin}: found {type(tree).__name__}, wanted a mapping with name, data, run and stages")
+        raise RecipeError(f"{origin}: found {short(tree)}; wanted a mapping with name, data, run and stages")
     return tree
 
 
@@ -119,8 +155,9 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Two trees as one; where both have a value, the second one's; null takes a key away."""
     merged = dict(under)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+        if isinstance(value, dict):
+            below = merged.get(key)
+            merged[key] = merge(below if isinstance(below, dict) else {}, value)
         elif value is None:
             merged.pop(key, None)
         else:
@@ -128,16 +165,40 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _written_out(value: Any, left: list[int]) -> Any:
+    """A tree that shares nothing: an alias would carry an override elsewhere, and aliases of aliases grow on."""
+    left[0] -= 1 + len(value) if isinstance(value, str) else 1
+    if left[0] < 0:
+        raise ValueError("too large, with its aliases (*name) written out")
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"the key {short(key)} is not text; put it in quotes")
+        return {key: _written_out(below, left) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_written_out(below, left) for below in value]
+    if not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"found a {type(value).__name__}; wanted text, numbers, true, false, lists and mappings")
+    return value
+
+
 def _read(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     text, origin = source(recipe)
-    if origin in seen:
-        raise RecipeError(f"{origin}: extends itself ({' → '.join((*seen, origin))})")
+    place = str(Path(origin).resolve()) if Path(origin).is_file() else origin
+    if place in seen:
+        raise RecipeError(f"{origin}: extends itself ({' → '.join((*seen, place))})")
     tree = parse(text, origin)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
-    beside = Path(origin).parent / str(parent)
-    return merge(_read(str(beside) if beside.is_file() else str(parent), (*seen, origin)), tree)
+    if not isinstance(parent, str):
+        raise RecipeError(f"{origin}: extends: found {short(parent)}; wanted the name of a shipped recipe, or a file")
+    beside = Path(origin).parent / parent
+    try:
+        below = _read(str(beside) if beside.is_file() else parent, (*seen, place))
+    except RecipeError as error:
+        raise RecipeError(f"{error}" if seen else f"{error} (extended by {origin})") from error
+    return merge(below, tree)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -146,47 +207,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise RecipeError(f"{override!r}: found no key=value; write for example stages.embedding.optimizer.lr=1e-4")
     value = parse(f"value: {text}", override)["value"]
+    stages = tree.get("stages")
+    if keys[0] == "stages" and len(keys) > 2 and isinstance(stages, dict) and keys[1] not in stages:
+        raise RecipeError(f"{path}: there is no stage {keys[1]}{did_you_mean(keys[1], list(stages))} "
+                          f"(stages: {', '.join(stages)})")
     for key in keys[:-1]:
         if not isinstance(tree.setdefault(key, {}), dict):
-            raise RecipeError(f"{override!r}: {key} holds a value, not further keys")
+            raise RecipeError(f"{path}: {key} holds a value, not further keys")
         tree = tree[key]
     tree[keys[-1]] = value
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _sentence(error: Any) -> str:
-    """One mistake, by its dotted path, with what was found."""
-    path = ".".join(str(key) for key in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _keys(error["loc"][:-1])
-        return f"{path}: unknown key{_did_you_mean(error['loc'][-1], known) or '; known here: ' + ', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{path}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: found {error['input']!r}; {message[0].lower() + message[1:]}"
-
-
-def _keys(loc: Sequence[str | int]) -> list[str]:
-    """The keys that may stand at a place of a recipe."""
-    kind: Any = Recipe
-    for key in loc:
-        models = [option for option in _options(kind) if isinstance(option, type) and issubclass(option, BaseModel)]
-        if models:
-            fields = {field.alias or name: field for name, field in models[0].model_fields.items()}
-            kind = fields[str(key)].annotation if str(key) in fields else None
-        else:
-            kind = get_args(next((o for o in _options(kind) if get_origin(o) is dict), dict[str, None]))[1]
-    for option in _options(kind):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return [field.alias or name for name, field in option.model_fields.items()]
-    return []
-
-
-def _options(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
-from embae.trainer.distributed import join, leave
+from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
-from embae.trainer.evaluate import Reading, can_score, evaluate
-from embae.trainer.export import Export
+from embae.trainer.preflight import can_score
 from embae.trainer.recipe import load
 from embae.trainer.runfolder import is_done
 from embae.trainer.schema import TTA
@@ -29,22 +28,28 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
         RecipeError: There is no run, or none of the stages to score is done.
         DataError: The dataset is missing, or has nothing to score.
     """
-    exports, reading, recipe = {}, Reading(), None
+    exports, recipe = {}, None
     if (run / "model.json").is_file():
         exports[run.resolve().parent.name] = run
     elif (run / "recipe.yaml").is_file():
         recipe = load(str(run / "recipe.yaml"))
-        reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch)
         rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
         exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
         if not exports:
             raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
+        for row in rows.keys() - exports.keys():
+            note(f"{row} is left out: its stage, {rows[row]}, is not done")
     else:
         raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
     tta = tta or (recipe.scoring.tta if recipe else "flip")
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     if not can_score(index):
         raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
+
+    from embae.trainer.distributed import join, leave  # and with it torch, which takes seconds: not before an error
+    from embae.trainer.evaluate import Reading, evaluate
+    from embae.trainer.export import Export
+    reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
         scores = {}
@@ -59,9 +64,9 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
 
 
 def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:
-    if dataset and ("/" in dataset or Path(dataset).is_dir()):
-        return Index.open(Path(dataset))
     name = dataset or target
-    if name is None or root is None:
+    if root is not None and name is not None and ((root / name).is_dir() or not Path(name).is_dir()):
+        return Index.open(root / name)
+    if dataset is None:
         raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
-    return Index.open(root / name)
+    return Index.open(Path(dataset))

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import dump, load
 from embae.trainer.schema import Recipe
@@ -41,16 +42,18 @@ def check_same(run: Path, recipe: Recipe) -> None:
     path = run / "recipe.yaml"
     if not path.exists():
         return
-    before, now = _flat(load(str(path)).model_dump(mode="json", by_alias=True)), _flat(recipe.model_dump(mode="json", by_alias=True))
+    before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (load(str(path)), recipe))
+    free = ["evaluate", "scoring", *(f"stages.{stage}.evaluate_every" for stage in recipe.run)]
     unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
-    free = ["evaluate.", "scoring."] + [f"stages.{stage}.{key}" for stage in unfinished
-                                        for key in ("epochs", "schedule.", "schedule", "evaluate_every")]
+    free += [f"stages.{stage}.{key}" for stage in unfinished for key in ("epochs", "schedule")]
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
-              and not any(key == name or name.endswith(".") and key.startswith(name) for name in free)]
+              and not any(key == name or key.startswith(name + ".") for name in free)]
     if differ:
-        changes = [f"  {key}: {before.get(key, 'not there')} in the folder, {now.get(key, 'not there')} now" for key in differ]
-        raise RecipeError(f"{run}: holds a run of another recipe; {len(differ)} keys differ\n" + "\n".join(changes)
-                          + "\nTake another folder with --out, or undo these changes.")
+        count = f"{len(differ)} keys differ" if len(differ) > 1 else "one key differs"
+        changes = [f"  {key}: {before.get(key, 'not there')} in the folder, {now.get(key, 'not there')} now"
+                   for key in differ]
+        raise RecipeError("\n".join([f"{run}: holds a run of another recipe; {count}", *changes,
+                                     "Take another folder with --out, or undo the change."]))
 
 
 def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:
@@ -74,18 +77,22 @@ def lock(run: Path, wait_s: float = 15) -> IO[str]:
     """
     run.mkdir(parents=True, exist_ok=True)
     file = (run / ".lock").open("a+")
-    deadline = time.monotonic() + wait_s
+    deadline, told = time.monotonic() + wait_s, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
             if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RecipeError(f"{run}: {holder} is running in this folder; wait for it to end, or take another folder "
-                                  "with --out") from None
-            time.sleep(0.2)
+                file.close()
+                raise RecipeError(f"{run}: {holder} is running in this folder; wait for it to end, or take another "
+                                  "folder with --out") from None
+            if not told:
+                note(f"{run}: waiting for {holder} to end, {wait_s:.0f} s at most")
+                told = True
+            time.sleep(0.1)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -94,7 +101,8 @@ def lock(run: Path, wait_s: float = 15) -> IO[str]:
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
-        return {path: value for key, sub in tree.items() for path, value in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+        return {path: value for key, below in tree.items()
+                for path, value in _flat(below, f"{prefix}.{key}" if prefix else key).items()}
     return {prefix: tree}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from embae.trainer.schema import Schedule
+from embae.trainer.stage_schema import Schedule
 
 
 def steps(epochs: float, images: int, batch: int) -> int:

@@ -43,26 +43,30 @@ class StageRun:
         ExportError: What the stage starts from does not fit.
     """
 
-    def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World, monitor: Monitor):
+    def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World,
+                 monitor: Monitor):
         self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
         self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
         self.spec = spec_of(recipe)
         self.stop = steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
-        self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run, cameras=sampler.view.cameras())
+        self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
+                                   cameras=sampler.view.cameras())
         self.heads = self.model.nuisance.labels if "nuisance" in self.model.parts() else []
         use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         work = self.work(0)
-        self.cached = (self.keys.cache_features and self.keys.parts["backbone"] == "frozen" and work.augment.at_most_flip)
+        fixed = self.keys.parts["backbone"] == "frozen" and work.augment.at_most_flip
+        self.cached = self.keys.cache_features and fixed
         self.loader = self._loader(work)
         self.engine = Engine(Objective(self.model, self.keys.loss, accumulate=self.keys.accumulate, cached=self.cached),
                              self.keys, world, largest=work.largest)
 
     def work(self, start: int) -> Work:
         """The batches of this rank from a step on."""
-        return Work(self.sampler, self.spec, Augment(**self.keys.data.augment.model_dump()), seed=self.recipe.seed, stage=self.name,
-                    start=start, stop=self.stop, rank=self.world.rank, world_size=self.world.world_size,
+        augment = Augment(**self.keys.data.augment.model_dump())
+        return Work(self.sampler, self.spec, augment, seed=self.recipe.seed, stage=self.name, start=start,
+                    stop=self.stop, rank=self.world.rank, world_size=self.world.world_size,
                     accumulate=self.keys.accumulate)
 
     def _loader(self, work: Work) -> Loader:
@@ -117,13 +121,14 @@ class StageRun:
         for key, value in self._frozen.items():
             assert torch.equal(value.view(torch.uint8), state[key].reshape(-1).view(torch.uint8)), f"frozen {key} moved"
         if self.world.first:
-            export.write(self.run / self.name, state, model=self.recipe.model, spec=self.spec, parts=list(self.model.parts()),
-                         heads=self.heads, steps=self.stop)
+            export.write(self.run / self.name, state, model=self.recipe.model, spec=self.spec,
+                         parts=list(self.model.parts()), heads=self.heads, steps=self.stop)
         dist.barrier()
 
     def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}
-        return {key: value.detach().cpu().clone().reshape(-1) for key, value in state.items() if key.split(".")[0] in frozen}
+        return {key: value.detach().cpu().clone().reshape(-1) for key, value in state.items()
+                if key.split(".")[0] in frozen}
 
     def snapshot(self) -> EmbAE:
         """A copy of the model as it is now, in eval mode, for scoring during training."""

@@ -21,11 +21,12 @@ def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -
     """
     first = max(len("model"), *(len(row) for row in rows))
     head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
-    lines = [f"{dataset}, {next(iter(rows.values()))['queries']} queries, test-time augmentation: {tta}, mAP by trapezoid",
-             head, "─" * len(head)]
+    queries = next(iter(rows.values()))["queries"]
+    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}, mAP by trapezoid", head, "─" * len(head)]
     for row, scores in rows.items():
         low, high = scores["interval"]["Rank-1"]
-        lines.append(f"{row:{first}}" + "".join(f"  {scores[name]:9.3f}" for name in SHOWN) + f"  {low:.3f} … {high:.3f}")
+        numbers = "".join(f"  {scores[name]:9.3f}" for name in SHOWN)
+        lines.append(f"{row:{first}}{numbers}  {low:.3f} … {high:.3f}")
     return "\n".join(lines)
 
 

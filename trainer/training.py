@@ -7,14 +7,16 @@ from typing import Any
 
 import torch.distributed as dist
 
+from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.trainer import runfolder
 from embae.trainer.distributed import World, broadcast_object
-from embae.trainer.evaluate import Evaluation, Reading, can_score, evaluate, write_embeddings
+from embae.trainer.errors import RunError
+from embae.trainer.evaluate import Evaluation, Reading, evaluate, write_embeddings
 from embae.trainer.export import Export
 from embae.trainer.monitor import Monitor
 from embae.trainer.parts import EmbAE
-from embae.trainer.preflight import open_stage
+from embae.trainer.preflight import can_score, open_stage
 from embae.trainer.schema import Recipe
 from embae.trainer.stage import StageRun, spec_of
 from embae.trainer.table import SHOWN, score_table, write_scores
@@ -37,11 +39,16 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None) -> N
     try:
         target = Index.open(recipe.data.root / recipe.data.target)
         for name in recipe.run:
-            if not runfolder.is_done(run, name):
+            if runfolder.is_done(run, name):
+                monitor.say(f"[{name}] done before, {runfolder.steps_done(run, name)} steps")
+            else:
                 _stage(recipe, name, run, world, monitor, target)
             if name == last:
                 return
-        _score(recipe, run, world, monitor, target)
+        try:
+            _score(recipe, run, world, monitor, target)
+        except (DataError, FloatingPointError) as error:
+            raise RunError(str(error)) from error
     finally:
         monitor.close()
         if held:
@@ -73,22 +80,28 @@ def _first_rank(world: World, act: Any) -> Any:
 
 def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index) -> None:
     stage = StageRun(recipe, name, open_stage(recipe, name), run, world, monitor)
-    monitor.say(f"[{name}] {stage.stop} steps of {stage.sampler.batch} images from {', '.join(stage.sampler.view.names)} "
-                f"({stage.sampler.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
+    plan = stage.sampler
+    monitor.say(f"[{name}] {stage.stop} steps of {plan.batch} images from {', '.join(plan.view.names)} "
+                f"({plan.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
     every = stage.keys.evaluate_every
-    for step in stage.train():
-        if every and step % every == 0 and step < stage.stop and can_score(target):
-            _evaluate(recipe, stage.snapshot(), name, step, world, monitor, target)
+    try:
+        for step in stage.train():
+            if every and step % every == 0 and step < stage.stop and can_score(target):
+                _evaluate(recipe, stage.snapshot(), name, step, world, monitor, target)
+    except (DataError, FloatingPointError) as error:
+        raise RunError(str(error)) from error
     stage.export()
     stage.close()
 
 
-def _evaluate(recipe: Recipe, model: EmbAE, stage: str, step: int, world: World, monitor: Monitor, target: Index) -> Evaluation:
+def _evaluate(recipe: Recipe, model: EmbAE, stage: str, step: int, world: World, monitor: Monitor,
+              target: Index) -> Evaluation:
     """Scores a model on the target, and records it."""
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch)
     found = evaluate(model, target, spec_of(recipe), recipe.scoring.tta, world, reading)
     monitor.record("eval", stage, step, {"dataset": target.name, **found.scores})
-    monitor.say(f"[{stage}] step {step}  {target.name}: " + "  ".join(f"{key} {found.scores[key]:.3f}" for key in SHOWN))
+    said = "  ".join(f"{key} {found.scores[key]:.3f}" for key in SHOWN)
+    monitor.say(f"[{stage}] step {step}  {target.name}: {said}")
     return found
 
 

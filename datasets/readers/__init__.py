@@ -67,8 +67,10 @@ def read(source: str, root: Path | None, options: Mapping[str, str]) -> list[Rec
     reader = _reader(source)
     arguments = convert(source, reader, options)
     if "root" in signature(reader).parameters:
-        if root is None or not root.exists():
-            raise DataError(f"{source}: {root or 'no root'}: no such folder; wanted the one with the original images")
+        if root is None:
+            raise DataError(f"{source}: no root given; say where the original images are (--root FOLDER)")
+        if not root.exists():
+            raise DataError(f"{source}: {root}: no such folder; wanted the one with the original images")
         arguments["root"] = root
     return _keyed(source, reader(**arguments))
 

@@ -25,7 +25,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from embae.trainer.scores import Labels, score, score_distances
+
+from embae.trainer.ranking import score, score_distances
+from embae.trainer.scores import Labels
 
 QUERIES, PEOPLE, DISTRACTORS, JUNK, IDENTITIES, CAMERAS, DIMENSIONS = 3368, 13115, 2798, 3819, 750, 6, 128
 LOOPED = 500

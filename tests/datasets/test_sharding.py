@@ -280,9 +280,12 @@ def test_killed_between_the_index_and_its_renaming(tmp_path: Path) -> None:
     records = make_images(tmp_path / "images")
     whole = shard(records, tmp_path / "out")
     expected = contents(whole.root)
+    written = (whole.root / "train-000000.tar").stat().st_mtime_ns
     whole.root.rename(tmp_path / "out" / "set.partial")
     (tmp_path / "out" / "set.partial" / "train-000000.part.json").write_text("{}")
-    assert contents(shard(records, tmp_path / "out").root) == expected
+    again = shard(records, tmp_path / "out")
+    assert contents(again.root) == expected
+    assert (again.root / "train-000000.tar").stat().st_mtime_ns == written  # not written again
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(tmp_path: Path) -> None:

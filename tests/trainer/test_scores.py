@@ -8,16 +8,10 @@ from subprocess import run
 
 import numpy as np
 import pytest
-from embae.trainer import scores
-from embae.trainer.scores import (
-    Labels,
-    PerQuery,
-    interval,
-    rank_distances,
-    rank_embeddings,
-    score,
-    score_distances,
-)
+
+from embae.trainer import ranking
+from embae.trainer.ranking import rank_distances, rank_embeddings, score, score_distances
+from embae.trainer.scores import Labels, PerQuery, interval
 
 
 def literally(distances, query_pid, query_camid, query_role, gallery_pid, gallery_camid, gallery_role):
@@ -95,7 +89,7 @@ def assert_literal(result: PerQuery, expected) -> None:
 @pytest.mark.parametrize("many", [1, 4, 128], ids=["all by sorting", "both", "all by comparison"])
 @pytest.mark.parametrize("kind", ["few integers", "float32", "float64"])
 def test_distances_score_like_the_literal_protocol(kind, many, monkeypatch):
-    monkeypatch.setattr(scores, "_MANY", many)
+    monkeypatch.setattr(ranking, "_MANY", many)
     unmatched = 0
     for seed in range(100):
         rng, query, gallery = case(seed)
@@ -192,7 +186,7 @@ def test_products_are_exact():
     # What a plain matmul gets wrong: equal rows at the edge of a block differ in the last bit.
     rng = np.random.default_rng(3)
     for images, dimensions in ((1, 128), (2, 2048), (3, 5), (17, 64), (67, 257), (1003, 129)):
-        q, g = (scores._fixed_point(rng.standard_normal((n, dimensions)), "query") for n in (5, images))
+        q, g = (ranking._fixed_point(rng.standard_normal((n, dimensions)), "query") for n in (5, images))
         whole_q, whole_g = (np.rint(x * 2**26).astype(np.int64) for x in (q, g))
         exact = whole_q @ whole_g.T  # integers below 2^53
         np.testing.assert_array_equal((q @ g.T) * 2.0**52, exact)
@@ -232,9 +226,9 @@ def test_chunks_and_threads_change_no_bit(chunk, threads):
 def test_chunks_are_what_bounds_memory(monkeypatch):
     query, gallery = crowd()
     shapes = []
-    rank = scores._rank
-    monkeypatch.setattr(scores, "_BLOCK", 4012)
-    monkeypatch.setattr(scores, "_rank", lambda rows, *rest: shapes.append(rows.shape) or rank(rows, *rest))
+    rank = ranking._rank
+    monkeypatch.setattr(ranking, "_BLOCK", 4012)
+    monkeypatch.setattr(ranking, "_rank", lambda rows, *rest: shapes.append(rows.shape) or rank(rows, *rest))
     rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery)
     assert shapes == [(4, 1003)] * 10
 
@@ -358,5 +352,5 @@ def test_interval_leaves_unmatched_queries_out():
 
 
 def test_imports_without_torch():
-    check = "import sys, embae.trainer.scores; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    check = "import sys, embae.trainer.ranking; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert run([sys.executable, "-c", check]).returncode == 0

@@ -6,6 +6,7 @@ import numpy
 import PIL.Image
 import pytest
 import scipy.io
+
 from embae.datasets.errors import DataError
 from embae.datasets.readers import read
 

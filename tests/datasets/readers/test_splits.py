@@ -2,6 +2,7 @@ import random
 from pathlib import Path
 
 import numpy
+
 from embae.datasets.readers._splits import divide, half
 from embae.datasets.records import FileImage, Record
 

@@ -1,4 +1,5 @@
 import pytest
+
 from embae.datasets.errors import DataError
 from embae.datasets.readers import read
 

@@ -1,0 +1,244 @@
+"""One step through the real engine, on several ranks and at every ZeRO stage, against one process and plain torch.
+
+The reference knows nothing of our batch norm, gather, losses or engine: torch's own batch norm over the whole batch, a
+loop over cameras, a loop over anchors, in double precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from ranks import on_ranks
+from torch import Tensor
+from toys import RECONSTRUCTION, TRIPLET, ToyView, distance, heads, images, model, parts_in, share_of, stage
+
+from embae.datasets.batch import Batch
+from embae.datasets.plan import share
+from embae.trainer.batchnorm import use_global_batch_norm
+from embae.trainer.distributed import World
+from embae.trainer.objective import Objective
+from embae.trainer.parts import EmbAE
+
+RATE = 2.0**20  # the step is so long that what it started from does not round it
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage and the global batch that it takes one step on.
+
+    Attributes:
+        parts: What trains.
+        loss: The recipe's key.
+        plan: Rows of the global batch.
+        accumulate: Parts of each rank's share.
+        zero: ZeRO stages.
+        double: Whether to compute in double precision, which DeepSpeed does not: then without it.
+    """
+
+    parts: dict[str, str]
+    loss: dict[str, Any]
+    plan: np.ndarray
+    accumulate: int = 1
+    zero: tuple[int, ...] = (0, 1, 2, 3)
+    double: bool = False
+
+    def stages(self, world_size: int) -> tuple[int, ...]:
+        """ZeRO stages on so many ranks; not all on all, for the time it takes."""
+        return tuple(zero for zero in self.zero if world_size != 3 or zero in (0, 3))
+
+    @property
+    def labelled(self) -> bool:
+        return "triplet" in self.loss
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.double else torch.float32
+
+
+# Camera 0 is on every rank, 1 only on the first, 2 has a single image, 3 none in the batch, 4 is on the last ranks.
+CAMID = [0, 1, 1, 2, 0, 1, 0, 0, 4, 0, 4, 4, 0, 4, 3, 3]
+LABELLED = ToyView(pid=np.repeat(range(4), 4), camid=np.tile([0, 1, 2], 6)[:16])
+PLAIN = ToyView(pid=[-1] * 16, camid=CAMID)
+IDENTITIES = np.random.default_rng(5).permutation(16)  # P·K = 16 rows: 5, 5 and 6 on three ranks
+FIRST = np.arange(14)  # 3, 4, 3 and 4 on four ranks
+HEADS = parts_in("frozen", "train", "train", "train")
+
+CASES = {
+    "triplet": Case(parts_in("train", "train"), TRIPLET, IDENTITIES),
+    "triplet in double": Case(parts_in("train", "train"), TRIPLET, IDENTITIES, zero=(0,), double=True),
+    "hinge": Case(parts_in("train", "train"), {"triplet": {"margin": 0.3, "weight": 2.0}}, IDENTITIES, zero=(0,)),
+    "reconstruction": Case(HEADS, RECONSTRUCTION, FIRST),
+    "reconstruction in two parts": Case(HEADS, RECONSTRUCTION, FIRST, accumulate=2, zero=(0, 1, 3)),
+    "reconstruction in double": Case(HEADS, RECONSTRUCTION, FIRST, accumulate=2, zero=(0,), double=True),
+    "embedding of the target": Case(
+        parts_in("frozen", "train", "frozen", "train"), RECONSTRUCTION, FIRST, accumulate=2
+    ),
+    "both losses": Case(parts_in("train", "train", "train", "train"), {**TRIPLET, **RECONSTRUCTION}, IDENTITIES),
+}
+
+
+def _start(case: Case) -> tuple[ToyView, Tensor, EmbAE]:
+    """View, images, model: the same in every process."""
+    view = LABELLED if case.labelled else PLAIN
+    inputs = images(len(view))
+    if case.labelled:  # people that look alike to a model that knows nothing yet
+        inputs = inputs + images(4, seed=2)[torch.from_numpy(view.pid)]
+    return view, inputs.to(case.dtype), model(case.parts, heads(5)).to(case.dtype)
+
+
+@on_ranks(2, 3, 4)
+def one_step(world: World, folder: Path) -> dict[str, Any]:
+    """What one step did, by case and ZeRO stage: ``before − after`` of every weight, and all other tensors after it."""
+    from embae.trainer.engine import Engine
+
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        for zero in case.stages(world.world_size):
+            view, inputs, made = _start(case)
+            use_global_batch_norm(made, sync=True)
+            keys = stage(
+                case.parts,
+                case.loss,
+                accumulate=case.accumulate,
+                batch_norm={},
+                deepspeed={"zero_stage": zero, "zero": _partition_small(zero)},
+            )
+            before = {key: value.clone() for key, value in made.state_dict().items()}
+            weights = {key for key, value in made.named_parameters() if value.requires_grad}
+            batches = share_of(view, inputs, case.plan, world.rank, world.world_size, case.accumulate)
+            objective = Objective(made, keys.loss, accumulate=case.accumulate)
+            if case.double:
+                report = _step_without_engine(objective, batches)
+                after = made.state_dict()
+            else:
+                engine = Engine(objective, keys, world, largest=8)
+                report = engine.step(batches, RATE)
+                after = engine.state()
+                engine.close()
+            gradients = {key: (before[key] - after[key]) / RATE for key in before if key in weights}
+            others = {key: after[key] for key in before if key not in weights}
+            digest = hashlib.sha256()
+            for value in (*gradients.values(), *others.values()):
+                digest.update(value.contiguous().numpy().tobytes())
+            found[f"{name}, ZeRO {zero}"] = {
+                "loss": report["loss"].item(),
+                "keys": list(after),
+                "digest": digest.hexdigest(),
+                **({"gradients": gradients, "others": others} if world.first else {}),
+            }
+    return found
+
+
+def _step_without_engine(objective: Objective, batches: list[Batch]) -> dict[str, Tensor]:
+    """What DeepSpeed promises: gradients are averaged over ranks and parts."""
+    reports = []
+    for batch in batches:
+        loss, report = objective.train()(batch)
+        (loss / len(batches)).backward()
+        reports.append(report)
+    for weight in objective.parameters():
+        if weight.requires_grad:
+            grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            dist.all_reduce(grad)
+            weight.data.sub_(RATE * grad / dist.get_world_size())
+    return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
+
+
+def _partition_small(zero: int) -> dict[str, Any]:
+    """By default ZeRO 3 leaves parameters as small as these whole."""
+    return {"stage3_param_persistence_threshold": 0} if zero == 3 else {}
+
+
+@functools.cache
+def reference(name: str, world_size: int) -> Reference:
+    """Computed once for all ZeRO stages. What the parts of a step are depends on the number of ranks."""
+    return Reference(CASES[name], world_size)
+
+
+class Reference:
+    """A case in one process: gradients, buffers and the loss."""
+
+    def __init__(self, case: Case, world_size: int):
+        view, inputs, self.model = _start(case)
+        self.model.double().train()
+        self.case, inputs = case, inputs.double()
+        wholes = [
+            np.concatenate(
+                [
+                    case.plan[share(len(case.plan), rank * case.accumulate + part, world_size * case.accumulate)]
+                    for rank in range(world_size)
+                ]
+            )
+            for part in range(case.accumulate)
+        ]
+        self.loss = 0.0
+        for rows in wholes:
+            loss = self._loss(inputs[torch.from_numpy(rows)], view.pid[rows], view.camid[rows])
+            loss.backward()
+            self.loss += loss.item()
+        trained = {key: value for key, value in self.model.named_parameters() if value.requires_grad}
+        self.gradients = {
+            key: torch.zeros_like(value) if value.grad is None else value.grad for key, value in trained.items()
+        }
+        self.others = {key: value for key, value in self.model.state_dict().items() if key not in trained}
+
+    def _loss(self, inputs: Tensor, pid: np.ndarray, camid: np.ndarray) -> Tensor:
+        _, _, fresh = _start(self.case)
+        with torch.no_grad():
+            target = fresh.double().eval().backbone(inputs)
+        features = self.model.backbone(inputs)
+        z = self.model.embedding(features)
+        loss = z.new_zeros(())
+        if "triplet" in self.case.loss:
+            keys = self.case.loss["triplet"]
+            gaps = torch.stack([_gap(z, pid, anchor) for anchor in range(len(z))])
+            each = F.softplus(gaps) if "margin" not in keys else F.relu(gaps + keys["margin"])
+            loss = loss + keys.get("weight", 1) * each.mean()
+        if "reconstruction" in self.case.loss:
+            v = z.new_zeros(len(z), 6)
+            for camera in sorted(set(camid.tolist())):
+                rows, part = torch.from_numpy(np.flatnonzero(camid == camera)), self.model.nuisance.heads[camera]
+                part.train(len(rows) > 1 and self.case.parts["nuisance"] == "train")
+                v = v.index_copy(0, rows, part(features[rows]))
+            rebuilt = self.model.decoder(torch.cat([z, v], 1))
+            loss = loss + (rebuilt - target).square().sum() / (len(self.case.plan) * target.shape[1])
+        return loss
+
+
+def _gap(z: Tensor, pid: np.ndarray, anchor: int) -> Tensor:
+    """Farthest positive less nearest negative; that both are so by a margin makes them the same in single precision."""
+    to = [(z[anchor] - other).norm() for other in z]
+    positive = sorted((to[i] for i in range(len(z)) if pid[i] == pid[anchor] and i != anchor), reverse=True)
+    negative = sorted(to[i] for i in range(len(z)) if pid[i] != pid[anchor])
+    assert positive[0] - positive[1] > 1e-4 * positive[0] and negative[1] - negative[0] > 1e-4 * negative[0]
+    return positive[0] - negative[0]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "name", "zero"),
+    [(world, name, zero) for world in (2, 3, 4) for name, case in CASES.items() for zero in case.stages(world)],
+)
+def test_a_step_on_ranks_is_a_step_of_one_process(
+    computed: Callable[..., Any], world_size: int, name: str, zero: int
+) -> None:
+    case = CASES[name]
+    ranks = [rank[f"{name}, ZeRO {zero}"] for rank in computed(one_step, world_size)]
+    wanted = reference(name, world_size)
+    error = distance(ranks[0]["gradients"], wanted.gradients)
+    others = distance(ranks[0]["others"], wanted.others)
+    print(f"gradients {error:.1e}, buffers and frozen parts {others:.1e}, loss {ranks[0]['loss'] - wanted.loss:.1e}")
+    assert ranks[0]["keys"] == list(wanted.model.state_dict())
+    assert error < (1e-11 if case.double else 1e-5)
+    assert others < (1e-11 if case.double else 1e-6)
+    assert ranks[0]["loss"] == pytest.approx(wanted.loss, rel=1e-5)
+    assert {(rank["loss"], rank["digest"]) for rank in ranks} == {(ranks[0]["loss"], ranks[0]["digest"])}

@@ -1,0 +1,177 @@
+"""Embeddings against a plain loop over Pillow's images, and their scores; see test_cli.py for several ranks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from embae.datasets.augment import ImageSpec
+from embae.datasets.errors import DataError
+from embae.datasets.index import Index
+from embae.datasets.reading import ViewReader
+from embae.datasets.records import FileImage, Record
+from embae.datasets.sharding import write_shards
+from embae.datasets.view import View
+from embae.trainer.distributed import World
+from embae.trainer.evaluate import Reading, embed, evaluate, labels, read_size, views, write_embeddings
+from embae.trainer.parts import EmbAE
+from embae.trainer.preflight import can_score
+from embae.trainer.ranking import score
+from embae.trainer.schema import TTA, Model
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+SPEC = ImageSpec(36, 18)  # at 9/8 of it the tiny datasets are stored, 40 × 20, so that nothing is resized for ten-crop
+READING = Reading("webdataset", 1, batch=7)
+
+
+def model() -> EmbAE:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        keys = Model(backbone="test_efficientnet", embedding=6, hidden=8)
+        return EmbAE(
+            keys, [], {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
+        ).eval()
+
+
+def park() -> Index:
+    return Index.open(tiny.shards() / "park")
+
+
+def plain_loop(index: Index, spec: ImageSpec, tta: TTA) -> np.ndarray:
+    """Embeddings of the gallery, an image at a time: decoded by Pillow, cropped and mirrored as arrays."""
+    view, made, rows = View([index], "gallery"), model(), []
+    for data in ViewReader(view).read(np.arange(len(view))):
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.float32)
+        crops = [pixels]
+        if tta == "ten-crop":
+            (high, wide), (h, w) = pixels.shape[:2], spec.size
+            middle = pixels[(high - h) // 2 :, (wide - w) // 2 :][:h, :w]
+            crops = [middle, pixels[:h, :w], pixels[:h, -w:], pixels[-h:, :w], pixels[-h:, -w:]]
+        if tta != "none":
+            crops += [crop[:, ::-1] for crop in crops]
+        normal = [(crop / 255 - np.array(spec.mean)) / np.array(spec.std) for crop in crops]
+        with torch.no_grad():
+            found = [made(torch.from_numpy(crop.transpose(2, 0, 1).copy()).float()[None]) for crop in normal]
+        rows.append(torch.cat(found).mean(0).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("tta, spec", [("none", ImageSpec(40, 20)), ("flip", ImageSpec(40, 20)), ("ten-crop", SPEC)])
+def test_embeddings_are_those_of_a_plain_loop(tta: TTA, spec: ImageSpec) -> None:
+    wanted = plain_loop(park(), spec, tta)
+    spread = np.linalg.norm(wanted - wanted.mean(0), axis=1).mean()
+    found = embed(model(), View([park()], "gallery"), spec, tta, ALONE, READING)
+    assert found.dtype == np.float32 and np.abs(found - wanted).max() < 1e-4 * spread
+    # DALI decodes JPEG with other roundings: a grey level here and there.
+    dali = embed(model(), View([park()], "gallery"), spec, tta, ALONE, Reading("dali", 1, batch=7))
+    assert np.linalg.norm(dali - wanted, axis=1).max() < 0.05 * spread
+
+
+def test_the_ways_of_looking_differ() -> None:
+    view = View([park()], "query")
+    found = [embed(model(), view, SPEC, tta, ALONE, READING) for tta in ("none", "flip", "ten-crop")]
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(found, found[1:] + found[:1], strict=True))
+
+
+def test_ten_crop_is_centre_and_corners_each_with_its_mirror_image() -> None:
+    spec = ImageSpec(16, 8)
+    assert read_size(spec, "ten-crop") == (18, 9) and read_size(spec, "flip") == read_size(spec, "none") == (16, 8)
+    images = torch.arange(2 * 3 * 18 * 9).view(2, 3, 18, 9).float()
+    found = list(views(images, spec, "ten-crop"))
+    wanted = [
+        images[:, :, 1:17, 0:8],
+        images[:, :, :16, :8],
+        images[:, :, :16, 1:],
+        images[:, :, 2:, :8],
+        images[:, :, 2:, 1:],
+    ]
+    assert len(found) == 10
+    for number, crop in enumerate(wanted):
+        assert torch.equal(found[2 * number], crop) and torch.equal(found[2 * number + 1], torch.flip(crop, [3]))
+    small = images[:, :, :16, :8]
+    assert [torch.equal(a, b) for a, b in zip(views(small, spec, "flip"), [small, small.flip(3)], strict=True)] == [
+        True
+    ] * 2
+    (only,) = views(small, spec, "none")
+    assert torch.equal(only, small)
+
+
+def make(folder: Path, rows: list[tuple[str, int | None, int, str]]) -> Index:
+    """A dataset of (split, pid, camid, role)."""
+    records = []
+    for number, (split, pid, camid, role) in enumerate(rows):
+        path = folder / f"{number:02d}.png"
+        Image.new("RGB", (20, 40), (number * 20, 90, 255 - number * 20)).save(path)
+        records.append(Record(f"r{number:02d}", split, pid, camid, FileImage(path), role))  # type: ignore[arg-type]
+    return write_shards("made", records, folder / "out", source={"reader": "test"}, workers=1)
+
+
+def test_labels(tmp_path: Path) -> None:
+    index = make(
+        tmp_path,
+        [
+            ("query", 1, 1, "person"),
+            ("gallery", 1, 2, "person"),
+            ("gallery", 7, 2, "distractor"),
+            ("gallery", 1, 2, "junk"),
+            ("gallery", None, 3, "junk"),
+            ("gallery", None, 3, "person"),
+        ],
+    )
+    found = labels(View([index], "gallery"))
+    seen = {
+        (bool(known), bool(junk), int(camid)) + ((int(pid),) if known else ())
+        for known, junk, camid, pid in zip(found.known, found.junk, found.camid, found.pid, strict=True)
+    }
+    # A distractor is nobody's match, whatever its pid; junk is told apart from images that nobody labelled.
+    assert seen == {(True, False, 2, 1), (False, False, 2), (False, True, 2), (False, True, 3), (False, False, 3)}
+    assert len(found) == 5
+
+
+def test_scores_are_those_of_the_embeddings() -> None:
+    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING)
+    known = [labels(View([park()], split)) for split in ("query", "gallery")]  # type: ignore[arg-type]
+    wanted = score(found.query, found.gallery, *known).to_dict()
+    assert {key: found.scores[key] for key in wanted} == wanted and wanted["queries"] == park().count("query")
+    for name, (low, high) in found.scores["interval"].items():
+        assert 0 <= low <= found.scores[name] <= high <= 1
+
+
+def test_what_can_be_scored(tmp_path: Path) -> None:
+    assert can_score(park())
+    rows: list[list[tuple[str, int | None, int, str]]] = [
+        [("train", 1, 1, "person")],
+        [("query", 1, 1, "person"), ("train", 1, 2, "person")],
+        [("query", None, 1, "person"), ("gallery", 1, 2, "person")],
+    ]
+    for number, some in enumerate(rows):
+        (tmp_path / str(number)).mkdir()
+        assert not can_score(make(tmp_path / str(number), some))
+
+
+def test_a_dataset_without_a_match_is_told(tmp_path: Path) -> None:
+    index = make(tmp_path, [("query", 1, 1, "person"), ("gallery", 1, 1, "person"), ("gallery", 2, 2, "person")])
+    with pytest.raises(DataError, match="none of 1 queries has an image of its identity on another camera"):
+        evaluate(model(), index, ImageSpec(40, 20), "none", ALONE, READING)
+
+
+def test_a_model_that_diverged_is_told() -> None:
+    broken = model()
+    with torch.no_grad():
+        next(broken.embedding.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"park: embeddings of \d+ of \d+ images are not finite"):
+        evaluate(broken, park(), ImageSpec(40, 20), "none", ALONE, READING)
+
+
+def test_embeddings_are_kept_whole(tmp_path: Path) -> None:
+    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING)
+    write_embeddings(tmp_path / "new" / "park.npz", found)
+    kept = np.load(tmp_path / "new" / "park.npz")
+    assert np.array_equal(kept["query"], found.query) and np.array_equal(kept["gallery"], found.gallery)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["park.npz"]

@@ -1,0 +1,105 @@
+"""What is said of a running stage, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from embae.datasets.augment import ImageSpec
+from embae.trainer import monitor
+from embae.trainer.monitor import Clock, Monitor, line, memory_gib
+
+VALUES = {
+    "loss": 0.12345,
+    "right": 0.5,
+    "lr": 3e-4,
+    "images_per_s": 123.4,
+    "waiting_percent": 7.6,
+    "memory_gib": 1.23,
+    "seconds_left": 42.0,
+}
+
+
+def test_the_line_says_it_all() -> None:
+    assert line("embedding", 20, 500, VALUES) == (
+        "[embedding] step 20/500  loss 0.1235 right 0.5000  lr 3.00e-04  123 images/s  waiting 8 %  1.2 GiB  42 s left"
+    )
+    without = {key: value for key, value in VALUES.items() if key != "right"}
+    assert "loss 0.1235  lr" in line("autoencoder", 1, 2, without)
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        (0, "0 s left"),
+        (89.4, "89 s left"),
+        (90, "2 min left"),
+        (5399, "90 min left"),
+        (5400, "1.5 h left"),
+        (360_000, "100.0 h left"),
+    ],
+)
+def test_time_left(seconds: float, said: str) -> None:
+    assert line("s", 1, 2, {**VALUES, "seconds_left": seconds}).endswith(said)
+
+
+def test_rates_of_a_known_time(monkeypatch: Any) -> None:
+    now = 1000.0
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
+    clock = Clock(start=10, stop=30)
+    now += 4.0
+    for _ in range(5):
+        clock.wait(0.2)
+        clock.seen(64)
+    first = clock.read(15)
+    assert first["images_per_s"] == pytest.approx(80) and first["waiting_percent"] == pytest.approx(25)
+    assert first["seconds_left"] == pytest.approx(4 / 5 * 15)
+    now += 1.0
+    clock.seen(64)
+    second = clock.read(16)  # an interval of its own; the time left is over the whole stage
+    assert second["images_per_s"] == pytest.approx(64) and second["waiting_percent"] == 0
+    assert second["seconds_left"] == pytest.approx(5 / 6 * 14)
+    assert clock.read(30)["seconds_left"] == 0
+
+
+def test_memory_is_that_of_this_process() -> None:
+    assert 0.05 < memory_gib() < 64
+
+
+def test_records(tmp_path: Path, capsys: Any) -> None:
+    kept = Monitor(tmp_path, True)
+    kept.say("hello")
+    kept.record("train", "embedding", 20, {"loss": 0.5, "loader": "dali"})
+    kept.record("eval", "embedding", 40, {"mAP": 0.25, "queries": 10, "interval": {"mAP": [0.2, 0.3]}})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # before it is closed: a killed run keeps its records
+    images = torch.zeros(2, 3, 8, 4)
+    kept.images("embedding", 0, images, ImageSpec(8, 4, (0.5, 0.25, 1.0), (0.5, 0.5, 0.5)))
+    kept.close()
+    assert [json.loads(entry) for entry in lines] == [
+        {"kind": "train", "stage": "embedding", "step": 20, "loss": 0.5, "loader": "dali"},
+        {"kind": "eval", "stage": "embedding", "step": 40, "mAP": 0.25, "queries": 10, "interval": {"mAP": [0.2, 0.3]}},
+    ]
+    assert capsys.readouterr().out == "hello\n"
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {"embedding/train/loss", "embedding/eval/mAP", "embedding/eval/queries"}
+    assert [(event.step, event.value) for event in board.Scalars("embedding/eval/mAP")] == [(40, 0.25)]
+    assert board.Tags()["images"] == ["embedding/inputs"]
+    again = Monitor(tmp_path, True)  # a run that goes on keeps what was there
+    again.record("train", "embedding", 60, {"loss": 0.25})
+    again.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: Any) -> None:
+    kept = Monitor(tmp_path, False)
+    kept.say("hello")
+    kept.record("train", "embedding", 20, {"loss": 0.5})
+    kept.images("embedding", 0, torch.zeros(1, 3, 4, 4), ImageSpec(4, 4))
+    kept.close()
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""

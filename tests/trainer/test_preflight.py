@@ -1,0 +1,115 @@
+"""What is refused before anything starts: by which sentence, with nothing heavy imported and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from embae.datasets.card import datasets_in
+from embae.datasets.errors import DataError
+from embae.trainer.errors import ExportError
+from embae.trainer.preflight import check, draw_synthetic, open_stage
+from embae.trainer.recipe import check as recipe_of
+from embae.trainer.schema import Recipe
+
+
+def recipe(**changes: Any) -> Recipe:
+    return recipe_of(tiny.tree(**{"data__root": str(tiny.shards()), **changes}), "tiny")
+
+
+def test_all_is_well() -> None:
+    check(recipe(), world_size=6)  # an image a rank
+
+
+WRONG: dict[str, tuple[dict[str, Any], int]] = {
+    "lake: no such dataset; datasets beside it: park, square, tower; make one with embae shard (data.root is ": (
+        {"data__sources": ["square", "lake"]}, 1),
+    " identities, but P is 99; wanted 1 to ": ({"stages__embedding__data__P": 99, "data__sources": ["tower"]}, 1),
+    " images, but the global batch is 999; wanted 1 to ": ({"stages__target-nuisance__data__batch": 999}, 1),
+    "stages.embedding.data.P: found square; wanted each of square, tower": (
+        {"stages__embedding__data__P": {"square": 3}}, 1),
+    "stages.embedding.data.P: found square, tower, lake; wanted each of square, tower": (
+        {"stages__embedding__data__P": {"square": 3, "tower": 3, "lake": 3}}, 1),
+    "stages.embedding.data.weights: found tower; wanted each of square, tower": (
+        {"stages__embedding__data__weights": {"tower": 1.0}}, 1),
+    "stages.embedding.data: a global batch of 6 images cannot be shared by 7 ranks; set a larger batch": ({}, 7),
+    "stages.embedding.data: a global batch of 4 images cannot be shared by 5 ranks": (
+        {"stages__embedding__data__P": {"square": 4, "tower": 2}}, 5),
+    "stages.autoencoder.data: a global batch of 8 images cannot be shared by 3 ranks × 4 parts": (
+        {"stages__autoencoder__accumulate": 4}, 3),
+    "stages.embedding.init: weights.pth does not exist; wanted hub, random, a weights file": (
+        {"stages__embedding__init": "weights.pth"}, 1),
+    "holds no export": ({"stages__embedding__init": "/tmp"}, 1),
+    "stages.target-nuisance.init: autoencoder has no nuisance head for camera 1 of park, camera 2 of park; let": (
+        {"stages__target-nuisance__reinit": []}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_wrong_is_told(message: str) -> None:
+    changes, ranks = WRONG[message]
+    with pytest.raises((DataError, ExportError)) as caught:
+        check(recipe(**changes), ranks)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)  # one mistake, one sentence, though several stages share it
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    with pytest.raises(DataError) as caught:
+        check(recipe(data__sources=["lake"], data__target="sea"), 1)
+    assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["lake", "sea"]
+
+
+def test_without_evaluation_the_target_need_not_be_there() -> None:
+    check(recipe(run=["embedding"], evaluate={}, data__target="lake"), 1)
+    with pytest.raises(DataError, match="lake"):
+        check(recipe(run=["embedding"], evaluate={"Baseline": "embedding"}, data__target="lake"), 1)
+
+
+def test_stages_open_their_own_data() -> None:
+    found = recipe()
+    assert open_stage(found, "embedding").view.names == ["square", "tower"]
+    assert open_stage(found, "target-nuisance").view.names == ["park"]
+    assert open_stage(found, "embedding").batch == 6 and open_stage(found, "autoencoder").batch == 8
+
+
+def test_synthetic_data_is_drawn_where_it_is_used_and_missing(tmp_path: Path) -> None:
+    (tmp_path / "park").symlink_to(tiny.shards() / "park")
+    options = {"domain": "mall", **tiny.OPTIONS}
+    found = recipe(
+        data__root=str(tmp_path),
+        data__sources=["mall"],
+        data__synthetic={"mall": options, "park": options, "unused": options},
+    )
+    draw_synthetic(found)
+    assert datasets_in(tmp_path) == ["mall", "park"]
+    assert (tmp_path / "park").is_symlink()
+    check(found, 1)
+    with pytest.raises(DataError, match="unknown option 'people'"):
+        draw_synthetic(recipe(data__sources=["lake"], data__synthetic={"lake": {"domain": "mall", "people": 3}}))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.target=lake",
+        "stages.embedding.data.P=99",
+        "stages.embedding.init=none.safetensors",
+        "stages.embedding.optimizer.rl=1",
+    ],
+)
+def test_train_fails_at_once_and_leaves_nothing(tmp_path: Path, override: str) -> None:
+    tiny.write(tmp_path, tiny.tree(data__root=str(tiny.shards())))
+    command = "from embae.trainer.cli import main; main()"
+    done = tiny.program("-X", "importtime", "-c", command, "train", "tiny.yaml", override, "--nproc", 2, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 2
+    assert lines[0].startswith("embae: ") and not any("Traceback" in line for line in lines)
+    assert len(lines) == 1 or "1 mistake" in lines[0]
+    assert "numpy" in imported or "1 mistake" in lines[0]
+    assert not imported & {"torch", "deepspeed", "timm", "nvidia.dali", "torchvision"}
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -1,0 +1,117 @@
+"""Small models, stages and batches that are the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embae.datasets.batch import Batch
+from embae.datasets.plan import share
+from embae.trainer.parts import EmbAE, Head
+from embae.trainer.schema import Model
+from embae.trainer.stage_schema import Stage
+
+BACKBONE = "test_byobnet"  # 0.2 million weights, 14 batch norms with activation
+KEYS = Model.model_validate(
+    {"backbone": BACKBONE, "embedding": 8, "hidden": 16, "nuisance": {"dim": 6, "per": "camera"}}
+)
+TRIPLET = {"triplet": {}}
+RECONSTRUCTION: dict[str, Any] = {"reconstruction": {}}
+
+
+class ToyView:
+    """Images with these identities and cameras, of one dataset.
+
+    Args:
+        pid: `(N,)` identities.
+        camid: `(N,)` cameras.
+    """
+
+    names = ("toy",)
+
+    def __init__(self, pid: Sequence[int], camid: Sequence[int]):
+        self.pid, self.camid = np.array(pid), np.array(camid)
+
+    def __len__(self) -> int:
+        return len(self.pid)
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(rows), int), rows
+
+    def column(self, name: str, rows: np.ndarray) -> np.ndarray:
+        return getattr(self, name)[rows]
+
+    def identity(self, rows: np.ndarray) -> np.ndarray:
+        return self.pid[rows]
+
+
+def heads(cameras: int) -> list[Head]:
+    """A nuisance head for each of that many cameras."""
+    return [("toy", camid) for camid in range(cameras)]
+
+
+def model(parts: dict[str, str], labels: Sequence[Head] = (), *, seed: int = 0, **keys: Any) -> EmbAE:
+    """A model with fixed weights and the running statistics of some images: with fresh ones features are about 0."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = EmbAE(KEYS, labels, parts, **keys)  # type: ignore[arg-type]
+        norms = [module for module in made.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        made.backbone.train()(images(32, seed=0))
+        for norm in norms:
+            norm.momentum = 0.1
+        for name, value in made.state_dict().items():
+            if name.endswith(("running_mean", "running_var")):
+                value += 0.2 * torch.rand(value.shape)
+    return made.train()
+
+
+def images(count: int, *, seed: int = 1, size: tuple[int, int] = (32, 32)) -> Tensor:
+    """Made-up images, channels last."""
+    made = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def stage(parts: dict[str, str], loss: dict[str, Any], **keys: Any) -> Stage:
+    """A stage's keys; the optimizer is plain gradient descent."""
+    data = {"from": "sources", "P": 4, "K": 4} if "triplet" in loss else {"from": "sources", "batch": 8}
+    plain = {"name": "sgd", "lr": 1.0, "momentum": 0.0}
+    return Stage.model_validate(
+        {"init": "random", "parts": parts, "data": data, "loss": loss, "epochs": 1, "optimizer": plain, **keys}
+    )
+
+
+def share_of(
+    view: ToyView, inputs: Tensor, plan: np.ndarray, rank: int, world_size: int, accumulate: int = 1, step: int = 0
+) -> list[Batch]:
+    """A rank's parts of the global batch `plan`; `inputs` are those of the whole view."""
+    slots = [share(len(plan), rank * accumulate + part, world_size * accumulate) for part in range(accumulate)]
+    return [Batch(_take(inputs, plan[s]), plan[s], plan, s, step, view) for s in slots]  # type: ignore[arg-type]
+
+
+def _take(inputs: Tensor, rows: np.ndarray) -> Tensor:
+    taken = inputs[torch.from_numpy(rows)]
+    return taken.contiguous(memory_format=torch.channels_last) if taken.dim() == 4 else taken
+
+
+def parts_in(
+    backbone: str = "absent", embedding: str = "absent", nuisance: str = "absent", decoder: str = "absent"
+) -> dict[str, str]:
+    """What each part does."""
+    return {"backbone": backbone, "embedding": embedding, "nuisance": nuisance, "decoder": decoder}
+
+
+def norm(values: dict[str, Tensor]) -> float:
+    """Norm of all values together, in double precision."""
+    return float(torch.stack([value.double().square().sum() for value in values.values()]).sum().sqrt())
+
+
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Norm of the differences, relative to that of what is wanted."""
+    assert found.keys() == wanted.keys()
+    return norm({key: found[key].double() - wanted[key].double() for key in wanted}) / norm(wanted)

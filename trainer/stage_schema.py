@@ -1,0 +1,257 @@
+"""What a recipe may say of one stage, and what must hold between its keys.
+
+Imports neither torch, DALI nor DeepSpeed, so that a login node checks a job in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PartName = Literal["backbone", "embedding", "nuisance", "decoder"]
+PARTS: tuple[PartName, ...] = ("backbone", "embedding", "nuisance", "decoder")
+Use = Literal["train", "frozen", "absent"]
+
+# Strict: else true would be a 1 and "18" an 18.
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Length = Annotated[float, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+# Of recipes, stages and datasets: they become folders, and a dot would part them in an override.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors: a typo never becomes a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(model: M, wrong: list[str]) -> M:
+    """What a validator returns; each mistake is a line ``key: sentence``, the key relative to the model."""
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return model
+
+
+class AugmentKeys(Strict):
+    """See `embae.datasets.Augment`."""
+
+    flip: Flag = False
+    crop: Flag = False
+    pad: Whole = 0
+    erase: Fraction = 0.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
+
+
+class StageData(Strict):
+    """What a stage reads: P × K for labelled stages, a plain global batch for the others."""
+
+    from_: Literal["sources", "target"] = Field(alias="from")
+    P: Count | dict[Name, Count] | None = None
+    K: Count | None = None
+    batch: Count | None = None
+    weights: dict[Name, Positive] | None = None
+    mix: Flag = False
+    augment: AugmentKeys = AugmentKeys()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether batches are made of identities."""
+        return self.batch is None
+
+    @model_validator(mode="after")
+    def _shape(self) -> StageData:
+        wrong = []
+        if (self.batch is None) == (self.P is None and self.K is None):
+            wrong.append("batch: give either P and K (labelled images) or batch (any images)")
+        elif self.batch is None and (self.P is None or self.K is None):
+            wrong.append(f"{'P' if self.P is None else 'K'}: missing; a labelled stage needs both P and K")
+        for key in ("weights", "mix"):
+            if self.batch is not None and getattr(self, key):
+                wrong.append(f"{key}: belongs to labelled stages; plain batches are shuffled over all images")
+        if self.mix and self.weights:
+            wrong.append("weights: datasets do not take turns where mix is true; give one of them")
+        if self.mix and isinstance(self.P, dict):
+            wrong.append("P: give one number; with mix: true a batch is of all datasets")
+        return checked(self, wrong)
+
+
+class Triplet(Strict):
+    """Triplet loss over the global batch; a numeric margin gives the hinge, ``soft`` log(1 + exp(d_ap − d_an))."""
+
+    mining: Literal["batch-hard", "batch-all"] = "batch-hard"
+    margin: Literal["soft"] | Positive = "soft"
+    weight: Positive = 1.0
+
+
+class Reconstruction(Strict):
+    """Mean squared error between the decoder's output and the backbone's features."""
+
+    weight: Positive = 1.0
+
+
+class Loss(Strict):
+    """The terms of a stage's loss."""
+
+    triplet: Triplet | None = None
+    reconstruction: Reconstruction | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Loss:
+        some = self.triplet or self.reconstruction
+        return checked(self, [] if some else ["name at least one of triplet, reconstruction"])
+
+
+class Optimizer(Strict):
+    """A torch optimizer over the trained parts."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive = 3e-4
+    weight_decay: Length = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Fraction = 0.9
+
+
+class Schedule(Strict):
+    """Learning rate over epochs: linear warm-up, constant, then exponential decay or a cosine to ``final``."""
+
+    warmup: Length = 0.0
+    constant: Length = 0.0
+    decay: Length = 0.0
+    cosine: Length = 0.0
+    final: Length = 0.0
+
+    @property
+    def epochs(self) -> float:
+        """Length of the stage."""
+        return self.warmup + self.constant + self.decay + self.cosine
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schedule:
+        wrong = []
+        if self.decay and self.cosine:
+            wrong.append("decay: give decay or cosine, not both")
+        if self.decay and not self.final:
+            wrong.append("final: exponential decay needs the learning rate it ends at, above 0")
+        if self.final and not self.decay and not self.cosine:
+            wrong.append("final: nothing falls to it; give decay or cosine")
+        if not self.epochs:
+            wrong.append("give the length in epochs of at least one of warmup, constant, decay, cosine")
+        return checked(self, wrong)
+
+
+# One owner per fact: these live in the recipe's own keys.
+OWNED = {
+    "train_batch_size": "data.P/K or data.batch", "train_micro_batch_size_per_gpu": "data.P/K or data.batch",
+    "gradient_accumulation_steps": "accumulate", "gradient_clipping": "clip", "optimizer": "optimizer",
+    "scheduler": "schedule", "bf16": "precision", "fp16": "precision", "amp": "precision",
+    "torch_autocast": "precision", "zero_optimization": "deepspeed.zero_stage, deepspeed.zero",
+}
+
+
+class DeepSpeed(BaseModel):
+    """``zero_stage``, more keys of DeepSpeed's ``zero_optimization`` under ``zero``, and any other key of its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _owned(self) -> DeepSpeed:
+        owned = {key: OWNED[key] for key in self.model_extra or {} if key in OWNED}
+        if "stage" in self.zero:
+            owned["zero.stage"] = "deepspeed.zero_stage"
+        return checked(self, [f"{key}: has an owner elsewhere in the recipe; set {owned[key]}" for key in owned])
+
+
+class Stage(Strict):
+    """One stage: (parts, data, loss), where its weights come from, and how it is optimised."""
+
+    init: str
+    """``hub``, ``random``, a weights file, an earlier stage, or an export of another run."""
+    reinit: list[PartName] = []
+    parts: dict[PartName, Use]
+    data: StageData
+    loss: Loss
+    epochs: Positive | None = None
+    schedule: Schedule | None = None
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: Positive | None = None
+    accumulate: Count = 1
+    deepspeed: DeepSpeed = DeepSpeed()
+    batch_norm: dict[PartName, Literal["batch", "running"]] = {}
+    sync_batch_norm: Flag = True
+    cache_features: Flag = True
+    """Compute a frozen backbone's features once, where augmentation is at most a flip."""
+    log_every: Count = 20
+    """Steps."""
+    evaluate_every: Count | None = None
+    """Steps."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @property
+    def lr_schedule(self) -> Schedule:
+        """The schedule, where only ``epochs`` is given a constant one."""
+        return self.schedule or Schedule(constant=self.epochs or 1)
+
+    def trained(self) -> list[PartName]:
+        """Parts that train, in the model's order."""
+        return [part for part in PARTS if self.parts[part] == "train"]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        return checked(self, [*self._wrong_parts(), *self._wrong_loss()])
+
+    def _wrong_parts(self) -> Iterator[str]:
+        missing = [part for part in PARTS if part not in self.parts]
+        if missing:
+            yield f"parts: wanted train, frozen or absent of every part; missing: {', '.join(missing)}"
+        for part in ("backbone", "embedding"):
+            if self.parts.get(part) == "absent":
+                yield f"parts.{part}: cannot be absent"
+        if not missing and not self.trained():
+            yield "parts: no part trains; set at least one part to train"
+        for part in self.reinit:
+            if self.parts.get(part) == "absent":
+                yield f"reinit: names {part}, which is absent"
+        if (self.epochs is None) == (self.schedule is None):
+            yield "epochs: give either epochs or schedule" + (" (null takes away the other)" if self.epochs else "")
+        if self.schedule and self.schedule.final > self.optimizer.lr:
+            yield f"schedule.final: {self.schedule.final} is above optimizer.lr, {self.optimizer.lr}, that falls to it"
+
+    def _wrong_loss(self) -> Iterator[str]:
+        data, heads = self.data, {part: self.parts.get(part, "absent") for part in ("nuisance", "decoder")}
+        if self.loss.triplet:
+            if not data.labelled:
+                yield "loss.triplet: needs identities; give data.P and data.K instead of data.batch"
+            if data.K == 1:
+                yield "data.K: the triplet loss needs at least 2"
+            if 1 in (data.P.values() if isinstance(data.P, dict) else [data.P]):
+                yield "data.P: the triplet loss needs at least 2"
+            if self.accumulate > 1:
+                yield "accumulate: a mined loss sees the whole global batch, so this must be 1"
+        elif data.labelled:
+            yield "data: without a triplet loss labels are not used; give batch instead of P and K"
+        for part, use in heads.items():
+            if self.loss.reconstruction and use == "absent":
+                yield f"parts.{part}: reconstruction needs it; it cannot be absent"
+            if not self.loss.reconstruction and use == "train":
+                yield f"parts.{part}: only trains with a reconstruction loss"
