@@ -50,8 +50,8 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         running = [part for part, mode in stage.batch_norm.items() if mode == "running"]
         model = EmbAE(keys, heads, stage.parts, running=running)
-    for part in stage.reinit if export else []:
-        if part not in export.parts:
+    for part in stage.reinit:
+        if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
                               "leave it out")
     with _named(key):

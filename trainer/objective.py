@@ -49,7 +49,8 @@ class Objective(nn.Module):
         features = batch.inputs if self._cached else self.model.backbone(batch.inputs)
         z = self.model.embedding(features)
         world = dist.get_world_size() if dist.is_initialized() else 1
-        total, report = z.new_zeros((), dtype=torch.float32), {}
+        total = z.new_zeros((), dtype=torch.float32)
+        report: dict[str, Tensor] = {}
         if term := self._loss.triplet:
             identity = torch.from_numpy(batch.view.identity(batch.plan)).to(z.device)
             with torch.autocast(z.device.type, enabled=False):

@@ -18,8 +18,8 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
 
-Head = tuple[str, int] | tuple[str] | tuple[()]
-"""Whom a nuisance head serves: (dataset, camid), (dataset,) or everyone."""
+Head = tuple[str | int, ...]
+"""Whom a nuisance head serves: (dataset, camid), (dataset,) or, empty, everyone."""
 
 
 def head(features: int, hidden: int, out: int) -> nn.Sequential:

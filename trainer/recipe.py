@@ -23,7 +23,7 @@ LARGEST = 10**6  # values and characters of a recipe, its aliases written out
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys, and reads 3e-4 as a number (which YAML 1.1 does not) and dates as text."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # its hints claim a mapping; it is a name or None
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
