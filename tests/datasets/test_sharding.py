@@ -172,7 +172,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 # A run in a process of its own, to be killed: reading an image of an identity above 1 takes long.
 SLOW = textwrap.dedent("""
-    import os, sys, time
+    import os, signal, sys, time
     from dataclasses import dataclass
     from pathlib import Path
     from embae.datasets.records import FileImage, Record
@@ -187,6 +187,8 @@ SLOW = textwrap.dedent("""
             return super().read()
 
     if __name__ == "__main__":
+        # As at a terminal. A shell that starts tests in the background hands SIGINT down ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         records = []
         for line in Path(sys.argv[1]).read_text().splitlines():
             key, split, pid, camid, role, path = line.split()
@@ -239,7 +241,7 @@ def test_what_was_interrupted_goes_on(tmp_path: Path, how: str, capsys: pytest.C
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.kill()
-        process.wait(60)  # for a hang, not for slowness: on a busy machine ending alone has taken over 10 s
+        process.wait(60)
         until(lambda: not session(process.pid), 30)  # no orphans
     finally:
         for pid in session(process.pid):
