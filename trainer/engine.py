@@ -47,7 +47,8 @@ class Engine:
     """
 
     def __init__(self, objective: Objective, stage: Stage, world: World, *, largest: int):
-        self._stage, self._held = stage, list[Batch]()
+        self._stage = stage
+        self._batch: Batch | None = None
         trained = [p for p in objective.parameters() if p.requires_grad]
         optimizer = build_optimizer(stage.optimizer, trained)
         optimizer.register_step_pre_hook(self._leave_absent_heads)
@@ -71,7 +72,7 @@ class Engine:
         Returns:
             The report of the objective, averaged over the parts, on the device.
         """
-        self._held = list(batches)
+        self._batch = batches[0]  # its plan is that of all parts
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -85,8 +86,9 @@ class Engine:
 
     def _leave_absent_heads(self, *_: Any) -> None:
         # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.
-        for parameter in self._objective.absent_parameters(self._held):
-            parameter.grad = None
+        if self._batch is not None:
+            for parameter in self._objective.absent_parameters(self._batch):
+                parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, frozen parts and buffers included, on every rank."""

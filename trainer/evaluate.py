@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embae.datasets.augment import Augment, ImageSpec
-from embae.datasets.batch import Work
+from embae.datasets.augment import ImageSpec
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName
-from embae.datasets.plan import SequentialSampler, share
+from embae.datasets.plan import share
 from embae.datasets.records import ROLES
 from embae.datasets.view import View
 from embae.trainer.distributed import World, gather_rows
@@ -73,11 +72,10 @@ def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, rea
         reading: How images are read.
     """
     rows = share(len(view), world.rank, world.world_size)
-    work = Work(SequentialSampler(view, batch=1, rows=rows), spec, Augment(), seed=0, stage="", start=0, stop=0)
     width: int = model.embedding[-1].out_features  # type: ignore[assignment]
     own = torch.empty(rows.stop - rows.start, width, device=world.device)
     with torch.inference_mode():
-        for batch in extract(view, rows, work, world, loader=reading.loader, threads=reading.threads,
+        for batch in extract(view, rows, spec, world.device, loader=reading.loader, threads=reading.threads,
                              read=read_size(spec, tta), size=reading.batch):
             found = [model(crop) for crop in views(batch.inputs, spec, tta)]
             own[batch.rows - rows.start] = torch.stack(found).mean(0)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from embae.datasets.augment import Augment
+from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
 from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.plan import SequentialSampler, share
@@ -78,7 +78,7 @@ def cached_features(backbone: nn.Module, view: View, work: Work, world: World, *
         dist.barrier()
         out = np.lib.format.open_memmap(partial, mode="r+")
         rows = share(len(view), world.rank, world.world_size)
-        for batch in extract(view, rows, work, world, loader=loader, threads=threads):
+        for batch in extract(view, rows, work.spec, world.device, loader=loader, threads=threads):
             with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 for mirrored, images in enumerate((batch.inputs, batch.inputs.flip(3))):
                     out[batch.rows, mirrored] = backbone(images).float().cpu().numpy()
@@ -90,15 +90,15 @@ def cached_features(backbone: nn.Module, view: View, work: Work, world: World, *
     return np.load(path, mmap_mode="r")
 
 
-def extract(view: View, rows: slice, work: Work, world: World, *, loader: LoaderName, threads: int | None,
+def extract(view: View, rows: slice, spec: ImageSpec, device: torch.device, *, loader: LoaderName, threads: int | None,
             read: tuple[int, int] | None = None, size: int = EXTRACT) -> Iterator[Batch]:
     """Unaugmented batches of a stretch of a view, in order.
 
     Args:
         view: The images.
         rows: The stretch; may be empty.
-        work: Says what the model takes.
-        world: This rank.
+        spec: What the model takes.
+        device: Where the images go.
         loader: What decodes.
         threads: Decoding threads.
         read: Height and width to resize to; by default what the model takes.
@@ -107,8 +107,9 @@ def extract(view: View, rows: slice, work: Work, world: World, *, loader: Loader
     if rows.start == rows.stop:
         return
     sampler = SequentialSampler(view, batch=min(size, rows.stop - rows.start), rows=rows)
-    plain = Work(sampler, work.spec, Augment(), seed=work.seed, stage=work.stage, start=0, stop=len(sampler), read=read)
-    opened = open_loader(plain, loader=loader, device=world.device, threads=threads)
+    # Seed and stage key the augmentation, and there is none.
+    work = Work(sampler, spec, Augment(), seed=0, stage="", start=0, stop=len(sampler), read=read)
+    opened = open_loader(work, loader=loader, device=device, threads=threads)
     try:
         yield from opened
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -75,10 +75,10 @@ class Objective(nn.Module):
             found = self.reference(batch.inputs) if hasattr(self, "reference") else features.detach()
         return found if found.dtype == torch.float64 else found.float()
 
-    def absent_parameters(self, batches: Sequence[Batch]) -> Iterator[nn.Parameter]:
-        """Trained parameters of nuisance heads that no image of these global batches belongs to."""
+    def absent_parameters(self, batch: Batch) -> Iterator[nn.Parameter]:
+        """Trained parameters of nuisance heads that no image of this global batch belongs to."""
         if self.model.uses["nuisance"] == "train":
-            present = {number for batch in batches for number in heads_of(self.model, batch)[1]}
+            present = heads_of(self.model, batch)[1]
             for number, part in enumerate(self.model.nuisance.heads):
                 if number not in present:
                     yield from part.parameters()
