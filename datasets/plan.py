@@ -178,22 +178,26 @@ class ShuffledSampler:
 
 
 class SequentialSampler:
-    """Every image of a stretch of a view once, in order: for extraction. The last batch may be smaller.
+    """Given rows of a view once, in order: for extraction. The last batch may be smaller.
 
     Args:
         view: What to read.
         batch: Images at a time.
-        rows: The stretch; ranks take one each.
+        rows: `(N,)`, the rows.
     """
 
-    def __init__(self, view: View, *, batch: int, rows: slice):
+    def __init__(self, view: View, *, batch: int, rows: np.ndarray):
         self.view, self.batch, self._rows = view, batch, rows
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-(self._rows.stop - self._rows.start) // self.batch)
+        return -(-len(self._rows) // self.batch)
 
     def plan(self, step: int) -> np.ndarray:
         """Rows of the batch, `(B,)` int64, fewer in the last one."""
-        first = self._rows.start + step * self.batch
-        return np.arange(first, min(first + self.batch, self._rows.stop))
+        return self._rows[step * self.batch:(step + 1) * self.batch]
+
+
+def by_content(view: View) -> np.ndarray:
+    """Every row of a view, `(N,)`, in an order that depends on the images alone, not on labels or sharding."""
+    return np.argsort(scatter(view.fingerprints()), kind="stable")

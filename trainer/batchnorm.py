@@ -16,6 +16,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from embae.trainer.cameras import batch_norm_by_camera
+
 
 def use_global_batch_norm(module: nn.Module, *, sync: bool) -> None:
     """Makes every batch norm below a module one over the global batch.
@@ -48,6 +50,8 @@ class _Global:
 
     def _normalise(self: Any, x: Tensor) -> Tensor:
         if not self.training:
+            if (by_camera := batch_norm_by_camera(self, x)) is not None:
+                return by_camera
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         together = self.sync and dist.is_initialized() and dist.get_world_size() > 1
         if not together and x.numel() // x.shape[1] > 1:
@@ -145,9 +149,9 @@ def _combine(count: int, mean: Tensor, var: Tensor, together: bool) -> tuple[Ten
     own = torch.cat([mean.new_full((1,), count), mean, var])
     if not together:
         return own[0], mean, var
-    every = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(every, own)
-    every = every.view(-1, len(own))
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    every = torch.stack(parts)
     counts, means, variances = every[:, :1], every[:, 1:1 + len(mean)], every[:, 1 + len(mean):]
     n = counts.sum()
     share = counts / n.clamp(min=1)

@@ -29,6 +29,8 @@ app.add_typer(recipes_app, name="recipes")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help=(
     "Keys of the recipe to set, such as data.root=/data/shards."))]
+Settings = Annotated[list[str] | None, typer.Option("--settings", metavar="NAME|FILE", help=(
+    "Settings to go with the recipe, such as quick; may be given several times."))]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -96,10 +98,13 @@ def inspect(
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """Name the shipped recipes, each with its first line."""
-    from embae.trainer.recipe import names, source
-    for name in names():
-        print(f"{name:20} {source(name)[0].splitlines()[0].removeprefix('# ')}")
+    """Name the shipped recipes and settings, each with its first line."""
+    from embae.trainer.recipe import SETTINGS, names, source
+    for folder in ("", SETTINGS):
+        if folder:
+            print(f"\n--{folder}")
+        for name in names(folder):
+            print(f"{name:20} {source(name, folder)[0].splitlines()[0].removeprefix('# ')}")
 
 
 @recipes_app.command("show")
@@ -113,6 +118,7 @@ def recipes_show(recipe: str) -> None:
 def recipes_check(
     recipe: str,
     overrides: Overrides = None,
+    settings: Settings = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
 ) -> None:
     """Check a recipe; its data is looked at by embae train before anything starts.
@@ -120,7 +126,7 @@ def recipes_check(
     Example: embae recipes check embae-cam data.root=/data/shards
     """
     from embae.trainer.recipe import dump, load
-    found = load(recipe, overrides or [])
+    found = load(recipe, overrides or [], settings or [])
     print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
 
 
@@ -128,6 +134,7 @@ def recipes_check(
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
+    settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
@@ -139,19 +146,17 @@ def train(
     """
     from embae.trainer.launch import launch
     from embae.trainer.recipe import load
-    found = load(recipe, overrides or [])
+    found = load(recipe, overrides or [], settings or [])
     run = out or Path("runs") / found.name
     if stage and stage not in found.run:
         raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
     if "RANK" in os.environ:
         _work(found, run, stage)
         return
-    gpus = _gpus()
-    ranks = nproc or gpus or 1
-    if gpus and ranks > gpus:
-        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
+    ranks = _ranks(nproc)
     _prepare(found, run, ranks)
     arguments = [recipe, *(overrides or []), "--out", str(run)]
+    arguments += [word for name in settings or [] for word in ("--settings", name)]
     arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
     if code := launch(arguments, ranks):
         raise typer.Exit(code)
@@ -177,6 +182,45 @@ def _work(recipe: Recipe, run: Path, stage: str | None) -> None:
     from embae.trainer.training import train as run_stages
     run_stages(recipe, run, world, last=stage)
     leave()
+
+
+@app.command()
+def compare(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY=VALUE]...", show_default=False, help=(
+        "Recipes, by default all that are shipped, and keys to set in each of them."))] = None,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, with seeds 0, 1, …")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/comparison"),
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train every stage of every run anew, sharing none.")] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="Print also what probes find in z and v.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run recipes side by side on one target and print one table; what they share is trained once.
+
+    Example: embae compare --settings quick --seeds 3 --nproc 2
+    """
+    from embae.trainer.compare import plan, prepare, report
+    from embae.trainer.launch import launch
+    recipes = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    runs = plan(recipes, overrides, settings or [], seeds, out)
+    worker, ours = "RANK" in os.environ, "EMBAE_STORE" in os.environ
+    if not ours and os.environ.get("RANK", "0") == "0":
+        print(f"comparison of {len(runs)} runs in {out}", flush=True)
+        prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else _ranks(nproc))
+    if worker:
+        from embae.trainer.distributed import join, leave
+        world = join()
+        from embae.trainer.training import train_all
+        train_all(runs, out, world, fresh=fresh)
+        leave()
+        if world.first and not ours:
+            print(report(runs, out, probes))
+        return
+    if code := launch(["compare", *sys.argv[2:]], _ranks(nproc)):
+        raise typer.Exit(code)
+    print(report(runs, out, probes))
 
 
 @app.command()
@@ -210,6 +254,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not found:
         raise DataError(f"--size {text}: wanted HEIGHTxWIDTH in pixels, such as 288x144")
     return int(found[1]), int(found[2])
+
+
+def _ranks(nproc: int | None) -> int:
+    gpus = _gpus()
+    ranks = nproc or gpus or 1
+    if gpus and ranks > gpus:
+        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
+    return ranks
 
 
 def _gpus() -> int:
@@ -261,7 +313,10 @@ def main() -> None:
 
 
 def train_main() -> None:
-    """``python -m embae.trainer``: ``embae train`` without the word."""
+    """``python -m embae.trainer``: ``embae train`` without the word, or ``compare …``; a rank of either."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    one.command()(train)
+    comparison = sys.argv[1:2] == ["compare"]
+    if comparison:
+        del sys.argv[1]
+    one.command()(compare if comparison else train)
     _run(one)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from embae.datasets.plan import share
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,22 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_first_rank(world: World, act: Callable[[], T]) -> T | None:
+    """What rank 0 does alone, on rank 0; its error is every rank's, which would wait for it for ever."""
+    result, error = None, None
+    if world.first:
+        try:
+            result = act()
+        except Exception as caught:
+            error = caught
+    failed = broadcast_object(str(error) if error else None)
+    if error:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -21,12 +23,14 @@ import deepspeed
 from deepspeed.ops import __compatible_ops__
 
 from embae.datasets.batch import Batch
-from embae.trainer.distributed import World
+from embae.trainer.adversary import Adversary
 from embae.trainer.objective import Objective
 from embae.trainer.stage_schema import Optimizer, Stage
 
 # On CPU, DeepSpeed would compile an exchange through shared memory for minutes; gloo does without.
 __compatible_ops__["deepspeed_shm_comm"] = False
+# DeepSpeed still calls exchanges that torch 2.14 has given other names, and torch says so at each call.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 _log = logging.getLogger("DeepSpeed")
 _log.setLevel(logging.WARNING)
 # Said of every torch optimizer but Adam, whatever a user did; ours are tested at every ZeRO stage.
@@ -37,21 +41,23 @@ for _handler in _log.handlers:  # standard output is the run's own
 
 
 class Engine:
-    """An objective wrapped by DeepSpeed with an optimizer over its trained parts.
+    """An objective wrapped by DeepSpeed with an optimizer over trained parameters.
 
     Args:
         objective: On the CPU; moved to the training device.
         stage: Optimizer, precision, clipping, ZeRO stage.
-        world: This rank.
         largest: Most rows of a part of a batch.
+        others: Trained parameters that another engine of the stage owns.
     """
 
-    def __init__(self, objective: Objective, stage: Stage, world: World, *, largest: int):
+    def __init__(self, objective: Objective | Adversary, stage: Stage, *, largest: int,
+                 others: Iterable[nn.Parameter] = ()):
         self._stage = stage
-        self._batch: Batch | None = None
-        trained = [p for p in objective.parameters() if p.requires_grad]
+        self._turn: tuple[Batch, Collection[str]] | None = None
+        strange = {id(parameter) for parameter in others}
+        trained = [p for p in objective.parameters() if p.requires_grad and id(p) not in strange]
         optimizer = build_optimizer(stage.optimizer, trained)
-        optimizer.register_step_pre_hook(self._leave_absent_heads)
+        optimizer.register_step_pre_hook(self._leave_unmoved)
         self._objective = objective
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, model_parameters=trained, dist_init_required=False,
@@ -65,29 +71,37 @@ class Engine:
                 "steps_per_print": 2**62,
                 **(stage.deepspeed.model_extra or {}),
             })
+        if dist.get_world_size() == 1 and not stage.deepspeed.zero_stage:
+            # Nobody to exchange with, and yet it would copy every gradient there and back, and zeros for missing ones.
+            self._engine.enable_backward_allreduce = False
+        self._engine.train()  # for good: only copies of the model are ever put into eval mode
 
-    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[Batch], lr: float, terms: Collection[str]) -> dict[str, Tensor]:
         """One optimizer update from the parts of this rank's share of a global batch.
+
+        Args:
+            batches: The parts.
+            lr: Learning rate.
+            terms: The losses whose turn it is.
 
         Returns:
             The report of the objective, averaged over the parts, on the device.
         """
-        self._batch = batches[0]  # its plan is that of all parts
-        self._engine.train()
+        self._turn = batches[0], terms  # its plan is that of all parts
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         reports = []
         for batch in batches:
-            loss, report = self._engine(batch)
+            loss, report = self._engine(batch, terms)
             self._engine.backward(loss)
             self._engine.step()
             reports.append(report)
         return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
 
-    def _leave_absent_heads(self, *_: Any) -> None:
+    def _leave_unmoved(self, *_: Any) -> None:
         # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.
-        if self._batch is not None:
-            for parameter in self._objective.absent_parameters(self._batch):
+        if self._turn is not None:
+            for parameter in self._objective.unmoved(*self._turn):
                 parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
@@ -102,8 +116,12 @@ class Engine:
 
 
 def build_optimizer(keys: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The torch optimizer that a recipe names."""
+    """The torch optimizer that a recipe names.
+
+    Fused, it goes over the weights once: of many heads, that is most of a step. On CPU it is not torch's default.
+    """
     if keys.name == "sgd":
-        return torch.optim.SGD(parameters, lr=keys.lr, momentum=keys.momentum, weight_decay=keys.weight_decay)
+        return torch.optim.SGD(parameters, lr=keys.lr, momentum=keys.momentum, weight_decay=keys.weight_decay,
+                               fused=True)
     kind = torch.optim.Adam if keys.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=keys.lr, betas=keys.betas, weight_decay=keys.weight_decay)
+    return kind(parameters, lr=keys.lr, betas=keys.betas, weight_decay=keys.weight_decay, fused=True)

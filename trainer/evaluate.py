@@ -17,6 +17,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName
 from embae.datasets.plan import share
+from embae.datasets.progress import note
 from embae.datasets.records import ROLES
 from embae.datasets.view import View
 from embae.trainer.distributed import World, gather_rows
@@ -71,15 +72,15 @@ def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, rea
         world: This rank.
         reading: How images are read.
     """
-    rows = share(len(view), world.rank, world.world_size)
-    width: int = model.embedding[-1].out_features  # type: ignore[assignment]
-    own = torch.empty(rows.stop - rows.start, width, device=world.device)
+    own = share(len(view), world.rank, world.world_size)
+    found = torch.empty(own.stop - own.start, model.z, device=world.device)
     with torch.inference_mode():
-        for batch in extract(view, rows, spec, world.device, loader=reading.loader, threads=reading.threads,
-                             read=read_size(spec, tta), size=reading.batch):
-            found = [model(crop) for crop in views(batch.inputs, spec, tta)]
-            own[batch.rows - rows.start] = torch.stack(found).mean(0)
-    return gather_rows(own, len(view)).cpu().numpy()
+        for batch in extract(view, np.arange(own.start, own.stop), spec, world.device, loader=reading.loader,
+                             threads=reading.threads, read=read_size(spec, tta), size=reading.batch):
+            which = model.cameras_of(batch)
+            crops = [model(crop, which) for crop in views(batch.inputs, spec, tta)]
+            found[batch.rows - own.start] = torch.stack(crops).mean(0)
+    return gather_rows(found, len(view)).cpu().numpy()
 
 
 def labels(view: View) -> Labels:
@@ -121,6 +122,11 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         FloatingPointError: An embedding is not finite.
     """
     views = View([index], "query"), View([index], "gallery")
+    strange = {camera for view in views for camera in view.cameras()} - set(model.cameras)
+    if model.cameras and strange and world.first:
+        note(f"{index.name}: the model is not calibrated on {len(strange)} of its cameras "
+             f"({', '.join(str(camid) for _, camid in sorted(strange)[:5])}); their images go through the statistics "
+             "that all cameras share")
     found = [embed(model, view, spec, tta, world, reading) for view in views]
     for view, embeddings in zip(views, found, strict=True):
         broken = np.flatnonzero(~np.isfinite(embeddings).all(1))

@@ -1,8 +1,8 @@
 """What a stage leaves behind: every part's weights, and what is needed to use them.
 
     <stage>/export/model.safetensors    weights and buffers, by the model's own names
-    <stage>/export/model.json           parts, sizes, image size, normalisation, whom each nuisance head serves
-    <stage>/done                        written last; how many steps the stage took
+    <stage>/export/model.json           parts, sizes, image size, normalisation, whom each nuisance head serves, the
+                                        cameras it is calibrated on
 
 Weights travel as safetensors, which cannot run code.
 """
@@ -10,9 +10,6 @@ Weights travel as safetensors, which cannot run code.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embae.datasets.augment import ImageSpec
+from embae.trainer.batchnorm import use_global_batch_norm
+from embae.trainer.cameras import TABLES, Camera, make_room
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.parts import EmbAE, Head
 from embae.trainer.schema import Model
@@ -41,6 +40,8 @@ class Export:
         parts: The parts it has.
         spec: Image size and normalisation.
         heads: Whom each nuisance head serves.
+        cameras: The cameras that it is calibrated on.
+        classes: Identities that its classifier tells apart.
     """
 
     path: Path
@@ -48,6 +49,8 @@ class Export:
     parts: list[PartName]
     spec: ImageSpec
     heads: list[Head]
+    cameras: list[Camera]
+    classes: int
 
     @classmethod
     def open(cls, path: Path) -> Export:
@@ -72,7 +75,9 @@ class Export:
             (height, width), mean, std = found["image"], tuple(found["mean"]), tuple(found["std"])
             spec = ImageSpec(height, width, mean, std)
             heads = [tuple(head) for head in found["heads"]]
-            return cls(path, Model.model_validate(found["model"]), parts, spec, heads)
+            cameras = [(str(dataset), int(camid)) for dataset, camid in found.get("cameras", [])]
+            return cls(path, Model.model_validate(found["model"]), parts, spec, heads, cameras,
+                       int(found.get("classes", 0)))
         except (KeyError, TypeError, ValueError) as error:
             raise ExportError(f"{file}: not the description of a model ({error}); "
                               "take the export from its run again") from error
@@ -93,41 +98,32 @@ class Export:
         """
         uses: dict[PartName, Use] = {part: "frozen" if part in self.parts else "absent" for part in PARTS}
         try:
-            model = EmbAE(self.model, self.heads, uses)
+            model = EmbAE(self.model, self.heads, uses, classes=self.classes, cameras=self.cameras)
         except RecipeError as error:
             raise ExportError(f"{self.path / META}: {error}") from error
         load_into(model, self.state(), str(self.path / WEIGHTS))
         return model.eval()
 
 
-def write(folder: Path, state: dict[str, Tensor], *, model: Model, spec: ImageSpec, parts: Sequence[PartName],
-          heads: Sequence[Head], steps: int) -> None:
-    """Writes an export to a temporary folder and renames it when whole, then marks the stage done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial, whole = folder / "export.partial", folder / "export"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(whole, ignore_errors=True)  # of a stage that was not done
-    partial.mkdir()
-    save_file({key: value.contiguous() for key, value in state.items()}, str(partial / WEIGHTS))
+def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, spec: ImageSpec) -> None:
+    """Writes a model into a folder.
+
+    Args:
+        folder: Is there.
+        model: Says which parts it has, whom its heads serve, and so on.
+        state: Its weights and buffers, on the CPU.
+        keys: Sizes and backbone.
+        spec: Image size and normalisation.
+    """
+    tables = any(key.rpartition(".")[2] in TABLES for key in state)
+    save_file({key: value.contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
     description: dict[str, Any] = {
-        "format": FORMAT, "model": model.model_dump(mode="json"), "parts": list(parts), "image": list(spec.size),
-        "mean": list(spec.mean), "std": list(spec.std), "heads": [list(head) for head in heads],
-        "shapes": {key: list(value.shape) for key, value in state.items()},
+        "format": FORMAT, "model": keys.model_dump(mode="json"), "parts": list(model.parts()),
+        "image": list(spec.size), "mean": list(spec.mean), "std": list(spec.std),
+        "heads": [list(head) for head in model.heads], "cameras": [list(one) for one in model.cameras if tables],
+        "classes": model.classes, "shapes": {key: list(value.shape) for key, value in state.items()},
     }
-    (partial / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    for file in partial.iterdir():
-        _sync(file)
-    partial.rename(whole)
-    mark = folder / "done.partial"
-    mark.write_text(f"{steps} steps\n", encoding="utf-8")
-    _sync(mark)
-    mark.replace(folder / "done")
-
-
-def _sync(file: Path) -> None:
-    """After a power cut, what was renamed must not be empty."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    (folder / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -150,6 +146,8 @@ def load_into(module: Any, state: dict[str, Tensor], origin: str) -> None:
     Raises:
         ExportError: Names or shapes differ; says which.
     """
+    if make_room(module, state):
+        use_global_batch_norm(module, sync=False)
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [f"lacks {key}" for key in wanted if key not in found]

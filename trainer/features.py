@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
@@ -23,8 +24,21 @@ from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.plan import SequentialSampler, share
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
+from embae.trainer.parts import EmbAE
 
 EXTRACT = 128  # images at a time
+
+
+class Cached(NamedTuple):
+    """Features of a view's images.
+
+    Attributes:
+        features: `(images, 2, F)` float32, memory-mapped; index 1 is the mirror image.
+        rank_seconds: Wall time × ranks that they took, whenever that was.
+    """
+
+    features: np.ndarray
+    rank_seconds: float
 
 
 class FeatureLoader:
@@ -44,59 +58,60 @@ class FeatureLoader:
         """Nothing to free: the file is shared."""
 
 
-def cached_features(backbone: nn.Module, view: View, work: Work, world: World, *, width: int, bf16: bool, folder: Path,
-                    loader: LoaderName, threads: int | None) -> np.ndarray:
+def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, bf16: bool, folder: Path,
+                    loader: LoaderName, threads: int | None) -> Cached:
     """Features of every image of a view and of its mirror image, each rank computing its share.
 
     Args:
-        backbone: In eval mode, on the training device.
+        model: Its backbone in eval mode, on the training device.
         view: The images.
-        work: Says what the images go through before the backbone.
+        spec: What the model takes.
         world: This rank.
-        width: Width of the features.
         bf16: Whether to compute under bfloat16 autocast, as the stage would.
         folder: Where the cache lies, on a file system that all ranks see.
         loader: What decodes.
         threads: Decoding threads.
-
-    Returns:
-        `(images, 2, width)` float32, memory-mapped; index 1 is the mirror image.
     """
-    through = [work.spec.size, work.spec.mean, work.spec.std, bf16, loader, world.device.type]
+    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras]
     key = hashlib.sha256(json.dumps(through).encode())
     key.update(view.fingerprints().tobytes())
-    for name, value in sorted(backbone.state_dict().items()):
+    for name, value in sorted(model.backbone.state_dict().items()):
         key.update(name.encode())
         key.update(value.detach().cpu().numpy().tobytes())
     path = folder / f"features-{key.hexdigest()[:16]}.npy"
+    took = path.with_suffix(".seconds")
     # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
     if not broadcast_object(path.exists()):
+        began = time.perf_counter()
         partial = path.with_suffix(".partial")
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, width))
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, model.features))
         dist.barrier()
         out = np.lib.format.open_memmap(partial, mode="r+")
-        rows = share(len(view), world.rank, world.world_size)
-        for batch in extract(view, rows, work.spec, world.device, loader=loader, threads=threads):
+        own = share(len(view), world.rank, world.world_size)
+        rows = np.arange(own.start, own.stop)
+        for batch in extract(view, rows, spec, world.device, loader=loader, threads=threads):
+            which = model.cameras_of(batch)
             with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 for mirrored, images in enumerate((batch.inputs, batch.inputs.flip(3))):
-                    out[batch.rows, mirrored] = backbone(images).float().cpu().numpy()
+                    out[batch.rows, mirrored] = model.extract(images, which).float().cpu().numpy()
         out.flush()
         dist.barrier()
         if world.first:
+            took.write_text(str((time.perf_counter() - began) * world.world_size), encoding="utf-8")
             os.replace(partial, path)
     dist.barrier()
-    return np.load(path, mmap_mode="r")
+    return Cached(np.load(path, mmap_mode="r"), float(took.read_text(encoding="utf-8")))
 
 
-def extract(view: View, rows: slice, spec: ImageSpec, device: torch.device, *, loader: LoaderName, threads: int | None,
-            read: tuple[int, int] | None = None, size: int = EXTRACT) -> Iterator[Batch]:
-    """Unaugmented batches of a stretch of a view, in order.
+def extract(view: View, rows: np.ndarray, spec: ImageSpec, device: torch.device, *, loader: LoaderName,
+            threads: int | None, read: tuple[int, int] | None = None, size: int = EXTRACT) -> Iterator[Batch]:
+    """Unaugmented batches of rows of a view, in order.
 
     Args:
         view: The images.
-        rows: The stretch; may be empty.
+        rows: `(N,)`, the rows; may be empty.
         spec: What the model takes.
         device: Where the images go.
         loader: What decodes.
@@ -104,9 +119,9 @@ def extract(view: View, rows: slice, spec: ImageSpec, device: torch.device, *, l
         read: Height and width to resize to; by default what the model takes.
         size: Images at a time.
     """
-    if rows.start == rows.stop:
+    if not len(rows):
         return
-    sampler = SequentialSampler(view, batch=min(size, rows.stop - rows.start), rows=rows)
+    sampler = SequentialSampler(view, batch=min(size, len(rows)), rows=rows)
     # Seed and stage key the augmentation, and there is none.
     work = Work(sampler, spec, Augment(), seed=0, stage="", start=0, stop=len(sampler), read=read)
     opened = open_loader(work, loader=loader, device=device, threads=threads)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from embae.datasets.keyed import generator
+from embae.trainer.cameras import Camera, without_tables
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
 from embae.trainer.parts import EmbAE, Head, build_backbone, head_labels
@@ -16,8 +17,8 @@ from embae.trainer.schema import Model
 from embae.trainer.stage_schema import Stage
 
 
-def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
-                  cameras: Sequence[tuple[str, int]]) -> EmbAE:
+def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path, cameras: Sequence[Camera],
+                  classes: int = 0) -> EmbAE:
     """Builds a stage's model.
 
     Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
@@ -30,6 +31,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         seed: The run's seed.
         run: The run folder, where earlier stages' exports are.
         cameras: (dataset, camid) of the stage's images, sorted.
+        classes: Identities of the stage's images, for the classifier.
 
     Raises:
         ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
@@ -38,18 +40,19 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
     with _named(key):
         export = _export(stage.init, run)
     heads: list[Head] = []
-    if stage.parts["nuisance"] != "absent":
+    if stage.use("nuisance") != "absent":
         heads = head_labels(keys.nuisance.per, cameras)
         if export and "nuisance" in export.parts and "nuisance" not in stage.reinit:
             missing = [head for head in heads if head not in export.heads]
-            if missing:
+            if missing and stage.loss:  # else they are carried along
                 raise ExportError(f"{key}: {stage.init} has no nuisance head for {', '.join(map(str, missing[:5]))}; "
                                   "let the heads start afresh with reinit: [nuisance]")
             heads = export.heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         running = [part for part, mode in stage.batch_norm.items() if mode == "running"]
-        model = EmbAE(keys, heads, stage.parts, running=running)
+        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes,
+                      cameras=export.cameras if export else ())
     for part in stage.reinit:
         if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
@@ -60,6 +63,8 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
             for part, module in model.parts().items():
                 if part in export.parts and part not in stage.reinit:
                     own = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
+                    if stage.use(part) == "train":
+                        own = without_tables(own, keep_batch_norm=part in running)
                     load_into(module, own, f"{stage.init}, part {part}")
         elif stage.init == "hub":
             model.backbone.load_state_dict(_from_hub(keys.backbone).state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -47,14 +48,17 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
                 signal.signal(number, handler)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(workers: Sequence[subprocess.Popen[bytes]], settle_s: float = 2) -> int:
+    ending = math.inf
     while True:
         codes = [worker.poll() for worker in workers]
         failed = [code for code in codes if code]
-        if failed:
-            # Ranks that waited for one that failed may have failed by now for that reason, with 1: the reason itself is
-            # the code that says more.
+        if failed and (None not in codes or time.monotonic() > ending):
+            # Ranks that waited for one that failed fail for that reason, with 1, perhaps before that one has ended: the
+            # reason itself is the code that says more.
             return max(*failed, 1)
+        if failed:
+            ending = min(ending, time.monotonic() + settle_s)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)

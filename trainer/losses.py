@@ -91,3 +91,25 @@ def reconstruction(rebuilt: Tensor, features: Tensor, rows: int) -> Tensor:
         rows: Images in the global batch.
     """
     return (rebuilt - features).square().sum() / (rows * features.shape[1])
+
+
+def cross_entropy(scores: Tensor, identity: Tensor, rows: int, smoothing: float = 0.0) -> Tensor:
+    """This rank's part of the mean cross-entropy over the global batch.
+
+    Args:
+        scores: `(N, C)` logits of this rank's images.
+        identity: `(N,)` their classes.
+        rows: Images in the global batch.
+        smoothing: Weight spread evenly over all classes (Szegedy et al. 2016).
+    """
+    return F.cross_entropy(scores, identity, label_smoothing=smoothing, reduction="sum") / rows
+
+
+def real(logits: Tensor, rows: int) -> Tensor:
+    """This rank's part of the mean of −log p(noise) over the global batch (Makhzani et al. 2015).
+
+    Args:
+        logits: `(N, 1)` of the discriminator, high for noise.
+        rows: Images in the global batch.
+    """
+    return F.softplus(-logits).sum() / rows

@@ -43,6 +43,8 @@ def sentences(error: ValidationError, tree: Mapping[str, Any], written: Mapping[
     for item in error.errors():
         place = _place(item, tree)
         for line in item["msg"].removeprefix("Value error, ").split("\n"):
+            if item["type"] == "value_error":
+                line = _without_rounds(line, tree, written)
             key, said = place, line
             if item["type"] == "value_error":
                 first, colon, rest = line.partition(": ")
@@ -69,9 +71,22 @@ def _place(item: Any, tree: Any) -> tuple[str, ...]:
 
 
 def _where_written(place: tuple[str, ...], written: Mapping[str, Any]) -> tuple[str, ...]:
+    if place[:1] == ("stages",) and len(place) > 1 and not _holds(written["stages"], place[1:2]):
+        stage, _, number = place[1].rpartition("-")  # one of the rounds that it was written out to
+        if number.isdigit() and _holds(written["stages"], [stage]):
+            place = ("stages", stage, *place[2:])
     inherited = (place[:1] == ("stages",) and len(place) > 2 and _holds(written["defaults"], place[2:])
                  and not _holds(written["stages"], place[1:]))
     return ("defaults", *place[2:]) if inherited else place
+
+
+def _without_rounds(line: str, tree: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+    """A line of ours that names stages as the writer does, not by the rounds that they were written out to."""
+    for name in tree.get("stages") or {}:
+        stage, _, number = str(name).rpartition("-")
+        if number.isdigit() and not _holds(written["stages"], [name]) and _holds(written["stages"], [stage]):
+            line = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", stage, line)
+    return line
 
 
 def _holds(tree: Any, keys: Sequence[str]) -> bool:

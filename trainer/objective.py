@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from embae.datasets.batch import Batch
 from embae.trainer import losses
+from embae.trainer.cameras import put_out, seen_by
 from embae.trainer.distributed import gather_rows
 from embae.trainer.parts import EmbAE, head_numbers
 from embae.trainer.stage_schema import Loss
@@ -25,12 +27,15 @@ class Objective(nn.Module):
         loss: The terms.
         accumulate: Parts that a rank's share of a batch comes in.
         cached: Whether batches hold backbone features instead of images.
+        batch_all_steps: Steps at the start that mine batch-all.
     """
 
-    def __init__(self, model: EmbAE, loss: Loss, *, accumulate: int = 1, cached: bool = False):
+    def __init__(self, model: EmbAE, loss: Loss, *, accumulate: int = 1, cached: bool = False,
+                 batch_all_steps: int = 0):
         super().__init__()
         self.model = model
         self._loss, self._accumulate, self._cached = loss, accumulate, cached
+        self._batch_all_steps = batch_all_steps
         if loss.reconstruction and model.uses["backbone"] == "train":
             # The target must not move with what is trained, or the features collapse onto each other.
             self.reference = copy.deepcopy(model.backbone).requires_grad_(False)
@@ -41,47 +46,105 @@ class Objective(nn.Module):
             self.reference.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, terms: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to call backward on, scaled for an engine that averages over ranks and parts, and a report.
 
         Report values are means over the global batch.
+
+        Args:
+            batch: This rank's part.
+            terms: Names of the terms to compute.
         """
-        features = batch.inputs if self._cached else self.model.backbone(batch.inputs)
-        z = self.model.embedding(features)
+        which = self.model.cameras_of(batch)
+        features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
+        z = self.model.embed(features, which)
         world = dist.get_world_size() if dist.is_initialized() else 1
         total = z.new_zeros((), dtype=torch.float32)
         report: dict[str, Tensor] = {}
-        if term := self._loss.triplet:
-            identity = torch.from_numpy(batch.view.identity(batch.plan)).to(z.device)
-            with torch.autocast(z.device.type, enabled=False):
-                everyone = gather_rows(z if z.dtype == torch.float64 else z.float(), len(batch.plan))
-                loss, seen = losses.MINING[term.mining](everyone, identity, term.margin)
-            total = total + term.weight * world * loss
+        if "triplet" in terms:
+            loss, seen = self._triplet(z, batch)
+            total = total + self._weight("triplet") * world * loss
             report |= {"triplet": loss.detach(), **seen}
-        if term_r := self._loss.reconstruction:
-            target = self._target(batch, features)
-            heads, present = heads_of(self.model, batch)
-            v = self.model.nuisance(features, torch.from_numpy(heads).to(z.device), present)
-            rebuilt = self.model.decoder(torch.cat([z, v], 1))
-            with torch.autocast(z.device.type, enabled=False):
-                loss = losses.reconstruction(rebuilt.to(target.dtype), target, len(batch.plan))
-            total = total + term_r.weight * world * self._accumulate * loss
-            report["reconstruction"] = _sum_over_ranks(loss.detach()) * self._accumulate
-        report["loss"] = sum((term.weight * report[name] for name, term in self._loss if term), start=z.new_zeros(()))
+        for name, term in (("identity", self._identity), ("reconstruction", self._reconstruction),
+                           ("adversarial", self._adversarial)):
+            if name in terms:  # each is this rank's part of a mean over the global batch
+                loss = term(z, features, batch, which)
+                total = total + self._weight(name) * world * self._accumulate * loss
+                report[name] = sum_over_ranks(loss.detach()) * self._accumulate
+        report["loss"] = sum((self._weight(name) * report[name] for name in terms), start=z.new_zeros(()))
         return total, report
 
-    def _target(self, batch: Batch, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            found = self.reference(batch.inputs) if hasattr(self, "reference") else features.detach()
-        return found if found.dtype == torch.float64 else found.float()
+    def _weight(self, term: str) -> float:
+        return getattr(self._loss, term).weight
 
-    def absent_parameters(self, batch: Batch) -> Iterator[nn.Parameter]:
-        """Trained parameters of nuisance heads that no image of this global batch belongs to."""
+    def _triplet(self, z: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        term = self._loss.triplet
+        assert term is not None
+        identity = torch.from_numpy(batch.view.identity(batch.plan)).to(z.device)
+        with torch.autocast(z.device.type, enabled=False):
+            everyone = gather_rows(exact(z), len(batch.plan))
+            mining = "batch-all" if batch.step < self._batch_all_steps else term.mining
+            return losses.MINING[mining](everyone, identity, term.margin)
+
+    def _identity(self, z: Tensor, _: Tensor, batch: Batch, __: Tensor | None) -> Tensor:
+        term = self._loss.identity
+        assert term is not None
+        scores = self.model.classifier(z)
+        identity = torch.from_numpy(batch.view.identity(batch.rows)).to(z.device)
+        with torch.autocast(z.device.type, enabled=False):
+            return losses.cross_entropy(exact(scores), identity, len(batch.plan), term.smoothing)
+
+    def _reconstruction(self, z: Tensor, features: Tensor, batch: Batch, which: Tensor | None) -> Tensor:
+        target = self._target(batch, features, which)
+        rebuilt = self.model.decoder(self._code(z, features, batch))
+        with torch.autocast(z.device.type, enabled=False):
+            return losses.reconstruction(rebuilt.to(target.dtype), target, len(batch.plan))
+
+    def _adversarial(self, z: Tensor, features: Tensor, batch: Batch, _: Tensor | None) -> Tensor:
+        # Its weights as constants: this turn moves the encoders alone.
+        fixed = {name: value.detach() for name, value in self.model.discriminator.named_parameters()}
+        logits = functional_call(self.model.discriminator, fixed, (self._code(z, features, batch),))
+        with torch.autocast(z.device.type, enabled=False):
+            return losses.real(exact(logits), len(batch.plan))
+
+    def codes(self, batch: Batch) -> Tensor:
+        """[z, v] of this rank's images: `(N, Z + V)`."""
+        which = self.model.cameras_of(batch)
+        features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
+        return self._code(self.model.embed(features, which), features, batch)
+
+    def _code(self, z: Tensor, features: Tensor, batch: Batch) -> Tensor:
+        heads, present = heads_of(self.model, batch)
+        v = self.model.nuisance(features, torch.from_numpy(heads).to(z.device), present)
+        return torch.cat([z, v.to(z.dtype)], 1)
+
+    def _target(self, batch: Batch, features: Tensor, which: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            if not hasattr(self, "reference"):
+                return exact(features.detach())
+            with seen_by(which):
+                return exact(put_out(self.reference, self.reference(batch.inputs), which))
+
+    def unmoved(self, batch: Batch, terms: Collection[str]) -> Iterator[nn.Parameter]:
+        """Trained parameters that these terms leave alone on this batch.
+
+        They are those of parts that none of the terms goes through, and of nuisance heads that no image of the global
+        batch belongs to.
+        """
+        for part, module in self.model.parts().items():
+            if self.model.uses[part] == "train" and not THROUGH.get(part, TERMS) & set(terms):
+                yield from module.parameters()
         if self.model.uses["nuisance"] == "train":
             present = heads_of(self.model, batch)[1]
-            for number, part in enumerate(self.model.nuisance.heads):
+            for number, head in enumerate(self.model.nuisance.heads):
                 if number not in present:
-                    yield from part.parameters()
+                    yield from head.parameters()
+
+
+TERMS = {"triplet", "identity", "reconstruction", "adversarial"}
+# The terms that go through a part; where it is not named, all do.
+THROUGH = {"nuisance": {"reconstruction", "adversarial"}, "decoder": {"reconstruction"}, "classifier": {"identity"},
+           "discriminator": set()}
 
 
 def heads_of(model: EmbAE, batch: Batch) -> tuple[np.ndarray, list[int]]:
@@ -91,7 +154,13 @@ def heads_of(model: EmbAE, batch: Batch) -> tuple[np.ndarray, list[int]]:
     return every[batch.slots], np.unique(every).tolist()
 
 
-def _sum_over_ranks(value: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
+    """At least in single precision, for a loss under autocast."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of what every rank holds, on every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value := value.clone())
     return value

@@ -1,7 +1,8 @@
 """The model: backbone F, embedding head E, nuisance heads N, decoder D (arXiv 1807.10591 §3.2 and §4).
 
 F gives pooled features; E and N map them to z (who it is) and v (camera, pose, light); D rebuilds the features
-from both. The autoencoder is truncated: it rebuilds features, not pixels.
+from both. The autoencoder is truncated: it rebuilds features, not pixels. Without E the features are z. Two more parts
+serve other methods: a classifier of identities over z, and a discriminator that tells codes [z, v] from noise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from embae.datasets.batch import Batch
+from embae.trainer.cameras import Camera, numbers, put_out, seen_by
 from embae.trainer.errors import RecipeError
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
@@ -63,6 +66,14 @@ class Decoder(nn.Sequential):
         super().__init__(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, features))
 
 
+class Discriminator(nn.Sequential):
+    """Tells codes [z, v] `(B, Z + V)` from noise (Makhzani et al. 2015): `(B, 1)` logits, high for noise."""
+
+    def __init__(self, latent: int, hidden: int):
+        super().__init__(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                         nn.Linear(hidden, 1))
+
+
 class EmbAE(nn.Module):
     """The model's parts and how they are used.
 
@@ -72,21 +83,32 @@ class EmbAE(nn.Module):
         uses: What each part does; absent parts are not built. Frozen parts stay in eval mode whatever `train()` says,
             so their batch-norm statistics are frozen too.
         running: Trained parts whose batch norms keep to their running statistics.
+        classes: Identities that the classifier tells apart.
+        cameras: (dataset, camid) of the cameras that the model is calibrated on, in the order of its tables.
     """
 
     def __init__(self, keys: Model, heads: Sequence[Head], uses: Mapping[PartName, Use], *,
-                 running: Collection[PartName] = ()):
+                 running: Collection[PartName] = (), classes: int = 0, cameras: Sequence[Camera] = ()):
         super().__init__()
-        self.uses, self._running = dict(uses), frozenset(running)
+        self.uses: dict[PartName, Use] = {part: uses.get(part, "absent") for part in PARTS}
+        self._running, self.classes, self.cameras = frozenset(running), classes, list(cameras)
+        self.heads = list(heads) if self.uses["nuisance"] != "absent" else []
         self.backbone = build_backbone(keys.backbone)
         self.features = width(self.backbone)
-        self.embedding = head(self.features, keys.hidden, keys.embedding)
-        if uses["nuisance"] != "absent":
+        self.z = self.features
+        if self.uses["embedding"] != "absent":
+            self.embedding, self.z = head(self.features, keys.hidden, keys.embedding), keys.embedding
+        latent = self.z + keys.nuisance.dim
+        if self.uses["nuisance"] != "absent":
             self.nuisance = NuisanceHeads(self.features, keys.hidden, keys.nuisance.dim, heads)
-        if uses["decoder"] != "absent":
-            self.decoder = Decoder(keys.embedding + keys.nuisance.dim, keys.hidden, self.features)
+        if self.uses["decoder"] != "absent":
+            self.decoder = Decoder(latent, keys.hidden, self.features)
+        if self.uses["classifier"] != "absent":
+            self.classifier = nn.Linear(self.z, classes)
+        if self.uses["discriminator"] != "absent":
+            self.discriminator = Discriminator(latent, keys.hidden)
         for name, part in self.parts().items():
-            part.requires_grad_(uses[name] == "train")
+            part.requires_grad_(self.uses[name] == "train")
 
     def parts(self) -> dict[PartName, nn.Module]:
         """The parts that are there."""
@@ -103,9 +125,35 @@ class EmbAE(nn.Module):
                         module.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings of images: `(B, 3, H, W)` to `(B, Z)`."""
-        return self.embedding(self.backbone(images))
+    def forward(self, images: Tensor, which: Tensor | None = None) -> Tensor:
+        """Embeddings z of images: `(B, 3, H, W)` to `(B, Z)`.
+
+        Args:
+            images: Normalised.
+            which: `(B,)` the camera of each in a calibrated model's list, see `cameras_of`.
+        """
+        return self.embed(self.extract(images, which), which)
+
+    def extract(self, images: Tensor, which: Tensor | None = None) -> Tensor:
+        """Backbone features of images: `(B, 3, H, W)` to `(B, F)`."""
+        with seen_by(which):
+            return put_out(self.backbone, self.backbone(images), which)
+
+    def embed(self, features: Tensor, which: Tensor | None = None) -> Tensor:
+        """Embeddings z of features: `(B, F)` to `(B, Z)`."""
+        if self.uses["embedding"] == "absent":
+            return features
+        with seen_by(which):
+            return put_out(self.embedding, self.embedding(features), which)
+
+    def cameras_of(self, batch: Batch) -> Tensor | None:
+        """The camera of each image of a batch in the model's list: `(N,)` on its device; None where it has no list."""
+        found = self.numbers(batch.view.names, batch.dataset, batch.camid)
+        return None if found is None else torch.from_numpy(found).to(batch.inputs.device)
+
+    def numbers(self, names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray | None:
+        """As `cameras_of`, from the number of each image's dataset and its camid: `(N,)` int64."""
+        return numbers(self.cameras, names, dataset, camid) if self.cameras else None
 
 
 def build_backbone(name: str, pretrained: bool = False) -> nn.Module:

@@ -8,11 +8,13 @@ from pathlib import Path
 from embae.datasets.errors import DataError
 from embae.datasets.index import CARD, Index
 from embae.datasets.plan import PKSampler, ShuffledSampler
-from embae.datasets.progress import progress
+from embae.datasets.progress import note, progress
+from embae.datasets.pseudo_labels import RelabelledView, read_labels
 from embae.datasets.records import Split
 from embae.datasets.view import View
 from embae.trainer.errors import ExportError
 from embae.trainer.schema import Recipe
+from embae.trainer.stage_folder import EXPORT
 from embae.trainer.stage_schema import Stage
 
 
@@ -31,15 +33,37 @@ def draw_synthetic(recipe: Recipe) -> None:
                          progress=progress)
 
 
-def open_stage(recipe: Recipe, name: str) -> PKSampler | ShuffledSampler:
-    """The batch plan of a stage, over its datasets.
+def open_view(recipe: Recipe, name: str, run: Path | None = None) -> View:
+    """The images of a stage.
+
+    Args:
+        recipe: Checked.
+        name: The stage.
+        run: The run folder, where the pseudo-labels of earlier stages are; None leaves them out.
 
     Raises:
-        DataError: A dataset is missing or damaged, or has too few images for the batch.
+        DataError: A dataset is missing or damaged.
     """
     stage = recipe.stages[name]
-    view = View([_open(recipe, dataset) for dataset in _datasets(recipe, stage)], "train")
-    data = stage.data
+    indexes = [_open(recipe, dataset) for dataset in _datasets(recipe, stage)]
+    if stage.data.labels and run:
+        labels = read_labels(run / stage.data.labels / EXPORT, indexes[0], "train")
+        return RelabelledView(indexes[0], "train", labels)
+    return View(indexes, "train")
+
+
+def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler | ShuffledSampler:
+    """The batch plan of a stage, over its datasets.
+
+    Args:
+        recipe: Checked.
+        name: The stage.
+        run: The run folder, where the pseudo-labels of earlier stages are.
+
+    Raises:
+        DataError: A dataset is missing or damaged, or has too few images or identities for the batch.
+    """
+    view, data = open_view(recipe, name, run), recipe.stages[name].data
     if data.batch is not None:
         return ShuffledSampler(view, batch=data.batch, seed=recipe.seed, stage=name)
     assert data.P is not None and data.K is not None  # the schema's promise
@@ -77,15 +101,24 @@ def check(recipe: Recipe, world_size: int) -> None:
     """
     check_inits(recipe)
     wrong: list[str] = []
+    told = False
     heads: dict[str, set[tuple[str, int]]] = {}
     for name in recipe.run:
+        stage = recipe.stages[name]
         try:
-            sampler = open_stage(recipe, name)
+            if stage.data.labels or not stage.loss:  # identities there are not known yet, or none is asked for
+                view = open_view(recipe, name)
+            else:
+                view = (sampler := open_stage(recipe, name)).view
+                wrong += _too_small(stage, name, sampler.batch, world_size)
         except DataError as error:
             wrong.append(str(error))
             continue
-        wrong += _too_small(recipe.stages[name], name, sampler.batch, world_size)
-        wrong += _without_head(recipe, name, sampler.view.cameras(), heads)
+        wrong += _without_head(recipe, name, view.cameras(), heads)
+        if by_camera(recipe, stage) and len(view.cameras()) == 1 and not told:
+            note(f"{view.names[0]} states one camera only: what is done camera by camera is done once for all of it; "
+                 "shard it with a pattern or column for camid if it has several")
+            told = True
     if recipe.evaluate:
         try:
             target = _open(recipe, recipe.data.target)
@@ -97,6 +130,13 @@ def check(recipe: Recipe, world_size: int) -> None:
             wrong.append(str(error))
     if wrong:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share datasets, and so their mistakes
+
+
+def by_camera(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a stage tells the target's cameras apart."""
+    if stage.calibrate:
+        return stage.calibrate.per == "camera"
+    return stage.data.from_ == "target" and recipe.model.nuisance.per == "camera" and stage.use("nuisance") != "absent"
 
 
 def can_score(index: Index) -> bool:
@@ -118,11 +158,13 @@ def _without_head(recipe: Recipe, name: str, cameras: Sequence[tuple[str, int]],
                   heads: dict[str, set[tuple[str, int]]]) -> Iterator[str]:
     """A stage whose images no nuisance head of its ``init`` serves; adds the stage's own to `heads`."""
     stage, per = recipe.stages[name], recipe.model.nuisance.per
-    if stage.parts["nuisance"] == "absent" or per == "shared":
+    if stage.use("nuisance") == "absent" or per == "shared":
         return
     needs = {(dataset, camid if per == "camera" else 0) for dataset, camid in cameras}
     has = heads.get(stage.init) if "nuisance" not in stage.reinit else None
     heads[name] = needs if has is None else has
+    if not stage.loss:
+        return  # it carries the heads along and uses none
     missing = sorted(needs - heads[name])
     heads[name] = heads[name] | needs  # told once, not again for the stages that follow
     if missing:

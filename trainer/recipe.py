@@ -1,9 +1,10 @@
-"""Reads recipes: YAML, ``extends``, defaults, overrides, and errors that say all that is wrong at once."""
+"""Reads recipes: YAML, ``extends``, settings, defaults, overrides, and errors that say all that is wrong at once."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from yaml.constructor import ConstructorError
 
 from embae.trainer.errors import RecipeError
 from embae.trainer.mistakes import did_you_mean, fields, sentences, short
+from embae.trainer.rounds import expand
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_schema import Stage
 
@@ -54,41 +56,44 @@ for _either in (_Loader, _Dumper):
     _either.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
-def names() -> list[str]:
-    """Names of the shipped recipes."""
-    files = [entry.name for entry in resources.files("embae.recipes").iterdir()]
+def names(folder: str = "") -> list[str]:
+    """Names of the shipped recipes, or of the shipped ``settings``."""
+    files = [entry.name for entry in (resources.files("embae.recipes") / folder).iterdir()]
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
-def source(recipe: str) -> tuple[str, str]:
+def source(recipe: str, folder: str = "") -> tuple[str, str]:
     """Text of a recipe and the name to call it by: a file, or the bare name of a shipped one.
 
     Raises:
         RecipeError: There is neither.
     """
-    path = Path(recipe)
+    path, what = Path(recipe), folder or "recipe"
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
-    if recipe in names():
-        return (resources.files("embae.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
-    raise RecipeError(f"{recipe}: no such file, and no recipe of that name is shipped{did_you_mean(recipe, names())} "
-                      f"(shipped: {', '.join(names())})")
+    if recipe in names(folder):
+        return (resources.files("embae.recipes") / folder / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
+    raise RecipeError(f"{recipe}: no such file, and no {what} of that name is shipped"
+                      f"{did_you_mean(recipe, names(folder))} (shipped: {', '.join(names(folder))})")
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(recipe: str, overrides: Sequence[str] = (), settings: Sequence[str] = ()) -> Recipe:
     """Reads and checks a recipe.
 
     Args:
         recipe: A YAML file, or the bare name of a shipped recipe.
         overrides: ``key.path=value`` pairs, the value in YAML; null takes a key away.
+        settings: Files or names of shipped settings, see `SETTINGS`; they apply before the overrides.
 
     Raises:
         RecipeError: Listing every mistake.
     """
     tree = _read(recipe, ())
+    for name in settings:
+        tree = _settle(tree, name)
     wrong = []
     for override in overrides:
         try:
@@ -119,8 +124,10 @@ def check(tree: dict[str, Any], origin: str, wrong: Sequence[str] = ()) -> Recip
     mistakes += [f"defaults.{key}: unknown key{did_you_mean(key, known)}" for key in defaults if key not in known]
     if isinstance(written, dict):
         shared = {key: value for key, value in defaults.items() if key in known}
-        tree["stages"] = {name: merge(shared, stage) if isinstance(stage, dict) else stage
+        tree["stages"] = {name: merge(_without_twins(shared, stage), stage) if isinstance(stage, dict) else stage
                           for name, stage in written.items()}
+    tree, astray = expand(tree)
+    mistakes += astray
     try:
         found = Recipe.model_validate(merge({}, tree))
     except ValidationError as error:
@@ -165,6 +172,17 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Keys of which a stage has one: its own replaces a default of the other name.
+_TWINS = {"epochs": "schedule", "schedule": "epochs"}
+
+
+def _without_twins(defaults: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    own = {key for key, value in stage.items() if value is not None}  # null takes away, and replaces nothing
+    untrained = "calibrate" in own or "cluster" in own
+    return {key: value for key, value in defaults.items()
+            if _TWINS.get(key) not in own and not (untrained and key in _TWINS)}
+
+
 def _written_out(value: Any, left: list[int]) -> Any:
     """A tree that shares nothing: an alias would carry an override elsewhere, and aliases of aliases grow on."""
     left[0] -= 1 + len(value) if isinstance(value, str) else 1
@@ -182,23 +200,61 @@ def _written_out(value: Any, left: list[int]) -> Any:
     return value
 
 
+SETTINGS = "settings"
+"""What of a recipe depends on data and machine, in a file of its own: any recipe's keys, to go with many recipes.
+
+Of ``stages`` it may name those of any shipped recipe; a recipe takes the lines of the stages that it has.
+"""
+
+
 def _read(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     text, origin = source(recipe)
     place = str(Path(origin).resolve()) if Path(origin).is_file() else origin
     if place in seen:
         raise RecipeError(f"{origin}: extends itself ({' → '.join((*seen, place))})")
     tree = parse(text, origin)
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    if not isinstance(parent, str):
-        raise RecipeError(f"{origin}: extends: found {short(parent)}; wanted the name of a shipped recipe, or a file")
-    beside = Path(origin).parent / parent
-    try:
-        below = _read(str(beside) if beside.is_file() else parent, (*seen, place))
-    except RecipeError as error:
-        raise RecipeError(f"{error}" if seen else f"{error} (extended by {origin})") from error
-    return merge(below, tree)
+    parent, settings = tree.pop("extends", None), tree.pop(SETTINGS, None)
+    for key, value, wanted in (("extends", parent, "the name of a shipped recipe, or a file"),
+                               (SETTINGS, settings, "the name of shipped settings, or a file")):
+        if value is not None and not isinstance(value, str):
+            raise RecipeError(f"{origin}: {key}: found {short(value)}; wanted {wanted}")
+    if parent is None and settings is None:
+        return tree  # its nulls may be for defaults
+    below: dict[str, Any] = {}
+    if parent is not None:
+        try:
+            below = _read(_beside(origin, parent), (*seen, place))
+        except RecipeError as error:
+            raise RecipeError(f"{error}" if seen else f"{error} (extended by {origin})") from error
+    return merge(_settle(below, _beside(origin, settings)) if settings is not None else below, tree)
+
+
+def _beside(origin: str, name: str) -> str:
+    beside = Path(origin).parent / name
+    return str(beside) if beside.is_file() else name
+
+
+def _settle(tree: dict[str, Any], settings: str) -> dict[str, Any]:
+    """The recipe with settings merged over it."""
+    text, origin = source(settings, SETTINGS)
+    over = parse(text, origin)
+    mine, stages = tree.get("stages") or {}, over.pop("stages", None) or {}
+    if not isinstance(stages, dict):
+        raise RecipeError(f"{origin}: stages: found {short(stages)}; wanted a mapping")
+    if not isinstance(mine, dict):
+        return merge(tree, over)  # what is wrong with the recipe is said when it is checked
+    known = {*mine, *_shipped_stages()}
+    if unknown := [name for name in stages if name not in known]:
+        raise RecipeError(f"{origin}: stages: {unknown[0]} is a stage of no recipe"
+                          f"{did_you_mean(unknown[0], sorted(known))}")
+    return merge(merge(tree, over), {"stages": {name: stages[name] for name, stage in mine.items()
+                                                  if stage is not None and name in stages}})
+
+
+@cache
+def _shipped_stages() -> set[str]:
+    trees = [parse(source(name)[0], name) for name in names()]
+    return {stage for tree in trees for stage in tree.get("stages") or {}}
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -10,8 +10,8 @@ from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import can_score
 from embae.trainer.recipe import load
-from embae.trainer.runfolder import is_done
 from embae.trainer.schema import TTA
+from embae.trainer.stage_folder import is_done
 from embae.trainer.table import score_table, write_scores
 
 

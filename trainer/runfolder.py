@@ -3,7 +3,7 @@
     runs/<recipe>/recipe.yaml      as resolved; versions, git commit and world size in its first lines
     runs/<recipe>/metrics.jsonl    one JSON object a line
     runs/<recipe>/tensorboard/
-    runs/<recipe>/<stage>/export/  then <stage>/done
+    runs/<recipe>/<stage>/         see `stage_folder.py`
     runs/<recipe>/evaluation/<dataset>.json
 """
 
@@ -21,16 +21,7 @@ from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import dump, load
 from embae.trainer.schema import Recipe
-
-
-def is_done(run: Path, stage: str) -> bool:
-    """Whether a stage has ended with an export."""
-    return (run / stage / "done").exists()
-
-
-def steps_done(run: Path, stage: str) -> int:
-    """How many steps a finished stage took."""
-    return int((run / stage / "done").read_text(encoding="utf-8").split()[0])
+from embae.trainer.stage_folder import is_done
 
 
 def check_same(run: Path, recipe: Recipe) -> None:

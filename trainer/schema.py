@@ -86,13 +86,17 @@ class Recipe(Strict):
         for row, stage in self.evaluate.items():
             if stage not in self.run:
                 yield f"evaluate.{row}: is the stage {stage}, which run lacks"
+            elif stage in self.stages and self.stages[stage].cluster:
+                yield f"evaluate.{row}: is the stage {stage}, which makes labels and no model"
 
     def _wrong_stages(self) -> Iterator[str]:
         for name, stage in self.stages.items():
             if name in RESERVED:
                 yield f"stages.{name}: the name has another meaning; take one that is not among {', '.join(RESERVED)}"
+            if labels := stage.data.labels:
+                yield from self._wrong_labels(name, labels)
             zero, several = stage.deepspeed.zero_stage, self.model.nuisance.per != "shared"
-            if several and stage.parts["nuisance"] == "train" and zero:
+            if several and stage.use("nuisance") == "train" and zero:
                 yield (f"stages.{name}.deepspeed.zero_stage: is {zero}, but nuisance heads that a batch lacks stay "
                        "unmoved at stage 0 only; set it to 0")
             if stage.init not in self.stages or name not in self.run:
@@ -100,9 +104,39 @@ class Recipe(Strict):
             if stage.init not in self.run[:self.run.index(name)]:
                 yield f"stages.{name}.init: is the stage {stage.init}, which run does not list before it"
                 continue
-            has = [part for part in PARTS if self.stages[stage.init].parts[part] != "absent"]
+            if self.stages[stage.init].cluster:
+                yield f"stages.{name}.init: is the stage {stage.init}, which makes labels and no model"
+                continue
+            has = [part for part in PARTS if self.stages[stage.init].use(part) != "absent"]
             for part in PARTS:
                 if part in stage.reinit and part not in has:
                     yield f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; leave it out"
-                elif stage.parts[part] == "frozen" and part not in has:
+                elif stage.use(part) == "frozen" and part not in has:
                     yield f"stages.{name}.parts.{part}: is frozen, but {stage.init}, where it comes from, has none"
+
+    def _wrong_labels(self, name: str, labels: str) -> Iterator[str]:
+        key = f"stages.{name}.data.labels"
+        if labels not in self.stages or not self.stages[labels].cluster:
+            yield f"{key}: is {labels}, which is no stage with cluster"
+        elif name in self.run and labels not in self.run[:self.run.index(name)]:
+            yield f"{key}: is the stage {labels}, which run does not list before it"
+
+    def ancestors(self, stage: str) -> list[str]:
+        """A stage's ``init``, the ``init`` of that, and so on, as far as they are stages of this recipe."""
+        found: list[str] = []
+        while (stage := self.stages[stage].init) in self.stages:
+            found.append(stage)
+        return found
+
+    def lineage(self, stage: str) -> list[str]:
+        """A stage and all that it comes from, by weights or pseudo-labels, in the order of the run."""
+        found = {stage}
+        for name in reversed(self.run):  # what a stage comes from stands before it
+            if name in found:
+                found |= {self.stages[name].init, self.stages[name].data.labels or ""}
+        return [name for name in self.run if name in found]
+
+    def start(self, row: str) -> str | None:
+        """The row of the model that a row's model started from: the nearest ancestor that is scored, if any."""
+        rows = {stage: name for name, stage in self.evaluate.items()}
+        return next((rows[stage] for stage in self.ancestors(self.evaluate[row]) if stage in rows), None)

@@ -1,10 +1,10 @@
-"""One stage: a fresh model from its ``init``, one engine, steps, an export."""
+"""One stage that trains: a fresh model from its ``init``, engines over its trained parts, steps, an export."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from embae.datasets.batch import Batch, Loader, Work
 from embae.datasets.loading import open_loader
 from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.trainer import export
+from embae.trainer.adversary import TERM, Adversary
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.distributed import World
 from embae.trainer.engine import Engine
@@ -26,6 +27,7 @@ from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
 from embae.trainer.schedule import learning_rate, steps
 from embae.trainer.schema import Recipe
+from embae.trainer.stage_folder import Done, finish
 
 
 class StageRun:
@@ -46,21 +48,45 @@ class StageRun:
     def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World,
                  monitor: Monitor):
         self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
+        self._began, self._extracted = time.perf_counter(), 0.0
         self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
         self.spec = spec_of(recipe)
         self.stop = steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
         self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
-                                   cameras=sampler.view.cameras())
-        self.heads = self.model.nuisance.labels if "nuisance" in self.model.parts() else []
+                                   cameras=sampler.view.cameras(), classes=self._classes())
         use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         work = self.work(0)
-        fixed = self.keys.parts["backbone"] == "frozen" and work.augment.at_most_flip
+        fixed = self.keys.use("backbone") == "frozen" and work.augment.at_most_flip
         self.cached = self.keys.cache_features and fixed
         self.loader = self._loader(work)
-        self.engine = Engine(Objective(self.model, self.keys.loss, accumulate=self.keys.accumulate, cached=self.cached),
-                             self.keys, world, largest=work.largest)
+        self._turns = list(self._take_turns(work.largest))
+
+    def _classes(self) -> int:
+        if self.keys.use("classifier") == "absent":
+            return 0
+        return sum(map(len, self.sampler.view.identities))
+
+    def _take_turns(self, largest: int) -> Iterator[tuple[Engine, Collection[str]]]:
+        """The updates of a step: whose engine, for which terms of the loss."""
+        loss = self.keys.loss
+        assert loss is not None  # what this kind of stage is for
+        first = loss.triplet.batch_all_epochs if loss.triplet else 0
+        batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
+        objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
+                              batch_all_steps=batch_all)
+        if not loss.adversarial:
+            yield Engine(objective, self.keys, largest=largest), loss.terms()
+            return
+        encoders = Engine(objective, self.keys, largest=largest, others=self.model.discriminator.parameters())
+        adversary = Adversary(objective, seed=self.recipe.seed, stage=self.name)
+        yield encoders, ["reconstruction"]
+        yield Engine(adversary, self.keys, largest=largest), [TERM]
+        yield encoders, ["adversarial"]
+        for term in loss.terms():
+            if term not in ("reconstruction", "adversarial"):
+                yield encoders, [term]
 
     def work(self, start: int) -> Work:
         """The batches of this rank from a step on."""
@@ -73,10 +99,13 @@ class StageRun:
         data = self.recipe.data
         if not self.cached:
             return open_loader(work, loader=data.loader, device=self.world.device, threads=data.threads)
-        features = cached_features(self.model.backbone, self.sampler.view, work, self.world, width=self.model.features,
-                                   bf16=self.keys.precision == "bf16", folder=self.run / "cache", loader=data.loader,
-                                   threads=data.threads)
-        return FeatureLoader(work, features, self.world.device)
+        before = time.perf_counter()
+        bf16 = self.keys.precision == "bf16"
+        cached = cached_features(self.model, self.sampler.view, self.spec, self.world, bf16=bf16,
+                                 folder=self.run / "cache", loader=data.loader, threads=data.threads)
+        # What they took is part of this stage's cost even where they were there.
+        self._extracted = cached.rank_seconds - (time.perf_counter() - before) * self.world.world_size
+        return FeatureLoader(work, cached.features, self.world.device)
 
     def train(self) -> Iterator[int]:
         """Runs the stage; yields after each step, with the number of steps done.
@@ -94,12 +123,20 @@ class StageRun:
             if step == 0 and not self.cached:
                 self.monitor.images(self.name, 0, parts[0].inputs, self.spec)
             lr = learning_rate(schedule, base, step * epoch)
-            report = self.engine.step(parts, lr)
+            report = self._step(parts, lr)
             clock.seen(len(parts[0].plan))
             done = step + 1
             if done % self.keys.log_every == 0 or done == self.stop:
                 self._log(parts[0], done, lr, report, clock)
             yield done
+
+    def _step(self, parts: list[Batch], lr: float) -> dict[str, Tensor]:
+        report: dict[str, Tensor] = {}
+        for engine, terms in self._turns:
+            found = engine.step(parts, lr, terms)
+            loss = report["loss"] + found.pop("loss", 0) if report else found.pop("loss")
+            report |= {**found, "loss": loss}
+        return report
 
     def _log(self, batch: Batch, step: int, lr: float, report: dict[str, Tensor], clock: Clock) -> None:
         values = {key: value.item() for key, value in report.items()}
@@ -117,13 +154,18 @@ class StageRun:
         Raises:
             AssertionError: A frozen part moved: a bug of ours.
         """
-        state = self.engine.state()
+        state = self.state()
         for key, value in self._frozen.items():
             assert torch.equal(value.view(torch.uint8), state[key].reshape(-1).view(torch.uint8)), f"frozen {key} moved"
+        seconds = (time.perf_counter() - self._began) * self.world.world_size + self._extracted
         if self.world.first:
-            export.write(self.run / self.name, state, model=self.recipe.model, spec=self.spec,
-                         parts=list(self.model.parts()), heads=self.heads, steps=self.stop)
+            with finish(self.run / self.name, Done(self.stop, self.stop * self.sampler.batch, seconds)) as folder:
+                export.write(folder, self.model, state, keys=self.recipe.model, spec=self.spec)
         dist.barrier()
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's whole state on the CPU, on every rank."""
+        return self._turns[0][0].state()
 
     def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}
@@ -132,14 +174,16 @@ class StageRun:
 
     def snapshot(self) -> EmbAE:
         """A copy of the model as it is now, in eval mode, for scoring during training."""
-        model = EmbAE(self.recipe.model, self.heads, self.keys.parts)
-        model.load_state_dict(self.engine.state())
+        own = self.model
+        model = EmbAE(self.recipe.model, own.heads, own.uses, classes=own.classes, cameras=own.cameras)
+        export.load_into(model, self.state(), self.name)
         return model.to(self.world.device).eval()
 
     def close(self) -> None:
-        """Frees engine and loader."""
+        """Frees engines and loader."""
         self.loader.close()
-        self.engine.close()
+        for engine in {id(engine): engine for engine, _ in self._turns}.values():
+            engine.close()
 
 
 def spec_of(recipe: Recipe) -> ImageSpec:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PartName = Literal["backbone", "embedding", "nuisance", "decoder"]
-PARTS: tuple[PartName, ...] = ("backbone", "embedding", "nuisance", "decoder")
+PartName = Literal["backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator"]
+PARTS: tuple[PartName, ...] = ("backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator")
+SELDOM: tuple[PartName, ...] = ("classifier", "discriminator")  # absent where a recipe does not name them
 Use = Literal["train", "frozen", "absent"]
 
 # Strict: else true would be a 1 and "18" an 18.
@@ -60,6 +61,8 @@ class StageData(Strict):
     """What a stage reads: P × K for labelled stages, a plain global batch for the others."""
 
     from_: Literal["sources", "target"] = Field(alias="from")
+    labels: Name | None = None
+    """The clustering stage whose pseudo-labels the target's images bear."""
     P: Count | dict[Name, Count] | None = None
     K: Count | None = None
     batch: Count | None = None
@@ -75,6 +78,8 @@ class StageData(Strict):
     @model_validator(mode="after")
     def _shape(self) -> StageData:
         wrong = []
+        if self.labels and (self.from_ != "target" or self.batch is not None):
+            wrong.append("labels: pseudo-labels are the target's; they go with from: target, P and K")
         if (self.batch is None) == (self.P is None and self.K is None):
             wrong.append("batch: give either P and K (labelled images) or batch (any images)")
         elif self.batch is None and (self.P is None or self.K is None):
@@ -94,6 +99,8 @@ class Triplet(Strict):
 
     mining: Literal["batch-hard", "batch-all"] = "batch-hard"
     margin: Literal["soft"] | Positive = "soft"
+    batch_all_epochs: Length = 0.0
+    """How long batch-all mines first: from random weights batch-hard collapses."""
     weight: Positive = 1.0
 
 
@@ -103,16 +110,78 @@ class Reconstruction(Strict):
     weight: Positive = 1.0
 
 
+class Identity(Strict):
+    """Cross-entropy of the classifier over the identities of the stage's images."""
+
+    smoothing: Share = 0.0
+    weight: Positive = 1.0
+
+
+class Adversarial(Strict):
+    """The code [z, v] is made to look like noise to a discriminator; the stage's terms then update in turn."""
+
+    weight: Positive = 1.0
+
+
 class Loss(Strict):
     """The terms of a stage's loss."""
 
     triplet: Triplet | None = None
+    identity: Identity | None = None
     reconstruction: Reconstruction | None = None
+    adversarial: Adversarial | None = None
+
+    def terms(self) -> list[str]:
+        """Names of the terms that are there."""
+        return [name for name, term in self if term]
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
-        some = self.triplet or self.reconstruction
-        return checked(self, [] if some else ["name at least one of triplet, reconstruction"])
+        return checked(self, [] if self.terms() else [f"name at least one of {', '.join(Loss.model_fields)}"])
+
+
+class Calibrate(Strict):
+    """Statistics of the target's images put into the model; nothing is trained."""
+
+    what: Literal["batch-norm", "features", "embedding"]
+    """Batch norms of the whole network; mean and deviation of the features; mean of the embeddings."""
+    per: Literal["dataset", "camera"] = "camera"
+
+    @model_validator(mode="after")
+    def _camera(self) -> Calibrate:
+        wrong = self.per == "dataset" and self.what != "batch-norm"
+        return checked(self, [f"per: {self.what} is calibrated by camera; dataset goes with batch-norm"] * wrong)
+
+
+class KMeans(Strict):
+    """k-means; images stay whose features are near the centre of their cluster (Fan et al. 2017)."""
+
+    clusters: Count
+    similarity: Fraction = 0.85
+    """Cosine that an image must exceed to stay."""
+    smallest: Count = 2
+    """Clusters with fewer images left are left out."""
+
+
+class DBSCAN(Strict):
+    """DBSCAN on k-reciprocal Jaccard distances (Zhong et al. 2017)."""
+
+    eps: Fraction = 0.6
+    min_samples: Count = 4
+    k1: Count = 30
+    k2: Count = 6
+
+
+class Cluster(Strict):
+    """Pseudo-labels for the target's images, from clusters of their embeddings."""
+
+    kmeans: KMeans | None = None
+    dbscan: DBSCAN | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Cluster:
+        one = (self.kmeans is None) != (self.dbscan is None)
+        return checked(self, [] if one else ["give one of kmeans, dbscan"])
 
 
 class Optimizer(Strict):
@@ -177,15 +246,23 @@ class DeepSpeed(BaseModel):
         return checked(self, [f"{key}: has an owner elsewhere in the recipe; set {owned[key]}" for key in owned])
 
 
+KINDS = ("loss", "calibrate", "cluster")
+
+
 class Stage(Strict):
-    """One stage: (parts, data, loss), where its weights come from, and how it is optimised."""
+    """One stage: (parts, data, loss), where its weights come from, and how it is optimised.
+
+    Instead of a loss it may calibrate the model on its images, or cluster them into pseudo-labels.
+    """
 
     init: str
     """``hub``, ``random``, a weights file, an earlier stage, or an export of another run."""
     reinit: list[PartName] = []
     parts: dict[PartName, Use]
     data: StageData
-    loss: Loss
+    loss: Loss | None = None
+    calibrate: Calibrate | None = None
+    cluster: Cluster | None = None
     epochs: Positive | None = None
     schedule: Schedule | None = None
     optimizer: Optimizer = Optimizer()
@@ -208,50 +285,102 @@ class Stage(Strict):
         return str(value) if isinstance(value, Path) else value
 
     @property
+    def kind(self) -> str:
+        """What it does: ``loss`` (it trains), ``calibrate`` or ``cluster``."""
+        return next(kind for kind in KINDS if getattr(self, kind))
+
+    @property
     def lr_schedule(self) -> Schedule:
         """The schedule, where only ``epochs`` is given a constant one."""
         return self.schedule or Schedule(constant=self.epochs or 1)
 
+    def use(self, part: PartName) -> Use:
+        """What a part does."""
+        return self.parts.get(part, "absent")
+
     def trained(self) -> list[PartName]:
         """Parts that train, in the model's order."""
-        return [part for part in PARTS if self.parts[part] == "train"]
+        return [part for part in PARTS if self.use(part) == "train"]
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        return checked(self, [*self._wrong_parts(), *self._wrong_loss()])
+        given = [kind for kind in KINDS if getattr(self, kind)]
+        if len(given) != 1:
+            return checked(self, [f"{given[1] if given else 'loss'}: give one of {', '.join(KINDS)}"])
+        rules = [self._wrong_parts(), *([self._wrong_training(), self._wrong_loss(self.loss)] if self.loss else
+                                        [self._wrong_untrained()])]
+        return checked(self, [line for rule in rules for line in rule])
 
     def _wrong_parts(self) -> Iterator[str]:
-        missing = [part for part in PARTS if part not in self.parts]
+        missing = [part for part in PARTS if part not in (*self.parts, *SELDOM)]
         if missing:
             yield f"parts: wanted train, frozen or absent of every part; missing: {', '.join(missing)}"
-        for part in ("backbone", "embedding"):
-            if self.parts.get(part) == "absent":
-                yield f"parts.{part}: cannot be absent"
-        if not missing and not self.trained():
-            yield "parts: no part trains; set at least one part to train"
+        if self.parts.get("backbone") == "absent":
+            yield "parts.backbone: cannot be absent"
         for part in self.reinit:
-            if self.parts.get(part) == "absent":
+            if self.use(part) == "absent":
                 yield f"reinit: names {part}, which is absent"
+
+    def _wrong_untrained(self) -> Iterator[str]:
+        for part, use in self.parts.items():
+            if use == "train":
+                yield f"parts.{part}: trains, but a stage with {self.kind} trains nothing; set it to frozen or absent"
+        if self.data.from_ != "target" or self.data.labelled:
+            yield f"data: {self.kind} looks at the unlabelled target; give from: target and a batch"
+        for key in ("reinit", "epochs", "schedule"):
+            if getattr(self, key):
+                yield f"{key}: belongs to stages that train"
+        if self.calibrate and self.calibrate.what == "embedding" and self.use("embedding") == "absent":
+            yield "calibrate.what: there is no embedding; take features"
+
+    def _wrong_training(self) -> Iterator[str]:
+        if not self.trained():
+            yield "parts: no part trains; set at least one part to train"
         if (self.epochs is None) == (self.schedule is None):
             yield "epochs: give either epochs or schedule" + (" (null takes away the other)" if self.epochs else "")
         if self.schedule and self.schedule.final > self.optimizer.lr:
             yield f"schedule.final: {self.schedule.final} is above optimizer.lr, {self.optimizer.lr}, that falls to it"
 
-    def _wrong_loss(self) -> Iterator[str]:
-        data, heads = self.data, {part: self.parts.get(part, "absent") for part in ("nuisance", "decoder")}
-        if self.loss.triplet:
-            if not data.labelled:
-                yield "loss.triplet: needs identities; give data.P and data.K instead of data.batch"
+    def _wrong_loss(self, loss: Loss) -> Iterator[str]:
+        data = self.data
+        mined = "triplet" if loss.triplet else "identity" if loss.identity else None
+        if mined and not data.labelled:
+            yield f"loss.{mined}: needs identities; give data.P and data.K instead of data.batch"
+        if loss.triplet:
             if data.K == 1:
                 yield "data.K: the triplet loss needs at least 2"
             if 1 in (data.P.values() if isinstance(data.P, dict) else [data.P]):
                 yield "data.P: the triplet loss needs at least 2"
             if self.accumulate > 1:
                 yield "accumulate: a mined loss sees the whole global batch, so this must be 1"
-        elif data.labelled:
-            yield "data: without a triplet loss labels are not used; give batch instead of P and K"
-        for part, use in heads.items():
-            if self.loss.reconstruction and use == "absent":
-                yield f"parts.{part}: reconstruction needs it; it cannot be absent"
-            if not self.loss.reconstruction and use == "train":
-                yield f"parts.{part}: only trains with a reconstruction loss"
+        if not mined and data.labelled:
+            yield "data: without a triplet or identity loss labels are not used; give batch instead of P and K"
+        if loss.adversarial:
+            if self.deepspeed.zero_stage:
+                yield "deepspeed.zero_stage: updates in turn leave the other parts unmoved at stage 0 only; set it to 0"
+            if self.accumulate > 1:
+                yield "accumulate: must be 1 where updates take turns"
+            if not loss.reconstruction:
+                yield "loss.adversarial: goes with reconstruction"
+            if self.use("discriminator") == "frozen":
+                yield "parts.discriminator: is frozen, but adversarial trains it; set it to train"
+            for term in loss.terms():
+                moved = [part for part in self.trained() if part != "discriminator"
+                         and term in NEEDED_BY.get(part, loss.terms())]
+                if not moved:
+                    yield f"loss.{term}: has updates of its own here, and none of the parts that it goes through trains"
+        if loss.reconstruction and self.use("embedding") == "absent":
+            yield "parts.embedding: reconstruction needs it; it cannot be absent"
+        for part, terms in NEEDED_BY.items():
+            use, wanting = self.use(part), [term for term in terms if getattr(loss, term)]
+            if wanting and use == "absent":
+                yield f"parts.{part}: {wanting[0]} needs it; it cannot be absent"
+            if not wanting and use == "train":
+                yield f"parts.{part}: only trains with a loss of {' or '.join(terms)}"
+
+
+# What each part is trained by; the backbone goes with any.
+NEEDED_BY: dict[PartName, tuple[str, ...]] = {
+    "nuisance": ("reconstruction", "adversarial"), "decoder": ("reconstruction",), "classifier": ("identity",),
+    "discriminator": ("adversarial",),
+}

@@ -178,7 +178,7 @@ def test_colours_mean_what_they_say(stored: Index, loader: LoaderName) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_batches_may_differ_in_size_and_outlive_the_loader(stored: Index, loader: LoaderName) -> None:
-    sampler = SequentialSampler(View([stored], "train"), batch=7, rows=slice(1, 32))
+    sampler = SequentialSampler(View([stored], "train"), batch=7, rows=np.arange(1, 32))
     found = load(work(stored, Augment(), sampler=sampler, stop=len(sampler)), loader)
     assert [len(batch.rows) for batch in found] == [len(batch.inputs) for batch in found] == [7, 7, 7, 7, 3]
     one = load(work(stored, Augment(), sampler=replace_batch(sampler, 31), stop=1), loader)
@@ -186,7 +186,7 @@ def test_batches_may_differ_in_size_and_outlive_the_loader(stored: Index, loader
 
 
 def replace_batch(sampler: SequentialSampler, batch: int) -> SequentialSampler:
-    return SequentialSampler(sampler.view, batch=batch, rows=slice(1, 32))
+    return SequentialSampler(sampler.view, batch=batch, rows=np.arange(1, 32))
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -196,7 +196,7 @@ def test_batches_of_several_datasets(stored: Index, originals: Index, loader: Lo
     assert set(batch.dataset.tolist()) == {0, 1}
     for number, index in enumerate((stored, originals)):
         rows = batch.rows[batch.dataset == number] - number * len(stored)
-        single = SequentialSampler(View([index], "train"), batch=32, rows=slice(0, 32))
+        single = SequentialSampler(View([index], "train"), batch=32, rows=np.arange(0, 32))
         (wanted,) = load(work(index, Augment(), sampler=single, stop=1), loader)
         assert torch.equal(batch.inputs[batch.dataset == number], wanted.inputs[rows])
 
@@ -247,7 +247,7 @@ def test_damaged_image_is_named(stored: Index, loader: LoaderName, tmp_path: Pat
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    sampler = SequentialSampler(View([index], "train"), batch=8, rows=slice(0, 32))
+    sampler = SequentialSampler(View([index], "train"), batch=8, rows=np.arange(0, 32))
     with pytest.raises(DataError, match=f"{index.key(row)} .*checksum"):
         load(work(index, sampler=sampler, stop=4), loader)
 

@@ -10,7 +10,7 @@ import torch
 from toys import KEYS, heads, images, model, parts_in
 
 from embae.datasets.augment import ImageSpec
-from embae.trainer import export, runfolder
+from embae.trainer import export, stage_folder
 from embae.trainer.errors import ExportError
 from embae.trainer.export import META, WEIGHTS, Export
 from embae.trainer.parts import EmbAE
@@ -21,7 +21,8 @@ FOUR = ["backbone", "embedding", "nuisance", "decoder"]
 
 def _write(folder: Path) -> EmbAE:
     made = model(parts_in("train", "train", "train", "train"), heads(3)).eval()
-    export.write(folder, made.state_dict(), model=KEYS, spec=SPEC, parts=FOUR, heads=heads(3), steps=17)  # type: ignore[arg-type]
+    with stage_folder.finish(folder, stage_folder.Done(17, 34, 1.5)) as partial:
+        export.write(partial, made, made.state_dict(), keys=KEYS, spec=SPEC)
     return made
 
 
@@ -36,7 +37,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(back(images(2)), made(images(2)))
     assert not any(module.training for module in back.modules())
     assert not any(weight.requires_grad for weight in back.parameters())
-    assert runfolder.is_done(tmp_path, "stage") and runfolder.steps_done(tmp_path, "stage") == 17
+    assert stage_folder.is_done(tmp_path, "stage")
+    assert stage_folder.done(tmp_path, "stage") == stage_folder.Done(17, 34, 1.5)
 
 
 def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
@@ -54,14 +56,14 @@ def test_a_half_written_export_is_not_done(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(export, "save_file", full)
         with pytest.raises(OSError, match="No space"):
             _write(tmp_path / "stage")
-    assert not (tmp_path / "stage" / "export").exists() and not runfolder.is_done(tmp_path, "stage")
+    assert not (tmp_path / "stage" / "export").exists() and not stage_folder.is_done(tmp_path, "stage")
     with monkeypatch.context() as patch:  # whole, but killed before it was marked
         patch.setattr(Path, "write_text", _but_for("done", Path.write_text, full))
         with pytest.raises(OSError, match="No space"):
             _write(tmp_path / "stage")
-    assert not runfolder.is_done(tmp_path, "stage")
+    assert not stage_folder.is_done(tmp_path, "stage")
     _write(tmp_path / "stage")
-    assert runfolder.is_done(tmp_path, "stage")
+    assert stage_folder.is_done(tmp_path, "stage")
     assert sorted(path.name for path in (tmp_path / "stage").iterdir()) == ["done", "export"]
 
 

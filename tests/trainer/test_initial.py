@@ -15,6 +15,7 @@ from embae.trainer import export
 from embae.trainer.errors import ExportError
 from embae.trainer.initial import initial_model
 from embae.trainer.parts import EmbAE, build_backbone
+from embae.trainer.stage_folder import Done, finish
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
 ALL = parts_in("frozen", "train", "train", "train")
@@ -45,15 +46,8 @@ def run(tmp_path: Path) -> Path:
     """A run whose stages ``before`` (all parts) and ``first`` (no nuisance, no decoder) are done."""
     for name, parts, labels in (("before", ALL, heads(4)), ("first", parts_in("train", "train"), [])):
         made = model(parts, labels, seed=5)
-        export.write(
-            tmp_path / name,
-            made.state_dict(),
-            model=KEYS,
-            spec=ImageSpec(32, 16),
-            parts=list(made.parts()),
-            heads=labels,
-            steps=1,
-        )
+        with finish(tmp_path / name, Done(1, 1, 1.0)) as partial:
+            export.write(partial, made, made.state_dict(), keys=KEYS, spec=ImageSpec(32, 16))
     return tmp_path
 
 

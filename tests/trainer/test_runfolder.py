@@ -13,7 +13,7 @@ import tiny
 
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import check, load
-from embae.trainer.runfolder import check_same, is_done, lock, steps_done, write_recipe
+from embae.trainer.runfolder import check_same, lock, write_recipe
 from embae.trainer.schema import Recipe
 
 
@@ -36,11 +36,6 @@ def test_the_recipe_in_the_folder_loads_again_and_says_what_it_ran_with(run: Pat
     assert "torch 2." in first and "deepspeed 0." in first and "timm 1." in first
     assert "git commit" in second and "world size 3" in second
     assert [path.name for path in sorted(run.iterdir())] == ["embedding", "recipe.yaml"]
-
-
-def test_done(run: Path) -> None:
-    assert is_done(run, "embedding") and not is_done(run, "autoencoder")
-    assert steps_done(run, "embedding") == 12
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ STAGE = {
     "parts: no part trains; set at least one part to train": {
         "parts__backbone": "frozen", "parts__embedding": "frozen"},
     "parts: wanted train, frozen or absent of every part; missing: decoder": {"parts__decoder": None},
-    "parts.nuisance: only trains with a reconstruction loss": {"parts__nuisance": "train"},
+    "parts.nuisance: only trains with a loss of reconstruction or adversarial": {"parts__nuisance": "train"},
     "parts.decoder: reconstruction needs it; it cannot be absent": {
         "loss__reconstruction": {}, "parts__nuisance": "train", "data": {"from": "sources", "P": 2, "K": 2}},
     "reinit: names decoder, which is absent": {"reinit": ["decoder"]},
@@ -94,8 +95,8 @@ STAGE = {
     "accumulate: a mined loss sees the whole global batch, so this must be 1": {"accumulate": 2},
     "loss.triplet: needs identities; give data.P and data.K instead of data.batch": {
         "data": {"from": "target", "batch": 8}},
-    "loss: name at least one of triplet, reconstruction": {"loss": {}},
-    "data: without a triplet loss labels are not used; give batch instead of P and K": {
+    "loss: name at least one of triplet, identity, reconstruction, adversarial": {"loss": {}},
+    "data: without a triplet or identity loss labels are not used; give batch instead of P and K": {
         "loss": {"reconstruction": {}}, "parts__nuisance": "train", "parts__decoder": "train"},
     "optimizer.lr: found 0; wanted greater than 0": {"optimizer": {"lr": 0}},
     "optimizer.lr: found '1e-4'; wanted a valid number": {"optimizer": {"lr": "1e-4"}},
@@ -114,13 +115,88 @@ STAGE = {
         "epochs": None, "schedule": {"cosine": 1, "final": 1.0}},
 }  # fmt: skip
 
+_CALIBRATED = {
+    "parts": {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"},
+    "data": {"from": "target", "batch": 8}, "loss": None, "epochs": None, "calibrate": {"what": "batch-norm"},
+}  # fmt: skip
+_CLUSTERED = {**_CALIBRATED, "calibrate": None, "cluster": {"kmeans": {"clusters": 3}}}
+_ADVERSARIAL = {
+    "parts": {"backbone": "frozen", "embedding": "train", "nuisance": "train", "decoder": "train",
+              "discriminator": "train"},
+    "data": {"from": "target", "batch": 8}, "loss": {"reconstruction": {}, "adversarial": {}},
+}  # fmt: skip
+_CODES = {**_ADVERSARIAL["parts"], "embedding": "frozen", "nuisance": "frozen"}
+_PSEUDO = "data.labels: pseudo-labels are the target's; they go with from: target, P and K"
+STAGE |= {
+    f"{_PSEUDO}": {"data__labels": "autoencoder"},
+    "data.batch: give either P and K (labelled images) or batch (any images) ": {
+        "data": {"from": "target", "labels": "autoencoder", "batch": 8, "P": 2, "K": 2}},
+    "loss: give one of loss, calibrate, cluster": {"loss": None},
+    "calibrate: give one of loss, calibrate, cluster": {"calibrate": {"what": "features"}},
+    "cluster: give one of loss, calibrate, cluster": {"cluster": {"dbscan": {}}},
+    "cluster: give one of loss, calibrate, cluster ": {**_CALIBRATED, "cluster": {"dbscan": {}}},
+    "calibrate.per: features is calibrated by camera; dataset goes with batch-norm": {
+        **_CALIBRATED, "calibrate": {"what": "features", "per": "dataset"}},
+    "calibrate.per: embedding is calibrated by camera; dataset goes with batch-norm": {
+        **_CALIBRATED, "calibrate": {"what": "embedding", "per": "dataset"}},
+    "calibrate.what: missing": {**_CALIBRATED, "calibrate": {}},
+    "calibrate.what: found 'bn'; wanted 'batch-norm', 'features' or 'embedding'": {
+        **_CALIBRATED, "calibrate": {"what": "bn"}},
+    "calibrate.what: there is no embedding; take features": {
+        **_CALIBRATED, "parts__embedding": "absent", "calibrate": {"what": "embedding"}},
+    "parts.backbone: trains, but a stage with calibrate trains nothing; set it to frozen or absent": {
+        **_CALIBRATED, "parts__backbone": "train"},
+    "parts.embedding: trains, but a stage with cluster trains nothing; set it to frozen or absent": {
+        **_CLUSTERED, "parts__embedding": "train"},
+    "data: calibrate looks at the unlabelled target; give from: target and a batch": {
+        **_CALIBRATED, "data": {"from": "sources", "batch": 8}},
+    "data: cluster looks at the unlabelled target; give from: target and a batch": {
+        **_CLUSTERED, "data": {"from": "target", "P": 2, "K": 2}},
+    "reinit: belongs to stages that train": {**_CALIBRATED, "reinit": ["embedding"]},
+    "epochs: belongs to stages that train": {**_CALIBRATED, "epochs": 2},
+    "schedule: belongs to stages that train": {**_CLUSTERED, "schedule": {"constant": 1}},
+    "cluster: give one of kmeans, dbscan": {**_CLUSTERED, "cluster": {}},
+    "cluster: give one of kmeans, dbscan ": {**_CLUSTERED, "cluster": {"kmeans": {"clusters": 3}, "dbscan": {}}},
+    "cluster.kmeans.clusters: missing": {**_CLUSTERED, "cluster": {"kmeans": {}}},
+    "cluster.kmeans.similarity: found 1.5; wanted less than or equal to 1": {
+        **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3, "similarity": 1.5}}},
+    "cluster.dbscan.epps: unknown key; did you mean eps?": {**_CLUSTERED, "cluster": {"dbscan": {"epps": 0.5}}},
+    "loss.identity: needs identities; give data.P and data.K instead of data.batch": {
+        "data": {"from": "target", "batch": 8}, "loss": {"identity": {}}, "parts__classifier": "train"},
+    "parts.classifier: identity needs it; it cannot be absent": {"loss": {"identity": {}}},
+    "parts.classifier: only trains with a loss of identity": {"parts__classifier": "train"},
+    "parts.discriminator: only trains with a loss of adversarial": {"parts__discriminator": "train"},
+    "loss.identity.smoothing: found 1.0; wanted less than 1": {
+        "loss": {"identity": {"smoothing": 1.0}}, "parts__classifier": "train"},
+    "deepspeed.zero_stage: updates in turn leave the other parts unmoved at stage 0 only; set it to 0": {
+        **_ADVERSARIAL, "deepspeed": {"zero_stage": 1}},
+    "accumulate: must be 1 where updates take turns": {**_ADVERSARIAL, "accumulate": 2},
+    "loss.adversarial: goes with reconstruction": {**_ADVERSARIAL, "loss": {"adversarial": {}}},
+    "parts.discriminator: adversarial needs it; it cannot be absent": {
+        **_ADVERSARIAL, "parts__discriminator": "absent"},
+    "parts.discriminator: is frozen, but adversarial trains it; set it to train": {
+        **_ADVERSARIAL, "parts__discriminator": "frozen"},
+    "loss.adversarial: has updates of its own here, and none of the parts that it goes through trains": {
+        **_ADVERSARIAL, "parts": _CODES},
+    "loss.triplet: has updates of its own here, and none of the parts that it goes through trains": {
+        "loss": {"reconstruction": {}, "adversarial": {}, "triplet": {}},
+        "parts": {**_CODES, "nuisance": "train"}},
+    "parts.embedding: reconstruction needs it; it cannot be absent": {
+        **_ADVERSARIAL, "parts__embedding": "absent", "loss": {"reconstruction": {}}, "parts__discriminator": "absent"},
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("message", STAGE)
 def test_rules_of_a_stage(message: str) -> None:
-    changes = {f"stages__embedding__{key}": value for key, value in STAGE[message].items()}
+    tree = tiny.tree()
+    at = tree["stages"]["embedding"]
+    for path, value in STAGE[message].items():
+        *keys, last = path.split("__")
+        within = functools.reduce(dict.__getitem__, keys, at)
+        within[last] = copy.deepcopy(value)  # null takes away, also what is not there
     with pytest.raises(RecipeError) as caught:
-        check(tiny.tree(**changes), "tiny")
-    assert f"  stages.embedding.{message}" in str(caught.value).splitlines()
+        check(tree, "tiny")
+    assert f"  stages.embedding.{message.strip()}" in str(caught.value).splitlines(), str(caught.value)
 
 
 def test_several_rules_are_told_at_once() -> None:
@@ -155,6 +231,31 @@ RUN = {
     "name: found '..'; wanted letters, digits, _ and -": {"name": ".."},
     "data.threads: found 0; wanted greater than or equal to 1": {"data__threads": 0},
     "seed: found -1; wanted greater than or equal to 0": {"seed": -1},
+}  # fmt: skip
+
+_MIDDLE = {
+    "init": "embedding", "parts": {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent",
+                                   "decoder": "absent"},
+    "data": {"from": "target", "batch": 8},
+}  # fmt: skip
+_LABELS = {**_MIDDLE, "cluster": {"kmeans": {"clusters": 3}}}
+_READS = {**tiny.tree()["stages"]["embedding"], "init": "embedding",
+          "data": {"from": "target", "P": 2, "K": 2, "labels": "autoencoder"}}  # fmt: skip
+RUN |= {
+    "evaluate.Row: is the stage autoencoder, which makes labels and no model": {
+        "run": ["embedding", "autoencoder"], "stages__autoencoder": _LABELS, "evaluate": {"Row": "autoencoder"}},
+    "stages.target-nuisance.init: is the stage autoencoder, which makes labels and no model": {
+        "stages__autoencoder": _LABELS},
+    "stages.target-nuisance.data.labels: is autoencoder, which is no stage with cluster": {
+        "stages__target-nuisance": _READS},
+    "stages.target-nuisance.data.labels: is clusters, which is no stage with cluster": {
+        "stages__target-nuisance": {**_READS, "data": {**_READS["data"], "labels": "clusters"}}},
+    "stages.target-nuisance.data.labels: is the stage autoencoder, which run does not list before it": {
+        "stages__autoencoder": _LABELS, "stages__target-nuisance": _READS, "evaluate": {},
+        "run": ["embedding", "target-nuisance", "autoencoder"]},
+    "stages.target-embedding.parts.nuisance: is frozen, but autoencoder, where it comes from, has none": {
+        "stages__autoencoder": {**_MIDDLE, "calibrate": {"what": "batch-norm"}},
+        "stages__target-embedding__init": "autoencoder"},
 }  # fmt: skip
 
 

@@ -226,7 +226,7 @@ def with_and_without_cache(world: World, folder: Path) -> dict[str, Any]:
     from embae.trainer.training import train
 
     found: dict[str, Any] = {"first run": _files(folder / "once")}
-    files = {path: path.stat().st_mtime_ns for path in (folder / "once" / "cache").iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in (folder / "once" / "cache").glob("*.npy")}
     start = str(folder / "once" / "embedding")
     for cached in (True, False):
         run = folder / f"cached-{cached}"
@@ -246,7 +246,7 @@ def with_and_without_cache(world: World, folder: Path) -> dict[str, Any]:
 
 
 def _files(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "cache").iterdir()) if (run / "cache").exists() else []
+    return sorted(path.name for path in (run / "cache").glob("*.npy")) if (run / "cache").exists() else []
 
 
 def test_cached_features_train_the_same_model(computed: Callable[..., Any]) -> None:
@@ -271,7 +271,7 @@ def test_one_cache_serves_the_stages_of_a_backbone_and_a_dataset(computed: Calla
 def cache_keys(world: World, folder: Path) -> dict[str, Any]:
     """Files after asking for features of one view under several conditions, and the features themselves."""
     from embae.trainer.features import FeatureLoader, cached_features
-    from embae.trainer.parts import build_backbone, width
+    from embae.trainer.parts import EmbAE
     from embae.trainer.preflight import open_stage
     from embae.trainer.stage import spec_of
 
@@ -289,28 +289,23 @@ def cache_keys(world: World, folder: Path) -> dict[str, Any]:
         world_size=world.world_size,
     )
     torch.manual_seed(0)
-    backbone = build_backbone(KEYS.backbone).eval()
+    model = EmbAE(KEYS, [], {"backbone": "frozen", "embedding": "frozen"}).eval()
+    backbone = model.backbone
     own = folder / "cache-keys"
 
     def ask(work: Work = work, bf16: bool = False) -> np.ndarray:
-        return cached_features(
-            backbone,
-            sampler.view,
-            work,
-            world,
-            width=width(backbone),
-            bf16=bf16,
-            folder=own,
-            loader="webdataset",
-            threads=1,
+        cached = cached_features(
+            model, sampler.view, work.spec, world, bf16=bf16, folder=own, loader="webdataset", threads=1
         )
+        assert cached.rank_seconds > 0
+        return cached.features
 
     def count() -> int:
-        return len(list(own.iterdir()))
+        return len(list(own.glob("*.npy")))
 
     features = ask()
     counts = {"first": count()}
-    (file,) = own.iterdir()
+    (file,) = own.glob("*.npy")
     before = file.stat().st_mtime_ns
     ask()
     counts["again"] = count()

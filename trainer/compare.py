@@ -1,0 +1,161 @@
+"""``embae compare``: many recipes on one target, over seeds, with what they share trained once.
+
+    <out>/runs/<recipe>-<seed>/         run folders as of embae train; their stages are links into
+    <out>/stages/<name>-<key>/          every stage once, by what it depends on (`stage_key.py`)
+    <out>/cache/                        backbone features, likewise
+    <out>/comparison.json, .md, .png    the table
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embae.datasets.progress import note
+from embae.trainer.comparison import Comparison, Result, remarks, summarise, to_json
+from embae.trainer.comparison_table import comparison_table
+from embae.trainer.errors import RecipeError
+from embae.trainer.preflight import check, check_inits, draw_synthetic
+from embae.trainer.recipe import load, names
+from embae.trainer.runfolder import check_same
+from embae.trainer.schema import Recipe
+from embae.trainer.stage_folder import done
+from embae.trainer.stage_key import stage_keys
+from embae.trainer.stage_schema import Stage
+
+NOT_COMPARED = ("quickstart",)  # settings and a recipe of the others
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed, and its folder."""
+
+    recipe: Recipe
+    folder: Path
+
+
+def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[str], seeds: int, out: Path) -> list[Run]:
+    """The runs of a comparison, seed by seed.
+
+    Args:
+        recipes: Names or files; none stands for every shipped one.
+        overrides: For all of them.
+        settings: For all of them.
+        seeds: How many, from 0.
+        out: The comparison's folder.
+
+    Raises:
+        RecipeError: A recipe is wrong, or they do not go together.
+    """
+    chosen = list(recipes) or [name for name in names() if name not in NOT_COMPARED]
+    runs = []
+    for seed in range(seeds):
+        for name in chosen:
+            recipe = load(name, [*overrides, f"seed={seed}"], settings)
+            runs.append(Run(recipe, out / "runs" / f"{recipe.name}-{seed}"))
+    first = runs[0].recipe
+    for run in runs:
+        for key in ("target", "sources"):
+            if getattr(run.recipe.data, key) != getattr(first.data, key):
+                raise RecipeError(f"{run.recipe.name}: data.{key} is {getattr(run.recipe.data, key)}, of {first.name} "
+                                  f"{getattr(first.data, key)}; compare on one target and one set of sources")
+        if run.recipe.scoring.tta != first.scoring.tta:
+            raise RecipeError(f"{run.recipe.name}: scoring.tta is {run.recipe.scoring.tta}, of {first.name} "
+                              f"{first.scoring.tta}; compare what is scored alike")
+    folders = [run.folder for run in runs]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise RecipeError(f"two recipes have the name {twice.name.rpartition('-')[0]}; give each its own")
+    return runs
+
+
+def prepare(runs: Sequence[Run], ranks: int) -> None:
+    """All that can go wrong early, before any rank starts; draws synthetic datasets.
+
+    Raises:
+        RecipeError: A run folder holds another recipe's run.
+        DataError, ExportError: As `preflight.check`.
+    """
+    for run in runs:
+        check_same(run.folder, run.recipe)
+        check_inits(run.recipe)
+    seen: list[Recipe] = []
+    for run in runs:
+        alike = run.recipe.model_copy(update={"seed": 0, "name": ""})
+        if alike not in seen:  # seeds differ in nothing that is checked
+            seen.append(alike)
+            draw_synthetic(run.recipe)
+            check(run.recipe, ranks)
+
+
+def share_stages(run: Run, out: Path) -> None:
+    """Makes the stages of a run links to where all runs of the comparison have them."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _link(run.folder / "cache", out / "cache")
+    for name, key in stage_keys(run.recipe).items():
+        _link(run.folder / name, out / "stages" / f"{name}-{key}")
+
+
+def _link(place: Path, shared: Path) -> None:
+    shared.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(shared, place.parent)
+    if place.is_symlink():
+        if os.readlink(place) == target:
+            return
+        place.unlink()  # the data changed, or the method
+    elif place.is_dir():
+        shutil.rmtree(place)  # of a comparison with --fresh
+    place.symlink_to(target)
+
+
+def results(run: Run) -> list[Result]:
+    """The rows of a finished run.
+
+    Raises:
+        RecipeError: It has no scores.
+    """
+    recipe, folder = run.recipe, run.folder / "evaluation"
+    try:
+        scores, probes = (json.loads((folder / f"{recipe.data.target}{kind}.json").read_text(encoding="utf-8"))
+                          for kind in ("", "-probes"))
+    except FileNotFoundError:
+        raise RecipeError(f"{run.folder}: has no scores of {recipe.data.target}; a comparison needs a target with "
+                          "labelled query and gallery") from None
+    found = []
+    for row, stage in recipe.evaluate.items():
+        line, start = recipe.lineage(stage), recipe.start(row)
+        before = recipe.lineage(recipe.evaluate[start]) if start else []
+        costs = {name: done(run.folder, name) for name in line}
+        own = [name for name in line if name not in before]
+        found.append(Result(
+            recipe=recipe.name, row=row, seed=recipe.seed, start=start, scores=scores["rows"][row],
+            probes=probes.get(row),
+            trained=not recipe.stages[stage].calibrate or any(_on_target(recipe.stages[name]) for name in own),
+            seconds=sum(cost.rank_seconds for cost in costs.values()),
+            adaptation=sum(costs[name].rank_seconds for name in own) if start else 0.0,
+            images=sum(cost.images for cost in costs.values())))
+    return found
+
+
+def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
+    """Writes the comparison as JSON, Markdown and PNG; returns its table as text."""
+    from embae.trainer.comparison_plot import plot_comparison
+    first = runs[0].recipe
+    found = [result for run in runs for result in results(run)]
+    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found))
+    said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
+    for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
+                       ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):
+        partial = out / f"{name}.partial"
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, out / name)
+    plot_comparison(comparison, out / "comparison.png")
+    note(f"{out / 'comparison.md'}, .json, .png")
+    return comparison_table(comparison, probes=probes) + said
+
+
+def _on_target(stage: Stage) -> bool:
+    return stage.loss is not None and stage.data.from_ == "target"

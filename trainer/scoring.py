@@ -1,0 +1,150 @@
+"""Scores the rows of a run on its target, once each, and measures why they are what they are.
+
+    <stage>/evaluation/<dataset>.json, .npz       a model's scores and embeddings; where stages are shared, so are these
+    <stage>/evaluation/<dataset>-probes.json      what `examine.py` measures
+    <run>/evaluation/<dataset>.json               the rows side by side
+    <run>/evaluation/<dataset>-probes.json
+    <run>/evaluation/<dataset>-<stage>.npz        raw embeddings of query and gallery, in the order of the index
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from embae.datasets.index import Index
+from embae.datasets.view import View
+from embae.trainer.distributed import World, broadcast_object
+from embae.trainer.evaluate import Evaluation, Reading, evaluate, write_embeddings
+from embae.trainer.examine import Codes, codes, measure
+from embae.trainer.export import Export
+from embae.trainer.features import cached_features
+from embae.trainer.monitor import Monitor
+from embae.trainer.parts import EmbAE
+from embae.trainer.preflight import can_score
+from embae.trainer.schema import Recipe
+from embae.trainer.stage import spec_of
+from embae.trainer.stage_folder import EXPORT, done
+from embae.trainer.table import SHOWN, score_table, write_scores
+
+
+def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, world: World, monitor: Monitor,
+                target: Index) -> Evaluation:
+    """Scores a model on the target, and records it."""
+    reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch)
+    found = evaluate(model, target, spec_of(recipe), recipe.scoring.tta, world, reading)
+    monitor.record("eval", stage, step, {"dataset": target.name, **found.scores})
+    monitor.say(_line(found.scores, stage, step, target))
+    return found
+
+
+def score_run(recipe: Recipe, run: Path, world: World, monitor: Monitor, target: Index) -> None:
+    """Scores every row of a finished run that was not scored before, writes and prints the table.
+
+    Raises:
+        DataError: No query has a match.
+        FloatingPointError: An embedding is not finite.
+    """
+    if not recipe.evaluate:
+        return
+    if not can_score(target):
+        monitor.say(f"{target.name} has no labelled query and gallery, so there is nothing to score. "
+                    f"The model is in {run / recipe.run[-1] / EXPORT}")
+        return
+    scorer = _Scorer(recipe, run, world, monitor, target)
+    rows = {row: scorer.scores(stage) for row, stage in recipe.evaluate.items()}
+    probes = {row: scorer.probes(row) for row in rows} if target.count("train") else {}
+    if world.first:
+        folder = run / "evaluation"
+        write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows)
+        _write(folder / f"{target.name}-probes.json", probes)
+        for stage in recipe.evaluate.values():
+            shutil.copyfile(scorer.path(stage).with_suffix(".npz"), folder / f"{target.name}-{stage}.npz")
+    monitor.say("\n" + score_table(target.name, recipe.scoring.tta, rows))
+    dist.barrier()
+
+
+class _Scorer:
+    """Scores and probes of a run's stages, read where they are, taken where not."""
+
+    def __init__(self, recipe: Recipe, run: Path, world: World, monitor: Monitor, target: Index):
+        self._recipe, self._run, self._world, self._monitor, self._target = recipe, run, world, monitor, target
+        self._codes = cache(self._take_codes)
+
+    def path(self, stage: str) -> Path:
+        """Where a stage's scores are kept."""
+        return self._run / stage / "evaluation" / f"{self._target.name}.json"
+
+    def scores(self, stage: str) -> dict[str, Any]:
+        """A stage's scores."""
+        path, steps = self.path(stage), done(self._run, stage).steps
+
+        def take() -> dict[str, Any]:
+            found = score_model(self._recipe, self._model(stage), stage, steps, self._world, self._monitor,
+                                self._target)
+            if self._world.first:
+                write_embeddings(path.with_suffix(".npz"), found)
+            return found.scores
+
+        asked = {"tta": self._recipe.scoring.tta, "loader": self._recipe.data.loader}
+        return self._kept(path, asked, take)
+
+    def probes(self, row: str) -> dict[str, float]:
+        """What a row's codes hold, and how far they are from its start's."""
+        stage, start = self._recipe.evaluate[row], self._recipe.start(row)
+        before = self._recipe.evaluate[start] if start else None
+
+        def take() -> dict[str, float]:
+            view = View([self._target], "train")
+            found = measure(self._codes(stage), self._codes(before) if before else None, view, self._recipe.seed)
+            self._monitor.record("probe", stage, done(self._run, stage).steps, found)
+            return found
+
+        path = self.path(stage).with_name(f"{self._target.name}-probes.json")
+        return self._kept(path, {"start": before, "seed": self._recipe.seed}, take)
+
+    def _kept(self, path: Path, asked: dict[str, Any], take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        asked = {"fingerprint": self._target.fingerprint, **asked}
+        found = broadcast_object(_read(path, asked) if self._world.first else None)
+        if found is None:
+            found = take()
+            if self._world.first:
+                _write(path, {**asked, "found": found})
+        return found
+
+    def _model(self, stage: str) -> EmbAE:
+        return Export.open(self._run / stage / EXPORT).restore().to(self._world.device)
+
+    def _take_codes(self, stage: str) -> Codes:
+        recipe, view, model = self._recipe, View([self._target], "train"), self._model(stage)
+        bf16 = recipe.stages[recipe.run[-1]].precision == "bf16"  # so that what a stage has cached serves here
+        cached = cached_features(model, view, spec_of(recipe), self._world, bf16=bf16, folder=self._run / "cache",
+                                 loader=recipe.data.loader, threads=recipe.data.threads)
+        return codes(model, view, cached.features[:, 0], self._world.device)
+
+
+def _line(scores: dict[str, Any], stage: str, step: int, target: Index) -> str:
+    said = "  ".join(f"{key} {scores[key]:.3f}" for key in SHOWN)
+    return f"[{stage}] step {step}  {target.name}: {said}"
+
+
+def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["found"] if all(found.get(key) == value for key, value in asked.items()) else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,67 @@
+"""What a stage leaves behind: its export, written whole or not at all, and the mark that it is done.
+
+    <stage>/export/     a model, or pseudo-labels
+    <stage>/done        JSON, written last: steps, images seen, seconds that ranks were busy
+    <stage>/evaluation/ scores, see `scoring.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+EXPORT, MARK = "export", "done"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished stage took.
+
+    Attributes:
+        steps: Optimizer updates.
+        images: Images of all global batches.
+        rank_seconds: Wall time × ranks, the extraction of cached features included even where another stage did it.
+    """
+
+    steps: int
+    images: int
+    rank_seconds: float
+
+
+def is_done(run: Path, stage: str) -> bool:
+    """Whether a stage has ended with an export."""
+    return (run / stage / MARK).exists()
+
+
+def done(run: Path, stage: str) -> Done:
+    """What a finished stage took."""
+    return Done(**json.loads((run / stage / MARK).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def finish(stage: Path, took: Done) -> Iterator[Path]:
+    """Gives a temporary folder to fill, makes it the stage's export when it is whole, and marks the stage done."""
+    stage.mkdir(parents=True, exist_ok=True)
+    partial, whole = stage / f"{EXPORT}.partial", stage / EXPORT
+    for old in (partial, whole, stage / "evaluation"):  # of a stage that was not done
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    for file in partial.iterdir():
+        _sync(file)
+    partial.rename(whole)
+    mark = stage / f"{MARK}.partial"
+    mark.write_text(json.dumps(asdict(took)) + "\n", encoding="utf-8")
+    _sync(mark)
+    mark.replace(stage / MARK)
+
+
+def _sync(file: Path) -> None:
+    """After a power cut, what was renamed must not be empty."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,62 @@
+"""Whose result a stage's is: a key of all that it depends on, so that recipes that begin alike share their stages.
+
+In the key: the stage as resolved, those that it starts from, seed, name, data by content, weights it starts from, and
+`METHOD`. Not in it: world size, threads, what is logged and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from embae.datasets.index import Index
+from embae.trainer.schema import Recipe
+
+METHOD = 1
+"""Raise it where the same recipe comes to mean another computation."""
+
+_UNSEEN = {"log_every", "evaluate_every"}
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """The key of each stage of a run, in the run's order: 24 hexadecimal digits.
+
+    Raises:
+        DataError: A dataset cannot be opened.
+    """
+    found: dict[str, str] = {}
+    for name in recipe.run:
+        found[name] = _digest(_depends(recipe, name, found))
+    return found
+
+
+def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any]:
+    stage, data = recipe.stages[name], recipe.data
+    keys = stage.model_dump(mode="json", by_alias=True, exclude=_UNSEEN)
+    datasets = data.sources if stage.data.from_ == "sources" else [data.target]
+    keys["init"] = before.get(stage.init) or _content(Path(stage.init)) or stage.init
+    if stage.data.labels:
+        keys["data"]["labels"] = before[stage.data.labels]
+    model = recipe.model.model_dump(mode="json")
+    if stage.use("nuisance") == "absent":  # else every variant would train an embedding of its own
+        del model["nuisance"]
+    return {
+        "method": METHOD, "name": name, "seed": recipe.seed, "stage": keys, "model": model,
+        "image": [data.image, data.mean, data.std, data.loader],
+        "data": [(dataset, Index.open(data.root / dataset).fingerprint) for dataset in datasets],
+    }
+
+
+def _content(init: Path) -> str | None:
+    """What weights from elsewhere hold: a file, or the export in a folder."""
+    for file in (init, init / "model.safetensors", init / "export" / "model.safetensors"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.sha256(stream.read()).hexdigest()
+    return None
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:24]
