@@ -3,7 +3,8 @@
 The controls that any adaptation has to beat, and a step that one may start from:
 
     batch-norm    the statistics of every batch norm are those of the target's images (Li et al. 2016, AdaBN)
-    features      each camera's features are moved and scaled to the mean and deviation of all target images
+    features      each camera's features are moved and scaled to the mean and deviation of all target images; where they
+                  are the embedding themselves, to mean 0 and deviation 1
     embedding     each camera's embeddings are moved to a mean of zero
 
 Batch norm over the whole target or camera by camera. `cameras.py` says where a model keeps such statistics.
@@ -66,7 +67,13 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
     found = _put_out(run, model, rows, view, spec, world, reading)
     place = np.empty(len(rows), np.int64)
     place[rows] = np.arange(len(rows))
-    _shift(part, [found[torch.from_numpy(place[group])] for group in groups], found, scale=keys.what == "features")
+    own = [found[torch.from_numpy(place[group])] for group in groups]
+    if keys.what == "embedding":
+        _shift(part, own, found, found.new_zeros(found.shape[1]), None)
+    elif model.uses["embedding"] == "absent":
+        _shift(part, own, found, found.new_zeros(found.shape[1]), found.new_ones(found.shape[1]))
+    else:  # an embedding follows that knows features of this size
+        _shift(part, own, found, found.mean(0), found.std(0, correction=0))
 
 
 def _by_camera(view: View, rows: np.ndarray, cameras: list[Camera]) -> list[np.ndarray]:
@@ -130,16 +137,19 @@ def _put_out(run: Callable[[Tensor, Tensor | None], Tensor], model: EmbAE, rows:
     return gather_rows(mine, len(rows))
 
 
-def _shift(part: nn.Module, groups: list[Tensor], every: Tensor, *, scale: bool) -> None:
-    """Registers what brings each group's values to the mean and deviation of all of them (scale), or to mean zero."""
-    shifts, scales = [], []
-    spread = every.std(0, correction=0)
+def _shift(part: nn.Module, groups: list[Tensor], every: Tensor, mean: Tensor, spread: Tensor | None) -> None:
+    """Registers what brings each group's values to a mean and, if one is given, to a deviation."""
+    shifts, scales, usual = [], [], every.std(0, correction=0)
     for group in groups:
-        own = group.std(0, correction=0)
-        # A value that does not vary, as after a ReLU that never fires or on a camera of one image, is only moved.
-        factor = torch.where((own > 1e-6) & (len(group) > 1), spread / own.clamp(min=1e-6), 1.0) if scale else 1.0
-        shifts.append(group.mean(0) - (every.mean(0) / factor if scale else 0.0))
-        scales.append(torch.ones_like(spread) * factor)
+        factor = torch.ones_like(mean)
+        if spread is not None:
+            own = group.std(0, correction=0)
+            # What hardly varies, as after a ReLU that seldom fires or on a camera of one image, is only moved: its
+            # noise would become as loud as the rest.
+            varies = (own > 0.01 * usual) & (own > 1e-6) & (len(group) > 1)
+            factor = torch.where(varies, spread / own.clamp(min=1e-6), factor)
+        shifts.append(group.mean(0) - mean / factor)
+        scales.append(factor)
     part.register_buffer(SHIFT, torch.stack(shifts).float())
     part.register_buffer(SCALE, torch.stack(scales).float())
 

@@ -15,19 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embae.datasets.index import Index
 from embae.datasets.progress import note
 from embae.trainer.comparison import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison_table import comparison_table
 from embae.trainer.errors import RecipeError
-from embae.trainer.preflight import check, check_inits, draw_synthetic
-from embae.trainer.recipe import load, names
+from embae.trainer.preflight import can_score, check, check_inits, draw_synthetic
+from embae.trainer.recipe import load
 from embae.trainer.runfolder import check_same
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import done
 from embae.trainer.stage_key import stage_keys
 from embae.trainer.stage_schema import Stage
 
-NOT_COMPARED = ("quickstart",)  # settings and a recipe of the others
+ALL = ("baseline", "embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "pul", "aae", "bn-target",
+       "bn-camera", "features-camera", "centred-camera", "bn-camera-features", "bn-camera-embae-fix",
+       "bn-camera-embae-cam", "bn-camera-autoencoder", "embae-narrow", "mixed-batches", "target-labels")
+"""The paper's systems, the controls, what adaptation adds to the strongest of them, and the upper bound."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
     """The runs of a comparison, seed by seed.
 
     Args:
-        recipes: Names or files; none stands for every shipped one.
+        recipes: Names or files; none stands for `ALL`.
         overrides: For all of them.
         settings: For all of them.
         seeds: How many, from 0.
@@ -51,10 +55,9 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
     Raises:
         RecipeError: A recipe is wrong, or they do not go together.
     """
-    chosen = list(recipes) or [name for name in names() if name not in NOT_COMPARED]
     runs = []
     for seed in range(seeds):
-        for name in chosen:
+        for name in recipes or ALL:
             recipe = load(name, [*overrides, f"seed={seed}"], settings)
             runs.append(Run(recipe, out / "runs" / f"{recipe.name}-{seed}"))
     first = runs[0].recipe
@@ -63,6 +66,8 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
             if getattr(run.recipe.data, key) != getattr(first.data, key):
                 raise RecipeError(f"{run.recipe.name}: data.{key} is {getattr(run.recipe.data, key)}, of {first.name} "
                                   f"{getattr(first.data, key)}; compare on one target and one set of sources")
+        if not run.recipe.evaluate:
+            raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs one at least")
         if run.recipe.scoring.tta != first.scoring.tta:
             raise RecipeError(f"{run.recipe.name}: scoring.tta is {run.recipe.scoring.tta}, of {first.name} "
                               f"{first.scoring.tta}; compare what is scored alike")
@@ -76,7 +81,7 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
     """All that can go wrong early, before any rank starts; draws synthetic datasets.
 
     Raises:
-        RecipeError: A run folder holds another recipe's run.
+        RecipeError: A run folder holds another recipe's run, or the target has nothing to score.
         DataError, ExportError: As `preflight.check`.
     """
     for run in runs:
@@ -89,6 +94,10 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
             seen.append(alike)
             draw_synthetic(run.recipe)
             check(run.recipe, ranks)
+    data = runs[0].recipe.data
+    if not can_score(Index.open(data.root / data.target)):
+        raise RecipeError(f"{data.root / data.target}: has nothing to score; a comparison needs a target with labelled "
+                          "query and gallery")
 
 
 def share_stages(run: Run, out: Path) -> None:
@@ -97,6 +106,13 @@ def share_stages(run: Run, out: Path) -> None:
     _link(run.folder / "cache", out / "cache")
     for name, key in stage_keys(run.recipe).items():
         _link(run.folder / name, out / "stages" / f"{name}-{key}")
+
+
+def own_stages(run: Run) -> None:
+    """Takes away the links of an earlier comparison, so that a run trains its own stages."""
+    for name in ("cache", *run.recipe.run):
+        if (run.folder / name).is_symlink():
+            (run.folder / name).unlink()
 
 
 def _link(place: Path, shared: Path) -> None:

@@ -61,7 +61,8 @@ def read_size(spec: ImageSpec, tta: TTA) -> tuple[int, int]:
     return spec.margin if tta == "ten-crop" else spec.size
 
 
-def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading) -> np.ndarray:
+def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading,
+          rows: np.ndarray | None = None) -> np.ndarray:
     """Raw embeddings of a view, every rank computing its share: `(images, Z)` float32, on every rank.
 
     Args:
@@ -71,16 +72,20 @@ def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, rea
         tta: Test-time augmentation.
         world: This rank.
         reading: How images are read.
+        rows: `(N,)`, which of them, and in which order they are computed and returned; by default all as they lie.
     """
-    own = share(len(view), world.rank, world.world_size)
+    rows = np.arange(len(view)) if rows is None else rows
+    own = share(len(rows), world.rank, world.world_size)
     found = torch.empty(own.stop - own.start, model.z, device=world.device)
+    done = 0
     with torch.inference_mode():
-        for batch in extract(view, np.arange(own.start, own.stop), spec, world.device, loader=reading.loader,
-                             threads=reading.threads, read=read_size(spec, tta), size=reading.batch):
+        for batch in extract(view, rows[own], spec, world.device, loader=reading.loader, threads=reading.threads,
+                             read=read_size(spec, tta), size=reading.batch):
             which = model.cameras_of(batch)
             crops = [model(crop, which) for crop in views(batch.inputs, spec, tta)]
-            found[batch.rows - own.start] = torch.stack(crops).mean(0)
-    return gather_rows(found, len(view)).cpu().numpy()
+            found[done:done + len(batch.rows)] = torch.stack(crops).mean(0)
+            done += len(batch.rows)
+    return gather_rows(found, len(rows)).cpu().numpy()
 
 
 def labels(view: View) -> Labels:

@@ -33,7 +33,8 @@ class Codes:
 
 
 @torch.inference_mode()
-def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device) -> Codes:
+def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device,
+          standard: tuple[torch.Tensor, torch.Tensor] | None = None) -> Codes:
     """Codes of a view's images from their features.
 
     Args:
@@ -41,6 +42,7 @@ def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device) 
         view: The images.
         features: `(N, F)`, may be memory-mapped.
         device: Where to compute.
+        standard: Mean and deviation of the features, where the decoder rebuilds standardised ones.
     """
     rows = np.arange(len(view))
     dataset, camid = view.locate(rows)[0], view.column("camid", rows)
@@ -58,9 +60,10 @@ def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device) 
             own = torch.from_numpy(heads[chunk]).to(device)
             nuisance = model.nuisance(x, own, torch.unique(own).tolist())
             v.append(nuisance.float().cpu())
-            if "decoder" in model.parts():
-                rebuilt = model.decoder(torch.cat([found, nuisance], 1))
-                errors.append((rebuilt - x).square().mean(1).cpu())
+            found = torch.cat([found, nuisance], 1)
+        if "decoder" in model.parts() and (heads is not None or "nuisance" not in model.parts()):
+            target = x if standard is None else (x - standard[0]) / standard[1]
+            errors.append((model.decoder(found) - target).square().mean(1).cpu())
     return Codes(*(torch.cat(one).numpy() if one else None for one in (z, v, errors)))  # type: ignore[arg-type]
 
 
@@ -78,7 +81,8 @@ def measure(own: Codes, start: Codes | None, view: View, seed: int) -> dict[str,
         ``reconstruction error``, ``reconstruction error of camera N``, ``moved``, as far as they can be taken.
     """
     rows = np.arange(len(view))
-    camera, found = view.column("camid", rows), {}
+    camera = view.column("camid", rows)
+    found: dict[str, float] = {}
     known = view.column("labelled", rows).astype(bool)
     pid = view.column("pid", rows)
     people = pid if known.all() else None
@@ -95,4 +99,4 @@ def measure(own: Codes, start: Codes | None, view: View, seed: int) -> dict[str,
         found |= {f"reconstruction error of camera {camid}": value for camid, value in by_camera.items()}
     if start is not None and start.z.shape == own.z.shape:
         found["moved"] = moved(start.z, own.z)
-    return found
+    return {name: value for name, value in found.items() if not np.isnan(value)}  # JSON knows no NaN

@@ -1,7 +1,8 @@
 """Backbone features computed once, for stages that leave the backbone frozen and flip images at most.
 
 What such a stage would decode and compute again every epoch is two vectors an image: of the image and of its mirror
-image. They lie in a memory-mapped file, found by a key of everything they depend on.
+image. They lie in a memory-mapped file, found by a key of everything they depend on, in the order of the images'
+content: batches in the index's order, which knows identities, would let these round the features.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
 from embae.datasets.loading import LoaderName, open_loader
-from embae.datasets.plan import SequentialSampler, share
+from embae.datasets.plan import SequentialSampler, by_content, share
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
 from embae.trainer.parts import EmbAE
@@ -29,22 +30,38 @@ from embae.trainer.parts import EmbAE
 EXTRACT = 128  # images at a time
 
 
+class Features:
+    """Features by row of a view: `(images, 2, F)` float32, memory-mapped; index 1 is the mirror image.
+
+    Args:
+        stored: As they lie on disk.
+        place: `(images,)`, where each row lies.
+    """
+
+    def __init__(self, stored: np.ndarray, place: np.ndarray):
+        self._stored, self._place, self.shape = stored, place, stored.shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        return self._stored[(self._place[rows], *rest)]
+
+
 class Cached(NamedTuple):
     """Features of a view's images.
 
     Attributes:
-        features: `(images, 2, F)` float32, memory-mapped; index 1 is the mirror image.
+        features: By row.
         rank_seconds: Wall time × ranks that they took, whenever that was.
     """
 
-    features: np.ndarray
+    features: Features
     rank_seconds: float
 
 
 class FeatureLoader:
     """The batches of a `Work` with cached features for images: the same rows, flipped alike."""
 
-    def __init__(self, work: Work, features: np.ndarray, device: torch.device):
+    def __init__(self, work: Work, features: Features, device: torch.device):
         self.name = "features"
         self._work, self._features, self._device = work, features, device
 
@@ -74,7 +91,8 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
     """
     through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras]
     key = hashlib.sha256(json.dumps(through).encode())
-    key.update(view.fingerprints().tobytes())
+    order = by_content(view)
+    key.update(view.fingerprints()[order].tobytes())
     for name, value in sorted(model.backbone.state_dict().items()):
         key.update(name.encode())
         key.update(value.detach().cpu().numpy().tobytes())
@@ -90,19 +108,40 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
         dist.barrier()
         out = np.lib.format.open_memmap(partial, mode="r+")
         own = share(len(view), world.rank, world.world_size)
-        rows = np.arange(own.start, own.stop)
-        for batch in extract(view, rows, spec, world.device, loader=loader, threads=threads):
+        at = own.start  # each rank writes one stretch of the file: on a network, pages written by two get lost
+        for batch in extract(view, order[own], spec, world.device, loader=loader, threads=threads):
             which = model.cameras_of(batch)
             with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 for mirrored, images in enumerate((batch.inputs, batch.inputs.flip(3))):
-                    out[batch.rows, mirrored] = model.extract(images, which).float().cpu().numpy()
+                    out[at:at + len(batch.rows), mirrored] = model.extract(images, which).float().cpu().numpy()
+            at += len(batch.rows)
         out.flush()
         dist.barrier()
         if world.first:
             took.write_text(str((time.perf_counter() - began) * world.world_size), encoding="utf-8")
             os.replace(partial, path)
     dist.barrier()
-    return Cached(np.load(path, mmap_mode="r"), float(took.read_text(encoding="utf-8")))
+    place = np.empty(len(view), np.int64)
+    place[order] = np.arange(len(view))
+    return Cached(Features(np.load(path, mmap_mode="r"), place), float(took.read_text(encoding="utf-8")))
+
+
+def standard(features: Features, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of cached features, mirror images included: two `(F,)`.
+
+    Args:
+        features: `(images, 2, F)`.
+        rows: Every row, in an order that knows no labels: sums round by their order.
+        device: Where they go.
+    """
+    total = np.zeros((2, features.shape[2]))
+    for start in range(0, len(rows), EXTRACT):
+        chunk = features[rows[start:start + EXTRACT]].reshape(-1, features.shape[2]).astype(np.float64)
+        total += chunk.sum(0), np.square(chunk).sum(0)
+    mean, square = total / (2 * len(rows))
+    variance = square - mean**2
+    spread = np.sqrt(np.where(variance > 1e-10, variance, 1.0))  # a feature that never fires stays as it is
+    return torch.from_numpy(mean).float().to(device), torch.from_numpy(spread).float().to(device)
 
 
 def extract(view: View, rows: np.ndarray, spec: ImageSpec, device: torch.device, *, loader: LoaderName,

@@ -28,14 +28,15 @@ class Objective(nn.Module):
         accumulate: Parts that a rank's share of a batch comes in.
         cached: Whether batches hold backbone features instead of images.
         batch_all_steps: Steps at the start that mine batch-all.
+        standard: Mean and deviation of the features, two `(F,)`, where the standardised ones are rebuilt.
     """
 
     def __init__(self, model: EmbAE, loss: Loss, *, accumulate: int = 1, cached: bool = False,
-                 batch_all_steps: int = 0):
+                 batch_all_steps: int = 0, standard: tuple[Tensor, Tensor] | None = None):
         super().__init__()
         self.model = model
         self._loss, self._accumulate, self._cached = loss, accumulate, cached
-        self._batch_all_steps = batch_all_steps
+        self._batch_all_steps, self._standard = batch_all_steps, standard
         if loss.reconstruction and model.uses["backbone"] == "train":
             # The target must not move with what is trained, or the features collapse onto each other.
             self.reference = copy.deepcopy(model.backbone).requires_grad_(False)
@@ -114,6 +115,8 @@ class Objective(nn.Module):
         return self._code(self.model.embed(features, which), features, batch)
 
     def _code(self, z: Tensor, features: Tensor, batch: Batch) -> Tensor:
+        if self.model.uses["nuisance"] == "absent":
+            return z
         heads, present = heads_of(self.model, batch)
         v = self.model.nuisance(features, torch.from_numpy(heads).to(z.device), present)
         return torch.cat([z, v.to(z.dtype)], 1)
@@ -121,7 +124,8 @@ class Objective(nn.Module):
     def _target(self, batch: Batch, features: Tensor, which: Tensor | None) -> Tensor:
         with torch.no_grad():
             if not hasattr(self, "reference"):
-                return exact(features.detach())
+                found = exact(features.detach())
+                return found if self._standard is None else (found - self._standard[0]) / self._standard[1]
             with seen_by(which):
                 return exact(put_out(self.reference, self.reference(batch.inputs), which))
 

@@ -1,8 +1,9 @@
 """The model: backbone F, embedding head E, nuisance heads N, decoder D (arXiv 1807.10591 §3.2 and §4).
 
 F gives pooled features; E and N map them to z (who it is) and v (camera, pose, light); D rebuilds the features
-from both. The autoencoder is truncated: it rebuilds features, not pixels. Without E the features are z. Two more parts
-serve other methods: a classifier of identities over z, and a discriminator that tells codes [z, v] from noise.
+from both. The autoencoder is truncated: it rebuilds features, not pixels. Without E the features are z, and without N
+the decoder has z alone. Two more parts serve other methods: a classifier of identities over z, and a discriminator
+that tells codes [z, v] from noise.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class EmbAE(nn.Module):
         self.z = self.features
         if self.uses["embedding"] != "absent":
             self.embedding, self.z = head(self.features, keys.hidden, keys.embedding), keys.embedding
-        latent = self.z + keys.nuisance.dim
+        latent = self.z
         if self.uses["nuisance"] != "absent":
+            latent += keys.nuisance.dim
             self.nuisance = NuisanceHeads(self.features, keys.hidden, keys.nuisance.dim, heads)
         if self.uses["decoder"] != "absent":
             self.decoder = Decoder(latent, keys.hidden, self.features)

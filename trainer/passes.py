@@ -47,7 +47,9 @@ def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monito
         labels = None
     else:
         assert keys.cluster is not None
-        clustering, found = keys.cluster, embed(model, view, spec, "none", world, reading)
+        clustering, order = keys.cluster, by_content(view)  # the index's order knows pids, and rounding would tell
+        found = np.empty((len(view), model.z), np.float32)
+        found[order] = embed(model, view, spec, "none", world, reading, rows=order)
         labels = broadcast_object(on_first_rank(world, lambda: cluster(found, clustering, view, recipe.seed)))
         _report(labels, view, name, monitor)
     if world.first:

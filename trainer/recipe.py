@@ -17,7 +17,7 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.mistakes import did_you_mean, fields, sentences, short
 from embae.trainer.rounds import expand
 from embae.trainer.schema import Recipe
-from embae.trainer.stage_schema import Stage
+from embae.trainer.stage_schema import LENGTHS, Stage
 
 LARGEST = 10**6  # values and characters of a recipe, its aliases written out
 
@@ -124,8 +124,9 @@ def check(tree: dict[str, Any], origin: str, wrong: Sequence[str] = ()) -> Recip
     mistakes += [f"defaults.{key}: unknown key{did_you_mean(key, known)}" for key in defaults if key not in known]
     if isinstance(written, dict):
         shared = {key: value for key, value in defaults.items() if key in known}
-        tree["stages"] = {name: merge(_without_twins(shared, stage), stage) if isinstance(stage, dict) else stage
-                          for name, stage in written.items()}
+        lasting = {key: value for key, value in shared.items() if key not in LENGTHS}
+        tree["stages"] = {name: merge(lasting if {"calibrate", "cluster"} & stage.keys() else shared, stage)
+                          if isinstance(stage, dict) else stage for name, stage in written.items()}
     tree, astray = expand(tree)
     mistakes += astray
     try:
@@ -159,8 +160,11 @@ def parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Two trees as one; where both have a value, the second one's; null takes a key away."""
-    merged = dict(under)
+    """Two trees as one; where both have a value, the second one's; null takes a key away.
+
+    A stage has one length, so its epochs, steps or schedule in the second replace what the first has for it.
+    """
+    merged = {key: value for key, value in under.items() if key in over or not _length(over, key)}
     for key, value in over.items():
         if isinstance(value, dict):
             below = merged.get(key)
@@ -172,15 +176,9 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Keys of which a stage has one: its own replaces a default of the other name.
-_TWINS = {"epochs": "schedule", "schedule": "epochs"}
-
-
-def _without_twins(defaults: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
-    own = {key for key, value in stage.items() if value is not None}  # null takes away, and replaces nothing
-    untrained = "calibrate" in own or "cluster" in own
-    return {key: value for key, value in defaults.items()
-            if _TWINS.get(key) not in own and not (untrained and key in _TWINS)}
+def _length(over: dict[str, Any], key: str) -> bool:
+    """Whether a key is a length of a stage for which another tree has its own."""
+    return key in LENGTHS and any(over.get(own) is not None for own in LENGTHS)
 
 
 def _written_out(value: Any, left: list[int]) -> Any:
@@ -267,6 +265,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if keys[0] == "stages" and len(keys) > 2 and isinstance(stages, dict) and keys[1] not in stages:
         raise RecipeError(f"{path}: there is no stage {keys[1]}{did_you_mean(keys[1], list(stages))} "
                           f"(stages: {', '.join(stages)})")
+    if keys[0] == "stages" and len(keys) > 2 and keys[2] in LENGTHS and value is not None:
+        stage = stages[keys[1]] if isinstance(stages, dict) else None
+        for other in LENGTHS:
+            if isinstance(stage, dict) and other != keys[2]:
+                stage.pop(other, None)
     for key in keys[:-1]:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise RecipeError(f"{path}: {key} holds a value, not further keys")

@@ -22,6 +22,7 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import dump, load
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import is_done
+from embae.trainer.stage_schema import LENGTHS
 
 
 def check_same(run: Path, recipe: Recipe) -> None:
@@ -36,7 +37,7 @@ def check_same(run: Path, recipe: Recipe) -> None:
     before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (load(str(path)), recipe))
     free = ["evaluate", "scoring", *(f"stages.{stage}.evaluate_every" for stage in recipe.run)]
     unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
-    free += [f"stages.{stage}.{key}" for stage in unfinished for key in ("epochs", "schedule")]
+    free += [f"stages.{stage}.{key}" for stage in unfinished for key in LENGTHS]
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
               and not any(key == name or key.startswith(name + ".") for name in free)]
     if differ:

@@ -20,12 +20,13 @@ from typing import Any
 import torch.distributed as dist
 
 from embae.datasets.index import Index
+from embae.datasets.plan import by_content
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
 from embae.trainer.evaluate import Evaluation, Reading, evaluate, write_embeddings
 from embae.trainer.examine import Codes, codes, measure
 from embae.trainer.export import Export
-from embae.trainer.features import cached_features
+from embae.trainer.features import cached_features, standard
 from embae.trainer.monitor import Monitor
 from embae.trainer.parts import EmbAE
 from embae.trainer.preflight import can_score
@@ -127,7 +128,10 @@ class _Scorer:
         bf16 = recipe.stages[recipe.run[-1]].precision == "bf16"  # so that what a stage has cached serves here
         cached = cached_features(model, view, spec_of(recipe), self._world, bf16=bf16, folder=self._run / "cache",
                                  loader=recipe.data.loader, threads=recipe.data.threads)
-        return codes(model, view, cached.features[:, 0], self._world.device)
+        loss, scale = recipe.stages[stage].loss, None
+        if loss and loss.reconstruction and loss.reconstruction.standardised:
+            scale = standard(cached.features, by_content(view), self._world.device)
+        return codes(model, view, cached.features[:, 0], self._world.device, scale)
 
 
 def _line(scores: dict[str, Any], stage: str, step: int, target: Index) -> str:

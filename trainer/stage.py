@@ -14,13 +14,13 @@ from torch import Tensor
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Loader, Work
 from embae.datasets.loading import open_loader
-from embae.datasets.plan import PKSampler, ShuffledSampler
+from embae.datasets.plan import PKSampler, ShuffledSampler, by_content
 from embae.trainer import export
 from embae.trainer.adversary import TERM, Adversary
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.distributed import World
 from embae.trainer.engine import Engine
-from embae.trainer.features import FeatureLoader, cached_features
+from embae.trainer.features import FeatureLoader, cached_features, standard
 from embae.trainer.initial import initial_model
 from embae.trainer.monitor import Clock, Monitor, line
 from embae.trainer.objective import Objective
@@ -49,17 +49,17 @@ class StageRun:
                  monitor: Monitor):
         self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
         self._began, self._extracted = time.perf_counter(), 0.0
+        self._standard: tuple[Tensor, Tensor] | None = None
         self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
         self.spec = spec_of(recipe)
-        self.stop = steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
+        self.stop = self.keys.steps or steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
         self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
                                    cameras=sampler.view.cameras(), classes=self._classes())
         use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         work = self.work(0)
-        fixed = self.keys.use("backbone") == "frozen" and work.augment.at_most_flip
-        self.cached = self.keys.cache_features and fixed
+        self.cached = self.keys.caches
         self.loader = self._loader(work)
         self._turns = list(self._take_turns(work.largest))
 
@@ -75,7 +75,7 @@ class StageRun:
         first = loss.triplet.batch_all_epochs if loss.triplet else 0
         batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
         objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
-                              batch_all_steps=batch_all)
+                              batch_all_steps=batch_all, standard=self._standard)
         if not loss.adversarial:
             yield Engine(objective, self.keys, largest=largest), loss.terms()
             return
@@ -103,6 +103,8 @@ class StageRun:
         bf16 = self.keys.precision == "bf16"
         cached = cached_features(self.model, self.sampler.view, self.spec, self.world, bf16=bf16,
                                  folder=self.run / "cache", loader=data.loader, threads=data.threads)
+        if self.keys.loss and self.keys.loss.reconstruction and self.keys.loss.reconstruction.standardised:
+            self._standard = standard(cached.features, by_content(self.sampler.view), self.world.device)
         # What they took is part of this stage's cost even where they were there.
         self._extracted = cached.rank_seconds - (time.perf_counter() - before) * self.world.world_size
         return FeatureLoader(work, cached.features, self.world.device)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from embae.datasets.augment import Augment
+
 PartName = Literal["backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator"]
 PARTS: tuple[PartName, ...] = ("backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator")
 SELDOM: tuple[PartName, ...] = ("classifier", "discriminator")  # absent where a recipe does not name them
@@ -107,6 +109,8 @@ class Triplet(Strict):
 class Reconstruction(Strict):
     """Mean squared error between the decoder's output and the backbone's features."""
 
+    standardised: Flag = False
+    """Features less their mean, divided by their deviation over the stage's images: each then counts alike."""
     weight: Positive = 1.0
 
 
@@ -247,6 +251,7 @@ class DeepSpeed(BaseModel):
 
 
 KINDS = ("loss", "calibrate", "cluster")
+LENGTHS = ("epochs", "steps", "schedule")
 
 
 class Stage(Strict):
@@ -264,6 +269,7 @@ class Stage(Strict):
     calibrate: Calibrate | None = None
     cluster: Cluster | None = None
     epochs: Positive | None = None
+    steps: Count | None = None
     schedule: Schedule | None = None
     optimizer: Optimizer = Optimizer()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -291,8 +297,14 @@ class Stage(Strict):
 
     @property
     def lr_schedule(self) -> Schedule:
-        """The schedule, where only ``epochs`` is given a constant one."""
+        """The schedule, where only ``epochs`` or ``steps`` are given a constant one."""
         return self.schedule or Schedule(constant=self.epochs or 1)
+
+    @property
+    def caches(self) -> bool:
+        """Whether features are computed once: the backbone is frozen, and augmentation is at most a flip."""
+        flips = Augment(**self.data.augment.model_dump()).at_most_flip
+        return self.cache_features and self.use("backbone") == "frozen" and flips
 
     def use(self, part: PartName) -> Use:
         """What a part does."""
@@ -327,7 +339,7 @@ class Stage(Strict):
                 yield f"parts.{part}: trains, but a stage with {self.kind} trains nothing; set it to frozen or absent"
         if self.data.from_ != "target" or self.data.labelled:
             yield f"data: {self.kind} looks at the unlabelled target; give from: target and a batch"
-        for key in ("reinit", "epochs", "schedule"):
+        for key in ("reinit", *LENGTHS):
             if getattr(self, key):
                 yield f"{key}: belongs to stages that train"
         if self.calibrate and self.calibrate.what == "embedding" and self.use("embedding") == "absent":
@@ -336,8 +348,10 @@ class Stage(Strict):
     def _wrong_training(self) -> Iterator[str]:
         if not self.trained():
             yield "parts: no part trains; set at least one part to train"
-        if (self.epochs is None) == (self.schedule is None):
-            yield "epochs: give either epochs or schedule" + (" (null takes away the other)" if self.epochs else "")
+        lengths = [key for key in LENGTHS if getattr(self, key)]
+        if len(lengths) != 1:
+            also = f"; here are {' and '.join(lengths)} (null takes one away)" if lengths else ""
+            yield f"epochs: give one of {', '.join(LENGTHS)}{also}"
         if self.schedule and self.schedule.final > self.optimizer.lr:
             yield f"schedule.final: {self.schedule.final} is above optimizer.lr, {self.optimizer.lr}, that falls to it"
 
@@ -369,11 +383,14 @@ class Stage(Strict):
                          and term in NEEDED_BY.get(part, loss.terms())]
                 if not moved:
                     yield f"loss.{term}: has updates of its own here, and none of the parts that it goes through trains"
+        if loss.reconstruction and loss.reconstruction.standardised and not self.caches:
+            yield ("loss.reconstruction.standardised: needs cached features to take means of; freeze the backbone, "
+                   "leave cache_features on, and augment by a flip at most")
         if loss.reconstruction and self.use("embedding") == "absent":
             yield "parts.embedding: reconstruction needs it; it cannot be absent"
         for part, terms in NEEDED_BY.items():
             use, wanting = self.use(part), [term for term in terms if getattr(loss, term)]
-            if wanting and use == "absent":
+            if wanting and use == "absent" and part != "nuisance":  # without it, z alone is decoded
                 yield f"parts.{part}: {wanting[0]} needs it; it cannot be absent"
             if not wanting and use == "train":
                 yield f"parts.{part}: only trains with a loss of {' or '.join(terms)}"

@@ -9,7 +9,7 @@ from typing import Any
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.trainer import runfolder
-from embae.trainer.compare import Run, share_stages
+from embae.trainer.compare import Run, own_stages, share_stages
 from embae.trainer.distributed import World, on_first_rank
 from embae.trainer.errors import RunError
 from embae.trainer.monitor import Monitor
@@ -65,8 +65,13 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
     if not recipe.stages[name].loss:
         run_pass(recipe, name, run, world, monitor)
         return
-    stage = StageRun(recipe, name, open_stage(recipe, name, run), run, world, monitor)
-    plan = stage.sampler
+    try:
+        plan = open_stage(recipe, name, run)
+    except DataError as error:
+        if not recipe.stages[name].data.labels:
+            raise
+        raise RunError(str(error)) from error  # of clusters that the run made: nothing was wrong with what it was given
+    stage = StageRun(recipe, name, plan, run, world, monitor)
     monitor.say(f"[{name}] {stage.stop} steps of {plan.batch} images from {', '.join(plan.view.names)} "
                 f"({plan.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
     every = stage.keys.evaluate_every
@@ -95,8 +100,7 @@ def train_all(runs: Sequence[Run], out: Path, world: World, *, fresh: bool) -> N
     held = on_first_rank(world, lambda: runfolder.lock(out))
     try:
         for number, run in enumerate(runs):
-            if not fresh:
-                on_first_rank(world, lambda run=run: share_stages(run, out))  # type: ignore[misc]
+            on_first_rank(world, lambda run=run: own_stages(run) if fresh else share_stages(run, out))  # type: ignore[misc]
             if world.first:
                 print(f"\n── {run.recipe.name}, seed {run.recipe.seed} ({number + 1} of {len(runs)}) ──", flush=True)
             train(run.recipe, run.folder, world)

@@ -79,7 +79,7 @@ def shards(folder: Path) -> Path:
     others = [record for record in target if record.camid != 1]
     for root, name, images in (("labelled", "one", records(0, 5, 6, 3)), ("labelled", "two", records(1000, 4, 6, 2)),
                                ("labelled", "target", [*target, *scored]), ("nulled", "target", nulled),
-                               ("fewer", "target", [*others, target[1]])):
+                               ("fewer", "target", [*others, target[1], *scored])):
         write_shards(name, images, folder / root, source={"reader": "test"}, workers=1, progress=_silent)
     for root, name in (("nulled", "one"), ("nulled", "two"), ("fewer", "one"), ("fewer", "two")):
         (folder / root / name).symlink_to(folder / "labelled" / name)

@@ -143,7 +143,8 @@ class Reference:
         return torch.cat([self.model.embedding(self.features), v], 1)
 
     def reconstruction(self) -> tuple[Tensor, float, tuple[str, ...]]:
-        return (self.model.decoder(self.code()) - self.features).square().mean(), 1, ("embedding", "nuisance", "decoder")
+        error = self.model.decoder(self.code()) - self.features
+        return error.square().mean(), 1, ("embedding", "nuisance", "decoder")
 
     def discriminator(self) -> tuple[Tensor, float, tuple[str, ...]]:
         with torch.no_grad():

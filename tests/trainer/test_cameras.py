@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import KEYS, RECONSTRUCTION, TRIPLET, heads, images, model, parts_in, stage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from toys import KEYS, RECONSTRUCTION, TRIPLET, heads, images, model, parts_in, stage
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export

@@ -81,8 +81,9 @@ STAGE = {
     "parts.decoder: reconstruction needs it; it cannot be absent": {
         "loss__reconstruction": {}, "parts__nuisance": "train", "data": {"from": "sources", "P": 2, "K": 2}},
     "reinit: names decoder, which is absent": {"reinit": ["decoder"]},
-    "epochs: give either epochs or schedule (null takes away the other)": {"schedule": {"constant": 3}},
-    "epochs: give either epochs or schedule": {"epochs": None},
+    "epochs: give one of epochs, steps, schedule; here are epochs and schedule (null takes one away)": {
+        "schedule": {"constant": 3}},
+    "epochs: give one of epochs, steps, schedule": {"epochs": None},
     "data.batch: give either P and K (labelled images) or batch (any images)": {"data__batch": 8},
     "data.K: missing; a labelled stage needs both P and K": {"data__K": None},
     "data.P: missing; a labelled stage needs both P and K": {"data__P": None},

@@ -325,7 +325,7 @@ def cache_keys(world: World, folder: Path) -> dict[str, Any]:
     return {
         "counts": counts,
         "untouched": untouched,
-        "features": torch.from_numpy(features.copy()),
+        "features": torch.from_numpy(features[:]),
         "batches": [batch.inputs for batch in batches],
         "wanted": wanted,
         "flips": [work.part(number)[1].flip.tolist() for number in range(len(batches))],
