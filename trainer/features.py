@@ -43,7 +43,8 @@ class Features:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         rows, *rest = index if isinstance(index, tuple) else (index,)
-        return self._stored[(self._place[rows], *rest)]
+        found = self._place[rows], *rest
+        return self._stored[found]
 
 
 class Cached(NamedTuple):

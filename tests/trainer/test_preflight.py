@@ -10,6 +10,10 @@ import tiny
 
 from embae.datasets.card import datasets_in
 from embae.datasets.errors import DataError
+from embae.datasets.index import Index
+from embae.datasets.readers import read
+from embae.datasets.shard_reader import ShardReader
+from embae.datasets.sharding import write_shards
 from embae.trainer.errors import ExportError
 from embae.trainer.preflight import check, draw_synthetic, open_stage
 from embae.trainer.recipe import check as recipe_of
@@ -113,3 +117,22 @@ def test_train_fails_at_once_and_leaves_nothing(tmp_path: Path, override: str) -
     assert "numpy" in imported or "1 mistake" in lines[0]
     assert not imported & {"torch", "deepspeed", "timm", "nvidia.dali", "torchvision"}
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_target_that_states_no_cameras_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    park = Index.open(tiny.shards() / "park")
+    for number, row in enumerate(range(*park.rows("train").indices(len(park)))):
+        image = ShardReader(park, 1).read(row)
+        (tmp_path / f"{number}.jpg").write_bytes(image)
+    records = read("folder", tmp_path, {})
+    write_shards("yard", records, tmp_path / "shards", source={"reader": "folder"}, workers=1)
+    for name in ("square", "tower"):
+        (tmp_path / "shards" / name).symlink_to(tiny.shards() / name)
+    one = recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={})
+    check(one, world_size=1)
+    said = capsys.readouterr().err
+    assert said.count("yard states one camera only: what is done camera by camera is done once for all of it") == 1
+    check(recipe(), world_size=1)
+    assert "one camera" not in capsys.readouterr().err
