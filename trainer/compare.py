@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,15 +115,15 @@ def own_stages(run: Run) -> None:
 
 
 def _link(place: Path, shared: Path) -> None:
-    shared.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(shared, place.parent)
     if place.is_symlink():
-        if os.readlink(place) == target:
-            return
-        place.unlink()  # the data changed, or the method
+        if os.readlink(place) != target:
+            place.unlink()  # the data changed, or the method
     elif place.is_dir():
-        shutil.rmtree(place)  # of a comparison with --fresh
-    place.symlink_to(target)
+        return  # of a comparison with --fresh: what a run trained for itself, it keeps
+    shared.mkdir(parents=True, exist_ok=True)
+    if not place.is_symlink():
+        place.symlink_to(target)
 
 
 def results(run: Run) -> list[Result]:

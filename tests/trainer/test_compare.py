@@ -177,12 +177,18 @@ def _done_before(turn: dict[str, Any]) -> list[str]:
     return re.findall(r"^\[(\S+)\] done before", turn["said"], re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["again", "logged", "back", "shared again"])
+@pytest.mark.parametrize("name", ["again", "logged", "back"])
 def test_what_is_done_is_not_done_again(turns: dict[str, Any], name: str) -> None:
     assert _done_before(turns["first"]) == []
     assert _done_before(turns[name]) == ["embedding", "calibrate"]
     assert turns[name]["files"] == turns["first"]["files"]
     assert turns[name]["row"] == turns["first"]["row"] and turns[name]["links"] == [True, True, True]
+
+
+def test_what_a_run_trained_for_itself_it_keeps(turns: dict[str, Any]) -> None:
+    assert _done_before(turns["shared again"]) == ["embedding", "calibrate"]
+    assert turns["shared again"]["files"] == turns["fresh again"]["files"] != turns["first"]["files"]
+    assert turns["shared again"]["links"] == [False, False, False]
 
 
 def test_other_data_is_calibrated_on_anew(turns: dict[str, Any]) -> None:
