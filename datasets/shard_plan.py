@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from embae.datasets.errors import DataError
+from embae.datasets.images import QUALITY, SUBSAMPLING
 from embae.datasets.records import ROLES, SPLITS, Record
 
 _FORMAT = 1  # of what shards look like; another number makes unfinished shards start anew
@@ -57,7 +58,7 @@ def plan_shards(name: str, records: Sequence[Record], size: tuple[int, int] | No
     for split, members in groupby(ordered, key=lambda record: record.split):
         for number, shard in enumerate(_cut(list(members), images_per_shard)):
             shards[f"{split}-{number:06d}"] = shard
-    digest = hashlib.sha256(f"{_FORMAT} {name} {size} {images_per_shard}\n".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {name} {size} {images_per_shard} {QUALITY} {SUBSAMPLING}\n".encode())
     for r in ordered:
         digest.update(f"{r.key} {r.split} {r.pid} {r.camid} {r.role} {r.image}\n".encode("utf-8", "surrogateescape"))
     return ShardPlan(shards, digest.hexdigest(), len(ordered))

@@ -138,27 +138,27 @@ def summarise(results: Iterable[Result]) -> list[Row]:
 def remarks(rows: Sequence[Row]) -> list[str]:
     """What a reader must not miss, a sentence each.
 
-    For every row trained on the target: the best control, if its mean mAP is at least as high, and whether the gain in
+    The best control with the rows trained on the target that it matches in mean mAP, and every such row whose gain in
     mAP over its start is not above zero beyond its spread (mean ≤ sd over seeds). A control is a row without training
     whose start had none on the target either.
     """
     named = {row.name: row for row in rows}
     controls = [row for row in rows if not row.trained and row.start is not None and "mAP" in row.scores
                 and not _adapted(named.get(row.start), named)]
-    found, single = [], False
-    for row in rows:
-        if not row.trained or row.start is None or "mAP" not in row.scores:
-            continue
-        best = max(controls, key=lambda control: control.scores["mAP"].mean, default=None)
-        if best is not None and best.scores["mAP"].mean >= row.scores["mAP"].mean:
-            found.append(f"{best.name}, which trains nothing, does at least as well as {row.name}: "
-                         f"mAP {best.scores['mAP'].mean:.3f} against {row.scores['mAP'].mean:.3f}.")
+    best = max(controls, key=lambda control: control.scores["mAP"].mean, default=None)
+    trained = [row for row in rows if row.trained and row.start is not None and "mAP" in row.scores]
+    found = []
+    matched = [row for row in trained if best and best.scores["mAP"].mean >= row.scores["mAP"].mean]
+    if best and matched:
+        those = ", ".join(f"{row.name} ({row.scores['mAP'].mean:.3f})" for row in matched)
+        found.append(f"{best.name}, which trains nothing, does at least as well (mAP {best.scores['mAP'].mean:.3f}) as "
+                     f"{those}.")
+    for row in trained:
         gain = row.gains.get("mAP")
         if gain is not None and gain.mean <= (gain.sd or 0):
             beyond, spread = ("", "") if gain.sd is None else (" beyond the spread of seeds", f" ± {gain.sd:.3f}")
             found.append(f"{row.name} gains nothing over {row.start}{beyond}: mAP {gain.mean:+.3f}{spread}.")
-        single |= gain is not None and gain.sd is None
-    if single:
+    if any("mAP" in row.gains and row.gains["mAP"].sd is None for row in trained):
         found.append("Gains of one seed have no spread: whether another seed shows them too is not known.")
     return found
 

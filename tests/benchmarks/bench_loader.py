@@ -7,6 +7,10 @@ size that training reads (288×144). P=18, K=4, 256×128; flip, 9/8 crop, erasin
 both read the same batches from the same shards, and check no more and no less than they do in training. A line for each
 way: images/s and CPU milliseconds an image (user and system, of this process and its workers, opening and closing
 included), medians over alternated runs, and how many times less than the DataLoader that is.
+
+What bounds that figure from above: a bare libjpeg-turbo decode of a stored image takes 0.25 ms (quality 90, 4:4:4; 0.28
+at 95, 0.20 at 90 with 4:2:0) of DALI's 0.43 to 0.51; the rest is erasing, normalising to float and reading. On a busy
+machine the same shards gave ratios from 2.8 to 3.8, so compare formats only alternated in one run, more than once.
 """
 
 from __future__ import annotations
