@@ -158,8 +158,8 @@ def all_stages(bench: Bench, steps: int) -> None:
             total, own = total + took, own + (took if name == "embae-cam" else 0)
             heads = len(opened.model.heads)
             batch = opened.sampler.batch
-            bench.say(f"{name:14} {stage:17} {heads:2} heads, {opened.stop} steps: {took[0]:5.0f} s ({took[1]:5.0f} CPU), "
-                      f"{batch / step[0]:6.0f} images/s; a step {1000 * step[0]:4.0f} ms ({1000 * step[1]:4.0f} CPU), "
+            bench.say(f"{name:14} {stage:17} {heads:2} heads, {opened.stop} steps: {took[0]:5.0f} s "
+                      f"({took[1]:5.0f} CPU), {batch / step[0]:6.0f} images/s; a step {1000 * step[0]:4.0f} ms ({1000 * step[1]:4.0f} CPU), "
                       f"around it {around[0]:.1f} s")
     bench.say(f"the three stages of embae-cam: {own[0]:.0f} s ({own[1]:.0f} CPU)\n"
               f"all {len(seen)} stages of the five variants: {total[0]:.0f} s ({total[1]:.0f} CPU)")
@@ -193,13 +193,13 @@ def by_part(bench: Bench, steps: int) -> None:
     for name, (_, cameras) in CAMERAS.items():
         whole = np.mean(rounds[name], axis=0)
         parts = {part: 1000 * seconds / (5 * each) for part, seconds in spans[name].seconds.items()}
-        parts["backward"] = parts["backward"] - parts.get("exchange", 0)  # DeepSpeed exchanges gradients as its last part
+        parts["backward"] = parts["backward"] - parts.get("exchange", 0)  # DeepSpeed exchanges gradients at its end
         parts["rest"] = 1000 * whole - sum(parts.values())
         bench.say(f"{cameras:2} cameras: a step {1000 * whole[0]:.1f} ms ({1000 * whole[1]:.1f} CPU): " + ", ".join(
             f"{part} {wall:.1f} ({cpu:.1f})" for part, (wall, cpu) in parts.items()))
     for cameras in (6, 64):
-        ratio = [statistics.median(many[kind] / one[kind] for many, one in
-                                   zip(rounds[f"cameras{cameras}"], rounds["cameras1"], strict=True)) for kind in (0, 1)]
+        pairs = list(zip(rounds[f"cameras{cameras}"], rounds["cameras1"], strict=True))
+        ratio = [statistics.median(many[kind] / one[kind] for many, one in pairs) for kind in (0, 1)]
         bench.say(f"{cameras} cameras cost {ratio[0]:.2f} times a step with one ({ratio[1]:.2f} in CPU time)")
     for stage in opened.values():
         stage.close()

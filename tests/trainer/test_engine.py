@@ -205,12 +205,15 @@ def test_clipping_shortens_the_step(computed: Callable[..., Any]) -> None:
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = {
     "adam": (
         {"name": "adam", "betas": [0.5, 0.9], "weight_decay": 0.1},
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), weight_decay=0.1, fused=True),
     ),
-    "adamw": ({"name": "adamw", "weight_decay": 0.3}, lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3)),
+    "adamw": (
+        {"name": "adamw", "weight_decay": 0.3},
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3, fused=True),
+    ),
     "sgd": (
         {"name": "sgd", "momentum": 0.7, "weight_decay": 0.1},
-        lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.7, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.7, weight_decay=0.1, fused=True),
     ),
 }
 
