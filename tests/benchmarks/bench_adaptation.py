@@ -159,8 +159,8 @@ def all_stages(bench: Bench, steps: int) -> None:
             heads = len(opened.model.heads)
             batch = opened.sampler.batch
             bench.say(f"{name:14} {stage:17} {heads:2} heads, {opened.stop} steps: {took[0]:5.0f} s "
-                      f"({took[1]:5.0f} CPU), {batch / step[0]:6.0f} images/s; a step {1000 * step[0]:4.0f} ms ({1000 * step[1]:4.0f} CPU), "
-                      f"around it {around[0]:.1f} s")
+                      f"({took[1]:5.0f} CPU), {batch / step[0]:6.0f} images/s; a step {1000 * step[0]:4.0f} ms "
+                      f"({1000 * step[1]:4.0f} CPU), around it {around[0]:.1f} s")
     bench.say(f"the three stages of embae-cam: {own[0]:.0f} s ({own[1]:.0f} CPU)\n"
               f"all {len(seen)} stages of the five variants: {total[0]:.0f} s ({total[1]:.0f} CPU)")
 
