@@ -9,7 +9,9 @@ loader and engine are the real ones. Prints, in seconds of wall time and of CPU 
 * every stage that `embae compare` would train for the five EmbAE variants, as it shares them: 15 epochs reckoned from
   the steps measured, and the time that it takes to open and to export, as it was; then the three stages of EmbAE-cam
   and all of them together;
-* a step of the autoencoder's by its parts, with heads for 1, 6 and 64 cameras, the three taking turns.
+* a step of the heads' stage by its parts, with 1, 6 and 64 cameras, the three taking turns.
+
+Where others use the cores, two threads spin while they wait for each other, and take ten times as long: --threads 1.
 """
 
 from __future__ import annotations

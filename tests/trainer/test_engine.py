@@ -175,7 +175,7 @@ def test_trained_parts_move_and_frozen_ones_do_not(computed: Callable[..., Any],
     assert all(torch.equal(target[key], target_after[key]) for key in target)
 
 
-@on_ranks(2)
+@on_ranks(1, 2)
 def clipped(world: World, folder: Path) -> dict[int, float]:
     """Length of one step of plain gradient descent, by ZeRO stage; 4 is without clipping."""
     found = {}
@@ -196,8 +196,9 @@ def clipped(world: World, folder: Path) -> dict[int, float]:
     return found
 
 
-def test_clipping_shortens_the_step(computed: Callable[..., Any]) -> None:
-    found = computed(clipped, 2)[0]
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_clipping_shortens_the_step(computed: Callable[..., Any], world_size: int) -> None:
+    found = computed(clipped, world_size)[0]
     assert [found[zero] for zero in range(4)] == pytest.approx([0.01] * 4, rel=1e-3)
     assert found[4] > 0.02
 
