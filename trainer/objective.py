@@ -56,9 +56,7 @@ class Objective(nn.Module):
             batch: This rank's part.
             terms: Names of the terms to compute.
         """
-        which = self.model.cameras_of(batch)
-        features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
-        z = self.model.embed(features, which)
+        which, features, z = self._encode(batch)
         world = dist.get_world_size() if dist.is_initialized() else 1
         total = z.new_zeros((), dtype=torch.float32)
         report: dict[str, Tensor] = {}
@@ -110,9 +108,14 @@ class Objective(nn.Module):
 
     def codes(self, batch: Batch) -> Tensor:
         """[z, v] of this rank's images: `(N, Z + V)`."""
+        _, features, z = self._encode(batch)
+        return self._code(z, features, batch)
+
+    def _encode(self, batch: Batch) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The camera of each image in the model's list, its features, and its embedding."""
         which = self.model.cameras_of(batch)
         features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
-        return self._code(self.model.embed(features, which), features, batch)
+        return which, features, self.model.embed(features, which)
 
     def _code(self, z: Tensor, features: Tensor, batch: Batch) -> Tensor:
         if self.model.uses["nuisance"] == "absent":
