@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embae.datasets.index import Index
+from embae.datasets.index_writer import write_whole
 from embae.datasets.progress import note
 from embae.trainer.comparison import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison_table import comparison_table
@@ -164,9 +165,7 @@ def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
     said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
     for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
                        ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):
-        partial = out / f"{name}.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, out / name)
+        write_whole(out / name, lambda file, text=text: file.write(text.encode() + b"\n"))  # type: ignore[misc]
     plot_comparison(comparison, out / "comparison.png")
     note(f"{out / 'comparison.md'}, .json, .png")
     return comparison_table(comparison, probes=probes) + said

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from embae.datasets.index import Index
+from embae.datasets.index_writer import write_whole
 from embae.datasets.plan import by_content
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
@@ -149,6 +149,4 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, lambda file: file.write(json.dumps(tree, indent=1).encode() + b"\n"))
