@@ -1,7 +1,8 @@
 """The command line.
 
-Exit codes: 0 done; 1 the run failed or was interrupted; 2 bad input, nothing started. Errors are sentences on stderr; a
-traceback is for our own bugs, or shown with ``--debug``. What needs torch is imported by the commands that train.
+Exit codes: 0 done; 1 the run failed or was interrupted; 2 bad input, nothing started; 75 stopped on request, the same
+command goes on. Errors are sentences on stderr; a traceback is for our own bugs, or shown with ``--debug``. What needs
+torch is imported by the commands that train.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Annotated
 import typer
 
 from embae.datasets.errors import DataError
-from embae.trainer.errors import ExportError, RecipeError, RunError
+from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
 from embae.trainer.schema import TTA, Recipe
+from embae.trainer.stopping import stopping
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Person re-identification embeddings that move to a new camera network without labels.")
@@ -138,6 +139,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help=(
+        "Go on from this checkpoint, RUN/STAGE/checkpoints/step-…; by default from the newest."))] = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe's stages and score the target; the same command again goes on where it stopped.
@@ -151,13 +154,14 @@ def train(
     if stage and stage not in found.run:
         raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
     if "RANK" in os.environ:
-        _work(found, run, stage)
+        _work(found, run, stage, resume)
         return
     ranks = _ranks(nproc)
     _prepare(found, run, ranks)
     arguments = [recipe, *(overrides or []), "--out", str(run)]
     arguments += [word for name in settings or [] for word in ("--settings", name)]
     arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
+    arguments += ["--resume", str(resume)] if resume else []
     if code := launch(arguments, ranks):
         raise typer.Exit(code)
 
@@ -173,14 +177,15 @@ def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
     check(recipe, ranks)
 
 
-def _work(recipe: Recipe, run: Path, stage: str | None) -> None:
+def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None) -> None:
     """One rank of a run, started by our launcher, torchrun or srun."""
+    stopping.of(run)
     if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
         _prepare(recipe, run, int(os.environ["WORLD_SIZE"]))  # meanwhile the other ranks wait for this one to join
     from embae.trainer.distributed import join, leave
-    world = join()
+    world = join(recipe.timeout)
     from embae.trainer.training import train as run_stages
-    run_stages(recipe, run, world, last=stage)
+    run_stages(recipe, run, world, last=stage, resume=resume)
     leave()
 
 
@@ -211,7 +216,7 @@ def compare(
         prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else _ranks(nproc))
     if worker:
         from embae.trainer.distributed import join, leave
-        world = join()
+        world = join(runs[0].recipe.timeout)
         from embae.trainer.training import train_all
         train_all(runs, out, world, fresh=fresh)
         leave()
@@ -272,18 +277,11 @@ def _gpus() -> int:
     return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
 
 
-def _interrupted(*_: object) -> None:
-    if os.environ["RANK"] == "0":
-        print("\nembae: interrupted; the same command goes on with this stage", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 def _run(application: typer.Typer) -> None:
     """Runs a command; what it raises becomes a sentence and an exit code. Usage errors are typer's own (code 2)."""
     worker = "RANK" in os.environ
     if worker:
-        # Ctrl-C reaches every rank; a rank ends at once, since the others of an exchange may have ended before it.
-        signal.signal(signal.SIGINT, _interrupted)
+        stopping.listen()
     try:
         application()
     except SystemExit as error:
@@ -295,8 +293,11 @@ def _run(application: typer.Typer) -> None:
             sys.stdout.flush()
             os._exit(code)
         sys.exit(code)
+    except Stopped as stopped:
+        stopping.end(str(stopped))
     except Exception as error:
-        ours = isinstance(error, (DataError, RecipeError, ExportError))
+        error = lost(error) or error
+        ours = exit_code(error) == 2
         foreseen = ours or isinstance(error, (RunError, FloatingPointError, OSError, MemoryError))
         if not foreseen or "--debug" in sys.argv:
             traceback.print_exc()

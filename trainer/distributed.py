@@ -15,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embae.datasets.plan import share
+from embae.trainer.errors import RunError, exit_code
+from embae.trainer.rendezvous import meet
+from embae.trainer.watch import watch
 
 T = TypeVar("T")
 
@@ -37,8 +40,11 @@ class World:
 def join(timeout_s: float = 600) -> World:
     """Joins the world that the launcher's environment variables describe; alone where there are none.
 
+    Args:
+        timeout_s: How long to wait for the others to join, and later on for one that says nothing (see `watch.py`).
+
     Raises:
-        RuntimeError: The other ranks did not come within the time-out.
+        RunError: The other ranks did not come within the time-out.
     """
     _die_with_parent()
     rank, size, local = (int(os.environ.get(key, default)) for key, default in
@@ -49,12 +55,17 @@ def join(timeout_s: float = 600) -> World:
     if gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        store = os.environ.get("EMBAE_STORE")  # set by our own launcher, which needs no port
-        method: dict[str, Any] = {"init_method": f"file://{store}"} if store else {}
-        if size == 1 and not store:
-            method = {"store": dist.HashStore()}
-        dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size,
-                                timeout=timedelta(seconds=timeout_s), device_id=device if gpu else None, **method)
+        try:
+            store = meet(rank, size, timeout_s)
+        except (dist.DistError, TimeoutError) as error:
+            raise RunError(f"rank {rank}: not all of {size} ranks came within {timeout_s:.0f} s "
+                           f"({str(error).splitlines()[0]})") from error
+        # Waiting is ended by `watch.py`, which knows for whom; a backend's own time-out does not know that one rank may
+        # be busy for long while the others rightly wait.
+        dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, store=store,
+                                timeout=timedelta(days=7), device_id=device if gpu else None)
+        if size > 1:
+            watch.start(store, rank, size, timeout_s)
     return World(rank, local, size, device)
 
 
@@ -125,11 +136,11 @@ def on_first_rank(world: World, act: Callable[[], T]) -> T | None:
             result = act()
         except Exception as caught:
             error = caught
-    failed = broadcast_object(str(error) if error else None)
+    code = broadcast_object(exit_code(error) if error else 0)
     if error:
         raise error
-    if failed:
-        raise SystemExit(2)
+    if code:
+        raise SystemExit(code)
     return result
 
 

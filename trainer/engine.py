@@ -23,6 +23,7 @@ import deepspeed
 from deepspeed.ops import __compatible_ops__
 
 from embae.datasets.batch import Batch
+from embae.trainer import moments
 from embae.trainer.adversary import Adversary
 from embae.trainer.objective import Objective
 from embae.trainer.stage_schema import Optimizer, Stage
@@ -47,18 +48,23 @@ class Engine:
         objective: On the CPU; moved to the training device.
         stage: Optimizer, precision, clipping, ZeRO stage.
         largest: Most rows of a part of a batch.
+        broken: `()`, on the training device: becomes 1 once a loss is not finite. From then on weights and moments stay
+            as they were before that step. Engines of a stage share it.
         others: Trained parameters that another engine of the stage owns.
     """
 
-    def __init__(self, objective: Objective | Adversary, stage: Stage, *, largest: int,
+    def __init__(self, objective: Objective | Adversary, stage: Stage, *, largest: int, broken: Tensor | None = None,
                  others: Iterable[nn.Parameter] = ()):
-        self._stage = stage
+        device = next(objective.parameters()).device
+        self._stage, self._broken = stage, torch.zeros((), device=device) if broken is None else broken
         self._turn: tuple[Batch, Collection[str]] | None = None
-        strange = {id(parameter) for parameter in others}
-        trained = [p for p in objective.parameters() if p.requires_grad and id(p) not in strange]
+        self._objective = objective
+        self._strange = {id(parameter) for parameter in others}
+        trained = [parameter for _, parameter in self._named()]
         optimizer = build_optimizer(stage.optimizer, trained)
         optimizer.register_step_pre_hook(self._leave_unmoved)
-        self._objective = objective
+        # Fused optimizers look at it on the device, so that nothing waits for its value.
+        optimizer.found_inf = self._broken
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, model_parameters=trained, dist_init_required=False,
             config={
@@ -93,6 +99,8 @@ class Engine:
         reports = []
         for batch in batches:
             loss, report = self._engine(batch, terms)
+            found = torch.stack([report[term] for term in terms])
+            torch.maximum(self._broken, 1 - found.isfinite().all().float(), out=self._broken)
             self._engine.backward(loss)
             self._engine.step()
             reports.append(report)
@@ -103,6 +111,22 @@ class Engine:
         if self._turn is not None:
             for parameter in self._objective.unmoved(*self._turn):
                 parameter.grad = None
+
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimizer keeps of each trained parameter, whole, on every rank; see `moments.py`."""
+        return moments.read(self._engine.optimizer, self._named())
+
+    def restore_moments(self, found: dict[str, Tensor]) -> None:
+        """Goes on with what `moments` gave, whatever the world size was.
+
+        Raises:
+            ValueError: They are of other parameters.
+        """
+        moments.restore(self._engine.optimizer, self._named(), found)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self._objective.named_parameters()
+                if parameter.requires_grad and id(parameter) not in self._strange]
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, frozen parts and buffers included, on every rank."""

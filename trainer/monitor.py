@@ -7,13 +7,14 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from embae.datasets.augment import ImageSpec
+from embae.datasets.index_writer import write_whole
 
 
 class Monitor:
@@ -25,10 +26,37 @@ class Monitor:
     """
 
     def __init__(self, run: Path, first: bool):
-        self._first = first
+        self._first, self._run = first, run
+        self._boards: dict[str, SummaryWriter] = {}
         if first:
-            self._board = SummaryWriter(str(run / "tensorboard"), flush_secs=10)
-            self._lines = (run / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            self._lines = self._open()
+
+    def _open(self) -> TextIO:
+        return (self._run / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def _board(self, stage: str, purge: int | None = None) -> SummaryWriter:
+        if stage not in self._boards:
+            self._boards[stage] = SummaryWriter(str(self._run / "tensorboard" / stage), purge_step=purge,
+                                                flush_secs=10)
+        return self._boards[stage]
+
+    def set_back(self, stage: str, step: int) -> None:
+        """Takes back what was recorded of a stage's later steps, which will be taken again.
+
+        Scores of this very step too: a checkpoint is written before they are taken, and they are taken on the way on.
+
+        Args:
+            stage: The stage.
+            step: Steps done where it goes on.
+        """
+        if not self._first:
+            return
+        self._board(stage, purge=step + 1)
+        self._lines.close()
+        path = self._run / "metrics.jsonl"
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if not _later(line, stage, step)]
+        write_whole(path, lambda file: file.writelines(kept))
+        self._lines = self._open()
 
     def say(self, text: str) -> None:
         """A line on the console."""
@@ -41,23 +69,33 @@ class Monitor:
             self._lines.write(json.dumps({"kind": kind, "stage": stage, "step": step, **values}) + "\n")
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{stage}/{kind}/{name}", value, step)
+                    self._board(stage).add_scalar(f"{kind}/{name}", value, step)
 
     def images(self, stage: str, step: int, images: Tensor, spec: ImageSpec) -> None:
         """A grid of augmented inputs, as the model gets them."""
         if self._first:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-            self._board.add_images(f"{stage}/inputs", (images[:32].cpu() * std + mean).clamp(0, 1), step)
+            self._board(stage).add_images("inputs", (images[:32].cpu() * std + mean).clamp(0, 1), step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._first:
-            self._board.close()
+            for board in self._boards.values():
+                board.close()
             self._lines.close()
 
 
+def _later(line: bytes, stage: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of a step that will be taken again; half a line is of no use either."""
+    try:
+        record = json.loads(line)
+        return record["stage"] == stage and record["step"] >= step + (record["kind"] != "eval")
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 class Clock:
-    """Rates over a logging interval: images/s, the share of time spent waiting for data, time left.
+    """Rates over a logging interval: images/s, shares of time spent waiting for data and on checkpoints, time left.
 
     Args:
         start: First step of the stage in this process.
@@ -67,11 +105,15 @@ class Clock:
     def __init__(self, start: int, stop: int):
         self._begin = self._last = time.perf_counter()
         self._start, self._stop = start, stop
-        self._images, self.waited = 0, 0.0
+        self._images, self.waited, self._saving = 0, 0.0, 0.0
 
     def wait(self, seconds: float) -> None:
         """Time spent waiting for a batch."""
         self.waited += seconds
+
+    def save(self, seconds: float) -> None:
+        """Time that a checkpoint kept the loop waiting."""
+        self._saving += seconds
 
     def seen(self, images: int) -> None:
         """Images of the global batch that a step took."""
@@ -83,10 +125,10 @@ class Clock:
         took = max(now - self._last, 1e-9)
         rates = {
             "images_per_s": self._images / took, "waiting_percent": 100 * self.waited / took,
-            "memory_gib": memory_gib(),
+            "saving_percent": 100 * self._saving / took, "memory_gib": memory_gib(),
             "seconds_left": (now - self._begin) / (step - self._start) * (self._stop - step),
         }
-        self._last, self._images, self.waited = now, 0, 0.0
+        self._last, self._images, self.waited, self._saving = now, 0, 0.0, 0.0
         return rates
 
 
@@ -101,6 +143,7 @@ def line(stage: str, step: int, stop: int, values: dict[str, float]) -> str:
     """The console line of a logging interval."""
     losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "right") if name in values)
     left = values["seconds_left"]
+    saving = f"saving {values['saving_percent']:.1f} %  " if values["saving_percent"] else ""
     time_left = f"{left / 3600:.1f} h" if left >= 5400 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
     return (f"[{stage}] step {step}/{stop}  {losses}  lr {values['lr']:.2e}  {values['images_per_s']:.0f} images/s  "
-            f"waiting {values['waiting_percent']:.0f} %  {values['memory_gib']:.1f} GiB  {time_left} left")
+            f"waiting {values['waiting_percent']:.0f} %  {saving}{values['memory_gib']:.1f} GiB  {time_left} left")

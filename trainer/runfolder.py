@@ -3,7 +3,8 @@
     runs/<recipe>/recipe.yaml      as resolved; versions, git commit and world size in its first lines
     runs/<recipe>/metrics.jsonl    one JSON object a line
     runs/<recipe>/tensorboard/
-    runs/<recipe>/<stage>/         see `stage_folder.py`
+    runs/<recipe>/<stage>/         see `stage_folder.py` and `checkpoint.py`
+    runs/<recipe>/stopped          there while the run is stopped and can go on, see `stopping.py`
     runs/<recipe>/evaluation/<dataset>.json
 """
 
@@ -26,7 +27,9 @@ from embae.trainer.stage_schema import LENGTHS
 
 
 def check_same(run: Path, recipe: Recipe) -> None:
-    """Checks that a run folder was made by the same recipe, but for evaluation and the length of unfinished stages.
+    """Checks that a run folder was made by the same recipe.
+
+    Evaluation, checkpoints, the time-out and the length of unfinished stages may differ.
 
     Raises:
         RecipeError: Naming the keys that differ.
@@ -35,7 +38,8 @@ def check_same(run: Path, recipe: Recipe) -> None:
     if not path.exists():
         return
     before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (load(str(path)), recipe))
-    free = ["evaluate", "scoring", *(f"stages.{stage}.evaluate_every" for stage in recipe.run)]
+    free = ["evaluate", "scoring", "checkpoints", "timeout"]
+    free += [f"stages.{stage}.evaluate_every" for stage in recipe.run]
     unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
     free += [f"stages.{stage}.{key}" for stage in unfinished for key in LENGTHS]
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Strict, Whole, checked
 
 TTA = Literal["none", "flip", "ten-crop"]
-RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard")  # values of init, and folders of a run
+RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped")  # values of init, and folders of a run
 
 
 class Nuisance(Strict):
@@ -60,6 +60,15 @@ class Scoring(Strict):
     batch: Count = 256
 
 
+class Checkpoints(Strict):
+    """What a killed run goes on from."""
+
+    every: Count = 500
+    """Steps between two; one more is written before scores are taken, on a signal, and at a stage's end."""
+    keep: Annotated[int, Field(ge=2, strict=True)] = 2
+    """How many of a stage stay, the newest ones: should one be damaged, there is another."""
+
+
 class Recipe(Strict):
     """A whole run."""
 
@@ -71,6 +80,9 @@ class Recipe(Strict):
     evaluate: dict[str, Name] = Field(default_factory=dict)
     """Row of the final table → the stage whose export is scored on the target."""
     scoring: Scoring = Scoring()
+    checkpoints: Checkpoints = Checkpoints()
+    timeout: Positive = 600
+    """Seconds after which a rank gives up waiting for one that is silent."""
     stages: dict[Name, Stage]
 
     @model_validator(mode="after")

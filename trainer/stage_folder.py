@@ -3,17 +3,19 @@
     <stage>/export/     a model, or pseudo-labels
     <stage>/done        JSON, written last: steps, images seen, seconds that ranks were busy
     <stage>/evaluation/ scores, see `scoring.py`
+    <stage>/checkpoints/ what it goes on from while it is not done, see `checkpoint.py`
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from embae.datasets.index_writer import sync_file
 
 EXPORT, MARK = "export", "done"
 
@@ -53,15 +55,10 @@ def finish(stage: Path, took: Done) -> Iterator[Path]:
     partial.mkdir()
     yield partial
     for file in partial.iterdir():
-        _sync(file)
+        sync_file(file)
     partial.rename(whole)
     mark = stage / f"{MARK}.partial"
     mark.write_text(json.dumps(asdict(took)) + "\n", encoding="utf-8")
-    _sync(mark)
+    sync_file(mark)
     mark.replace(stage / MARK)
 
-
-def _sync(file: Path) -> None:
-    """After a power cut, what was renamed must not be empty."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())

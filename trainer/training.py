@@ -9,8 +9,9 @@ from typing import Any
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.trainer import runfolder
+from embae.trainer.checkpoint import Checkpoint, newest
 from embae.trainer.compare import Run, own_stages, share_stages
-from embae.trainer.distributed import World, on_first_rank
+from embae.trainer.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.errors import RunError
 from embae.trainer.monitor import Monitor
 from embae.trainer.passes import run_pass
@@ -19,9 +20,11 @@ from embae.trainer.schema import Recipe
 from embae.trainer.scoring import score_model, score_run
 from embae.trainer.stage import StageRun
 from embae.trainer.stage_folder import done, is_done
+from embae.trainer.stopping import stopping, unmark
+from embae.trainer.watch import watch
 
 
-def train(recipe: Recipe, run: Path, world: World, last: str | None = None) -> None:
+def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resume: Path | None = None) -> None:
     """Runs every stage that is not done, then scores the target.
 
     Args:
@@ -29,10 +32,14 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None) -> N
         run: The run folder.
         world: This rank.
         last: Stop after this stage, without scoring.
+        resume: The checkpoint that its stage goes on from; by default each stage goes on from its newest whole one.
 
     Raises:
         RecipeError: Another run holds the folder, or one of another recipe lies there.
+        ExportError: There is no whole checkpoint at `resume`, or of a stage that is done.
+        Stopped: A signal asked for it.
     """
+    stopping.of(run)
     held = on_first_rank(world, lambda: _take(run, recipe, world))
     monitor = Monitor(run, world.first)
     try:
@@ -41,7 +48,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None) -> N
             if is_done(run, name):
                 monitor.say(f"[{name}] done before, {done(run, name).steps} steps")
             else:
-                _stage(recipe, name, run, world, monitor, target)
+                _stage(recipe, name, run, world, monitor, target, resume)
             if name == last:
                 return
         try:
@@ -58,10 +65,30 @@ def _take(run: Path, recipe: Recipe, world: World) -> Any:
     held = runfolder.lock(run)
     runfolder.check_same(run, recipe)
     runfolder.write_recipe(run, recipe, world.world_size)
+    unmark(run)
     return held
 
 
-def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index) -> None:
+def choose(run: Path, name: str, resume: Path | None = None) -> Checkpoint | None:
+    """The checkpoint that a stage goes on from.
+
+    Args:
+        run: The run folder.
+        name: The stage.
+        resume: The one asked for, which may be of another stage.
+
+    Raises:
+        ExportError: What was asked for is not whole.
+    """
+    if resume:
+        asked = Checkpoint.open(resume)
+        if asked.meta.stage == name:
+            return asked
+    return newest(run / name)
+
+
+def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index,
+           resume: Path | None) -> None:
     if not recipe.stages[name].loss:
         run_pass(recipe, name, run, world, monitor)
         return
@@ -71,14 +98,20 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
         if not recipe.stages[name].data.labels:
             raise
         raise RunError(str(error)) from error  # of clusters that the run made: nothing was wrong with what it was given
-    stage = StageRun(recipe, name, plan, run, world, monitor)
+    checkpoint = broadcast_object(on_first_rank(world, lambda: choose(run, name, resume)))
+    stage = StageRun(recipe, name, plan, run, world, monitor, checkpoint)
+    if checkpoint:
+        monitor.say(f"[{name}] goes on after step {stage.start}, from {checkpoint.path}")
     monitor.say(f"[{name}] {stage.stop} steps of {plan.batch} images from {', '.join(plan.view.names)} "
                 f"({plan.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
     every = stage.keys.evaluate_every
     try:
         for step in stage.train():
             if every and step % every == 0 and step < stage.stop and can_score(target):
-                score_model(recipe, stage.snapshot(), name, step, world, monitor, target)
+                stage.save(step)
+                with stopping.at_once(), watch.patient():
+                    found = score_model(recipe, stage.snapshot(), name, step, world, monitor, target)
+                stage.scored(step, found.scores)
     except (DataError, FloatingPointError) as error:
         raise RunError(str(error)) from error
     stage.export()

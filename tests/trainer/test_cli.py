@@ -25,6 +25,7 @@ from tiny import embae
 from typer.testing import CliRunner
 
 from embae.datasets.index import Index
+from embae.trainer.checkpoint import Checkpoint
 from embae.trainer.cli import app
 from embae.trainer.distributed import World
 from embae.trainer.evaluate import Reading, evaluate
@@ -210,7 +211,7 @@ def test_the_run_folder(desk: Path, finished: subprocess.CompletedProcess[str]) 
     assert "world size 2" in (run / "recipe.yaml").read_text()
     for stage in tiny.FOUR:
         scored = {"evaluation"} if stage in ("embedding", "target-embedding") else set()
-        assert {path.name for path in (run / stage).iterdir()} == {"export", "done"} | scored
+        assert {path.name for path in (run / stage).iterdir()} == {"export", "done", "checkpoints"} | scored
         assert {path.name for path in (run / stage / "export").iterdir()} == {"model.json", "model.safetensors"}
     heads = json.loads((run / "target-embedding" / "export" / "model.json").read_text())["heads"]
     assert heads == [["park", 1], ["park", 2]]
@@ -235,13 +236,14 @@ def test_metrics(desk: Path, finished: subprocess.CompletedProcess[str]) -> None
 
 
 def test_tensorboard(desk: Path, finished: subprocess.CompletedProcess[str]) -> None:
-    board = EventAccumulator(str(desk / "runs" / "tiny" / "tensorboard"))
-    board.Reload()
-    scalars = set(board.Tags()["scalars"])
-    assert {f"{stage}/train/{name}" for stage in tiny.FOUR for name in ("loss", "lr", "images_per_s")} <= scalars
-    assert {f"{stage}/eval/{name}" for stage in ("embedding", "target-embedding") for name in SHOWN} <= scalars
-    assert "embedding/train/right" in scalars
-    assert board.Tags()["images"] == ["embedding/inputs"]
+    for stage in tiny.FOUR:
+        board = EventAccumulator(str(desk / "runs" / "tiny" / "tensorboard" / stage))
+        board.Reload()
+        scalars = set(board.Tags()["scalars"])
+        assert {f"train/{name}" for name in ("loss", "lr", "images_per_s")} <= scalars
+        assert {f"eval/{name}" for name in SHOWN} <= scalars or stage not in ("embedding", "target-embedding")
+        assert ("train/right" in scalars) == (stage == "embedding")
+        assert board.Tags()["images"] == (["inputs"] if stage == "embedding" else [])
 
 
 def test_evaluation_files(desk: Path, finished: subprocess.CompletedProcess[str]) -> None:
@@ -356,7 +358,8 @@ def test_an_unlabelled_target_and_the_other_loader(desk: Path, tmp_path: Path) -
     assert "street has no labelled query and gallery, so there is nothing to score" in done.stdout.splitlines()[-1]
     assert str(tmp_path / "run" / "target-embedding" / "export") in done.stdout.splitlines()[-1]
     found = records(tmp_path / "run")
-    assert {record["loader"] for record in found if record["stage"] == "embedding"} == {"webdataset"}
+    train = [record for record in found if record["kind"] == "train"]
+    assert {record["loader"] for record in train if record["stage"] == "embedding"} == {"webdataset"}
     assert not [record for record in found if record["kind"] == "eval"]
     assert "nothing to score" in sentence(embae("evaluate", tmp_path / "run", cwd=desk))
 
@@ -387,7 +390,8 @@ def test_a_damaged_image_ends_a_started_run_with_code_1(desk: Path, tmp_path: Pa
         assert "square" in said
 
 
-def test_ctrl_c_ends_a_run_with_a_sentence(desk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c_ends_a_run_with_a_sentence(desk: Path, tmp_path: Path, twice: bool) -> None:
     command = [
         sys.executable,
         "-c",
@@ -410,9 +414,11 @@ def test_ctrl_c_ends_a_run_with_a_sentence(desk: Path, tmp_path: Path) -> None:
             for line in running.stdout:
                 if "step 4/" in line:
                     break
-            os.killpg(running.pid, signal.SIGINT)  # as a terminal does
             start = time.monotonic()
-            assert running.wait(timeout=60) == 1
+            for _ in range(1 + twice):
+                os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+                time.sleep(0.002)
+            code = running.wait(timeout=60)
             assert time.monotonic() - start < 20
             running.stdout.close()
         finally:
@@ -420,8 +426,14 @@ def test_ctrl_c_ends_a_run_with_a_sentence(desk: Path, tmp_path: Path) -> None:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
     said = (tmp_path / "err").read_text()
-    assert "embae: interrupted; the same command goes on with this stage" in said and "Traceback" not in said
-    assert not (tmp_path / "run" / "embedding" / "done").exists()
+    assert "Traceback" not in said and not (tmp_path / "run" / "embedding" / "done").exists()
+    if twice and code == 1:
+        assert "ended at once; the same command goes on from the last checkpoint" in said
+        return
+    # Even so the second may have come after the step, when there is nothing left to break off.
+    assert code == 75 and "stopped by SIGINT after step" in said
+    (whole,) = (tmp_path / "run" / "embedding" / "checkpoints").iterdir()
+    assert Checkpoint.open(whole).meta.step >= 4 and (tmp_path / "run" / "stopped").exists()
 
 
 # Scoring

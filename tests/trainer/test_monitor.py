@@ -20,6 +20,7 @@ VALUES = {
     "lr": 3e-4,
     "images_per_s": 123.4,
     "waiting_percent": 7.6,
+    "saving_percent": 0.0,
     "memory_gib": 1.23,
     "seconds_left": 42.0,
 }
@@ -55,14 +56,17 @@ def test_rates_of_a_known_time(monkeypatch: Any) -> None:
     now += 4.0
     for _ in range(5):
         clock.wait(0.2)
+        clock.save(0.1)
         clock.seen(64)
     first = clock.read(15)
     assert first["images_per_s"] == pytest.approx(80) and first["waiting_percent"] == pytest.approx(25)
+    assert first["saving_percent"] == pytest.approx(12.5)
     assert first["seconds_left"] == pytest.approx(4 / 5 * 15)
     now += 1.0
     clock.seen(64)
     second = clock.read(16)  # an interval of its own; the time left is over the whole stage
     assert second["images_per_s"] == pytest.approx(64) and second["waiting_percent"] == 0
+    assert second["saving_percent"] == 0
     assert second["seconds_left"] == pytest.approx(5 / 6 * 14)
     assert clock.read(30)["seconds_left"] == 0
 
@@ -85,15 +89,41 @@ def test_records(tmp_path: Path, capsys: Any) -> None:
         {"kind": "eval", "stage": "embedding", "step": 40, "mAP": 0.25, "queries": 10, "interval": {"mAP": [0.2, 0.3]}},
     ]
     assert capsys.readouterr().out == "hello\n"
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "embedding"))
     board.Reload()
-    assert set(board.Tags()["scalars"]) == {"embedding/train/loss", "embedding/eval/mAP", "embedding/eval/queries"}
-    assert [(event.step, event.value) for event in board.Scalars("embedding/eval/mAP")] == [(40, 0.25)]
-    assert board.Tags()["images"] == ["embedding/inputs"]
+    assert set(board.Tags()["scalars"]) == {"train/loss", "eval/mAP", "eval/queries"}
+    assert [(event.step, event.value) for event in board.Scalars("eval/mAP")] == [(40, 0.25)]
+    assert board.Tags()["images"] == ["inputs"]
     again = Monitor(tmp_path, True)  # a run that goes on keeps what was there
     again.record("train", "embedding", 60, {"loss": 0.25})
     again.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_stage_that_goes_on_takes_its_later_records_back(tmp_path: Path) -> None:
+    kept = Monitor(tmp_path, True)
+    for stage, last in (("embedding", 4), ("autoencoder", 5)):
+        for step in range(1, last + 1):
+            kept.record("train", stage, step, {"loss": step / 8})
+            kept.record("eval", stage, step, {"mAP": step / 8})
+    kept.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "stage": "auto')  # the power went
+    again = Monitor(tmp_path, True)
+    again.set_back("autoencoder", 2)
+    again.record("train", "autoencoder", 3, {"loss": 1.0})
+    again.close()
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in found if record["stage"] == "embedding"] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert [(record["kind"], record["step"]) for record in found if record["stage"] == "autoencoder"] == [
+        ("train", 1),
+        ("eval", 1),
+        ("train", 2),
+        ("train", 3),
+    ]
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "autoencoder"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 0.125), (2, 0.25), (3, 1.0)]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: Any) -> None:

@@ -239,7 +239,9 @@ def with_and_without_cache(world: World, folder: Path) -> dict[str, Any]:
         }
         found[f"files {cached}"] = _files(run)
         found[f"loaders {cached}"] = {
-            json.loads(line)["loader"] for line in (run / "metrics.jsonl").read_text().splitlines()
+            record["loader"]
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+            if (record := json.loads(line))["kind"] == "train"
         }
     found["untouched"] = all(path.stat().st_mtime_ns == at for path, at in files.items())
     return found

@@ -1,0 +1,105 @@
+"""Signals that end a run so that it can go on: after the current step in a stage's loop, else at once.
+
+SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are heard as
+soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others may come again and again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+AGAIN = 75
+"""Exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h."""
+MARK = "stopped"
+"""A file in the run folder that says the same as the exit code, for launchers that turn every code into 1."""
+
+
+class Stopping:
+    """What signals have asked of this process.
+
+    Attributes:
+        asked: Name of the first signal that came; None as long as none has.
+        before_end: Called before the process ends by itself, to finish what is being written.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self.before_end: Callable[[], None] = lambda: None
+        self._later = False
+        self._run: Path | None = None
+        self._first = os.environ.get("RANK", "0") == "0"
+
+    def listen(self) -> None:
+        """Takes the signals over from now on."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._hear)
+
+    def of(self, run: Path) -> None:
+        """Says which run folder this process works on."""
+        self._run = run
+
+    @contextlib.contextmanager
+    def after_step(self) -> Iterator[None]:
+        """Within it a signal is only kept in `asked`: who loops looks at it between steps."""
+        self._later = True
+        try:
+            yield
+        finally:
+            self._later = False
+        if self.asked:
+            self.end("between two stages")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `after_step`, for what may be broken off: a signal ends the process at once again."""
+        self._later = False
+        try:
+            if self.asked:
+                self.end("before the scores")
+            yield
+        finally:
+            self._later = True
+
+    def _hear(self, number: int, _: object) -> None:
+        again = self.asked == "SIGINT" and number == signal.SIGINT
+        self.asked = self.asked or signal.Signals(number).name
+        if again:
+            self._say("embae: ended at once; the same command goes on from the last checkpoint")
+            os._exit(1)
+        if not self._later:
+            self.end("outside of a stage's steps")
+
+    def end(self, where: str) -> None:
+        """Ends this process so that the same command goes on."""
+        self._later = True  # a signal that comes now changes nothing
+        self.before_end()
+        self._say(f"embae: stopped by {self.asked} {where}; the same command goes on")
+        if self._run:
+            mark(self._run, f"{self.asked} {where}")
+        sys.stdout.flush()
+        os._exit(AGAIN)
+
+    def _say(self, text: str) -> None:
+        if self._first:
+            print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def mark(run: Path, why: str) -> None:
+    """Leaves word in the run folder that the run was stopped and can go on."""
+    if run.is_dir():
+        (run / MARK).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
+
+
+def unmark(run: Path) -> None:
+    """Takes the word back: a run goes on."""
+    (run / MARK).unlink(missing_ok=True)
+
+
+stopping = Stopping()
+"""Signals are a process's, so there is one for all."""
