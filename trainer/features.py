@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,15 @@ import torch.distributed as dist
 
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
+from embae.datasets.index_writer import write_whole
 from embae.datasets.loading import LoaderName, open_loader
-from embae.datasets.plan import SequentialSampler, by_content, share
+from embae.datasets.plan import SequentialSampler, by_content
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
 from embae.trainer.parts import EmbAE
 
 EXTRACT = 128  # images at a time
+CHUNK = 8 * EXTRACT  # images whose features are lost at most where a rank is killed
 
 
 class Features:
@@ -101,30 +104,56 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
     took = path.with_suffix(".seconds")
     # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
     if not broadcast_object(path.exists()):
-        began = time.perf_counter()
-        partial = path.with_suffix(".partial")
+        _compute(model, view, order, path, spec, world, bf16=bf16, loader=loader, threads=threads)
         if world.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, model.features))
-        dist.barrier()
-        out = np.lib.format.open_memmap(partial, mode="r+")
-        own = share(len(view), world.rank, world.world_size)
-        at = own.start  # each rank writes one stretch of the file: on a network, pages written by two get lost
-        for batch in extract(view, order[own], spec, world.device, loader=loader, threads=threads):
-            which = model.cameras_of(batch)
-            with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                for mirrored, images in enumerate((batch.inputs, batch.inputs.flip(3))):
-                    out[at:at + len(batch.rows), mirrored] = model.extract(images, which).float().cpu().numpy()
-            at += len(batch.rows)
-        out.flush()
-        dist.barrier()
-        if world.first:
-            took.write_text(str((time.perf_counter() - began) * world.world_size), encoding="utf-8")
-            os.replace(partial, path)
+            chunks = path.with_suffix(".chunks")
+            took.write_text(str(sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix)), encoding="utf-8")
+            os.replace(path.with_suffix(".partial"), path)
+            shutil.rmtree(chunks)
     dist.barrier()
     place = np.empty(len(view), np.int64)
     place[order] = np.arange(len(view))
     return Cached(Features(np.load(path, mmap_mode="r"), place), float(took.read_text(encoding="utf-8")))
+
+
+def _compute(model: EmbAE, view: View, order: np.ndarray, path: Path, spec: ImageSpec, world: World, *, bf16: bool,
+             loader: LoaderName, threads: int | None) -> None:
+    """Fills a file of features, chunk by chunk over the ranks; those that an earlier start has computed are kept.
+
+    Batches are those of a chunk whatever the world size, so that features are the same to the last bit.
+    """
+    partial, chunks = path.with_suffix(".partial"), path.with_suffix(".chunks")
+    if world.first and not chunks.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, model.features))
+        chunks.mkdir()  # last: where it is, the file is there
+    numbers = range(-(-len(view) // CHUNK))
+    missing = broadcast_object([number for number in numbers if not (chunks / f"{number}").exists()]
+                               if world.first else None)
+    own = missing[world.rank::world.world_size]
+    if own:
+        rows = np.concatenate([order[number * CHUNK:(number + 1) * CHUNK] for number in own])
+        out = np.load(partial, mmap_mode="r")
+        begin, row_bytes = out.offset, out.strides[0]
+        batches = extract(view, rows, spec, world.device, loader=loader, threads=threads)
+        # Not through the memory map: on a network file system, pages that two ranks write get lost.
+        with partial.open("r+b", buffering=0) as file:
+            for number in own:
+                since, at = time.perf_counter(), number * CHUNK
+                for _ in range(-(-len(order[at:at + CHUNK]) // EXTRACT)):
+                    batch = next(batches)
+                    which = model.cameras_of(batch)
+                    with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                        found = torch.stack([model.extract(images, which).float()
+                                             for images in (batch.inputs, batch.inputs.flip(3))], 1)
+                    file.seek(begin + at * row_bytes)
+                    file.write(found.cpu().numpy().tobytes())
+                    at += len(batch.rows)
+                os.fsync(file.fileno())
+                write_whole(chunks / f"{number}", lambda mark, since=since: mark.write(
+                    str(time.perf_counter() - since).encode()))
+        batches.close()
+    dist.barrier()
 
 
 def standard(features: Features, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +175,7 @@ def standard(features: Features, rows: np.ndarray, device: torch.device) -> tupl
 
 
 def extract(view: View, rows: np.ndarray, spec: ImageSpec, device: torch.device, *, loader: LoaderName,
-            threads: int | None, read: tuple[int, int] | None = None, size: int = EXTRACT) -> Iterator[Batch]:
+            threads: int | None, read: tuple[int, int] | None = None, size: int = EXTRACT) -> Generator[Batch, None, None]:
     """Unaugmented batches of rows of a view, in order.
 
     Args:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from embae.trainer.stopping import AGAIN
+
 
 def launch(arguments: Sequence[str], nproc: int) -> int:
     """Runs ``python -m embae.trainer ARGUMENTS`` in that many processes that know each other.
@@ -48,17 +50,22 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
                 signal.signal(number, handler)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]], settle_s: float = 2) -> int:
+def _wait(workers: Sequence[subprocess.Popen[bytes]], settle_s: float = 2, finish_s: float = 25) -> int:
     ending = math.inf
     while True:
         codes = [worker.poll() for worker in workers]
         failed = [code for code in codes if code]
         if failed and (None not in codes or time.monotonic() > ending):
+            for rank, code in enumerate(codes):
+                if code is not None and code < 0:
+                    name = signal.Signals(-code).name
+                    print(f"embae: rank {rank} was ended by {name}; the same command goes on from the last checkpoint",
+                          file=sys.stderr, flush=True)
             # Ranks that waited for one that failed fail for that reason, with 1, perhaps before that one has ended: the
             # reason itself is the code that says more.
             return max(*failed, 1)
-        if failed:
-            ending = min(ending, time.monotonic() + settle_s)
+        if failed:  # where they were asked to stop, one may still be writing the checkpoint
+            ending = min(ending, time.monotonic() + (finish_s if AGAIN in failed else settle_s))
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)

@@ -108,10 +108,10 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
     try:
         for step in stage.train():
             if every and step % every == 0 and step < stage.stop and can_score(target):
-                stage.save(step)
+                stage.keeper.save(step)
                 with stopping.at_once(), watch.patient():
                     found = score_model(recipe, stage.snapshot(), name, step, world, monitor, target)
-                stage.scored(step, found.scores)
+                stage.keeper.scored(step, found.scores)
     except (DataError, FloatingPointError) as error:
         raise RunError(str(error)) from error
     stage.export()

@@ -1,0 +1,122 @@
+"""What a stage in training leaves for the case that it does not end: checkpoints, and the step that failed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embae.datasets.batch import Batch
+from embae.trainer import checkpoint
+from embae.trainer.checkpoint import Meta
+from embae.trainer.distributed import World, on_first_rank
+from embae.trainer.monitor import Monitor
+from embae.trainer.saver import Saver
+from embae.trainer.turns import Turns
+
+
+class Keeper:
+    """Keeps a stage's progress.
+
+    Args:
+        stage: The stage's folder.
+        turns: Its engines.
+        before: What was done before this start, with the name of the stage.
+        world: This rank.
+        monitor: Where records go.
+        keep: Checkpoints that stay.
+    """
+
+    def __init__(self, stage: Path, turns: Turns, before: Meta, world: World, monitor: Monitor, *, keep: int):
+        self._stage, self._turns, self._before, self._world, self._monitor = stage, turns, before, world, monitor
+        self._began, self._saved, self._best = time.perf_counter(), before.step, before.best
+        self._saver = Saver(stage, keep)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written, on the rank that writes."""
+        return self._saver.failed
+
+    def save(self, step: int) -> float:
+        """Writes a checkpoint, unless there is one of this step; all ranks take part.
+
+        Args:
+            step: Steps done.
+
+        Returns:
+            Seconds that it kept the caller waiting.
+        """
+        if step == self._saved:
+            return 0.0
+        self._saved, began = step, time.perf_counter()
+        model, moments = self._state()
+        if self._world.first:
+            self._saver.save(self._meta(step), model, moments)
+        waited = time.perf_counter() - began
+        self._monitor.record("checkpoint", self._before.stage, step, {"seconds_waited": waited})
+        return waited
+
+    def wait(self) -> None:
+        """Waits, on the rank that writes, until everything is on the disk.
+
+        Raises:
+            RunError: It could not be written.
+        """
+        self._saver.wait()
+
+    def settle(self) -> None:
+        """As `wait`, for all ranks."""
+        on_first_rank(self._world, self.wait)
+
+    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Remembers the best scores on the target."""
+        if scores["mAP"] > self._best.get("mAP", -1.0):
+            self._best = {"step": step, **{name: scores[name] for name in ("Rank-1", "mAP")}}
+
+    def spent(self) -> float:
+        """Wall time × ranks so far, over all starts."""
+        return self._before.rank_seconds + (time.perf_counter() - self._began) * self._world.world_size
+
+    def fail(self, batch: Batch, losses: dict[str, float]) -> None:
+        """Leaves a checkpoint of before a step whose loss is not finite, and the step's images; all ranks take part.
+
+        Weights and moments are those of before the step; running statistics have seen its batch.
+
+        Args:
+            batch: Of the step.
+            losses: What came out.
+
+        Raises:
+            FloatingPointError: On the first rank.
+            SystemExit: On the others.
+        """
+        model, moments = self._state()
+
+        def leave() -> None:
+            folder = self._stage / "failed" / f"step-{batch.step:06}"
+            checkpoint.write(folder, self._meta(batch.step), model, moments)
+            datasets, rows = batch.view.locate(batch.plan)
+            images = [{"dataset": batch.view.names[dataset], "key": batch.view.indexes[dataset].key(row)}
+                      for dataset, row in zip(datasets, rows, strict=True)]
+            tree = {"step": batch.step + 1, "losses": {key: repr(value) for key, value in losses.items()},
+                    "images": images}
+            (folder / "batch.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+            name = self._before.stage
+            raise FloatingPointError(
+                f"stage {name}, step {batch.step + 1}: the loss is {losses['loss']}, and no weight was moved by it. "
+                f"Try a smaller stages.{name}.optimizer.lr, or clip: 1.0. The state before the step and the images of "
+                f"its batch are in {folder}; with --resume it is taken again")
+
+        on_first_rank(self._world, leave)
+
+    def _meta(self, step: int) -> Meta:
+        return Meta(self._before.stage, step, self.spent(), self._world.world_size, self._best)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's state and all moments, on the CPU; the moments on the first rank alone."""
+        moments = self._turns.moments()
+        return self._turns.state(), {key: value.cpu() for key, value in moments.items() if self._world.first}

@@ -1,0 +1,92 @@
+"""The updates of a step: engines over disjoint parts, and the losses whose turn it is with each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from embae.datasets.batch import Batch
+from embae.trainer.adversary import TERM, Adversary
+from embae.trainer.engine import Engine
+from embae.trainer.objective import Objective
+from embae.trainer.stage_schema import Stage
+
+
+class Turns:
+    """A stage's engines.
+
+    Args:
+        objective: Over the model as it is at the first step that is taken, on the training device.
+        keys: The stage.
+        name: Its name.
+        seed: The run's seed.
+        largest: Most rows of a part of a batch.
+
+    Attributes:
+        broken: `()`, becomes 1 once a loss was not finite; from then on no weight moves.
+    """
+
+    def __init__(self, objective: Objective, keys: Stage, name: str, *, seed: int, largest: int):
+        self.broken = torch.zeros((), device=next(objective.parameters()).device)
+        self._turns = list(self._take(objective, keys, name, seed, largest))
+        self._engines = list({id(engine): engine for engine, _ in self._turns}.values())
+
+    def _take(self, objective: Objective, keys: Stage, name: str, seed: int,
+              largest: int) -> Iterator[tuple[Engine, Collection[str]]]:
+        loss = keys.loss
+        assert loss is not None  # what this kind of stage is for
+        if not loss.adversarial:
+            yield Engine(objective, keys, largest=largest, broken=self.broken), loss.terms()
+            return
+        encoders = Engine(objective, keys, largest=largest, broken=self.broken,
+                          others=objective.model.discriminator.parameters())
+        adversary = Adversary(objective, seed=seed, stage=name)
+        yield encoders, ["reconstruction"]
+        yield Engine(adversary, keys, largest=largest, broken=self.broken), [TERM]
+        yield encoders, ["adversarial"]
+        for term in loss.terms():
+            if term not in ("reconstruction", "adversarial"):
+                yield encoders, [term]
+
+    def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
+        """All updates of a step.
+
+        Args:
+            parts: This rank's share of the global batch, in parts.
+            lr: Learning rate.
+
+        Returns:
+            The objective's report, on the device.
+        """
+        report: dict[str, Tensor] = {}
+        for engine, terms in self._turns:
+            found = engine.step(parts, lr, terms)
+            loss = report["loss"] + found.pop("loss", 0) if report else found.pop("loss")
+            report |= {**found, "loss": loss}
+        return report
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's whole state on the CPU, on every rank."""
+        return self._engines[0].state()
+
+    def moments(self) -> dict[str, Tensor]:
+        """The moments of every engine's optimizer, on every rank."""
+        return {f"{number}/{key}": value for number, engine in enumerate(self._engines)
+                for key, value in engine.moments().items()}
+
+    def restore_moments(self, found: dict[str, Tensor]) -> None:
+        """Goes on with what `moments` gave.
+
+        Raises:
+            ValueError: They are of other parameters.
+        """
+        for number, engine in enumerate(self._engines):
+            engine.restore_moments({key.removeprefix(f"{number}/"): value for key, value in found.items()
+                                    if key.startswith(f"{number}/")})
+
+    def close(self) -> None:
+        """Frees what the engines hold."""
+        for engine in self._engines:
+            engine.close()
