@@ -14,10 +14,11 @@ from embae.datasets.errors import DataError
 
 MAX_PIXELS = 64_000_000
 
-# For what is encoded anew. Decoding is most of what a training step pays for loading: at quality 90 all of loading
-# takes about 8 % less CPU time than at 95 and files are 28 % smaller, for pixels 45 dB from the resized image, not
-# 47. Chroma keeps its resolution, as colours of clothes tell people apart: halved, it would save another 7 % at 2.4 dB.
-QUALITY, SUBSAMPLING = 90, "4:4:4"
+# For what is encoded anew. Decoding is most of what a training step pays for loading. Chosen by measurement on real
+# people, 128×64, where little is left to lose: CUHK01, CUHK03 and PKU-Reid scored by MobileNetV2s that were trained on
+# shards of quality 95 without subsampling have Rank-1 0.181, 0.113, 0.375 at 90 without (at 95: 0.184, 0.113, 0.375),
+# 0.186, 0.110, 0.372 at 90 with halved chroma, 0.171, 0.114, 0.368 at 85 with it. A decode takes 0.20 ms, not 0.25.
+QUALITY, SUBSAMPLING = 90, "4:2:0"
 
 # Formats with a decoder of their own. Not the rest of what Pillow opens: EPS, for one, is run by Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
@@ -43,7 +44,7 @@ def prepare(data: bytes, name: str, size: tuple[int, int] | None = None) -> tupl
     """Checks one encoded image by decoding all of it, and makes it an RGB JPEG.
 
     An upright RGB JPEG that already has the wanted size is passed through byte for byte. Everything else is turned
-    upright, made RGB (transparency dropped), resized if asked, and stored at `QUALITY` without chroma subsampling.
+    upright, made RGB (transparency dropped), resized if asked, and stored at `QUALITY` with `SUBSAMPLING`.
 
     Args:
         data: The encoded image.

@@ -107,7 +107,8 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
         _compute(model, view, order, path, spec, world, bf16=bf16, loader=loader, threads=threads)
         if world.first:
             chunks = path.with_suffix(".chunks")
-            took.write_text(str(sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix)), encoding="utf-8")
+            seconds = sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix)
+            took.write_text(str(seconds), encoding="utf-8")
             os.replace(path.with_suffix(".partial"), path)
             shutil.rmtree(chunks)
     dist.barrier()
@@ -175,7 +176,8 @@ def standard(features: Features, rows: np.ndarray, device: torch.device) -> tupl
 
 
 def extract(view: View, rows: np.ndarray, spec: ImageSpec, device: torch.device, *, loader: LoaderName,
-            threads: int | None, read: tuple[int, int] | None = None, size: int = EXTRACT) -> Generator[Batch, None, None]:
+            threads: int | None, read: tuple[int, int] | None = None,
+            size: int = EXTRACT) -> Generator[Batch, None, None]:
     """Unaugmented batches of rows of a view, in order.
 
     Args:

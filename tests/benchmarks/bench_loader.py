@@ -1,6 +1,6 @@
 """Loading of P × K batches by DALI, beside a torch DataLoader with Pillow and torchvision on the same images.
 
-    python tests/benchmarks/bench_loader.py [--runs 3] [--steps 120] [--data FOLDER]
+    python tests/benchmarks/bench_loader.py [--runs 3] [--steps 400] [--data FOLDER]
 
 Synthetic JPEGs of about 10 KB, sharded twice: as they are (320×160, so that both loaders must resize) and stored at the
 size that training reads (288×144). P=18, K=4, 256×128; flip, 9/8 crop, erasing, normalisation; 2 threads or 2 workers;
@@ -8,9 +8,10 @@ both read the same batches from the same shards, and check no more and no less t
 way: images/s and CPU milliseconds an image (user and system, of this process and its workers, opening and closing
 included), medians over alternated runs, and how many times less than the DataLoader that is.
 
-What bounds that figure from above: a bare libjpeg-turbo decode of a stored image takes 0.25 ms (quality 90, 4:4:4; 0.28
-at 95, 0.20 at 90 with 4:2:0) of DALI's 0.43 to 0.51; the rest is erasing, normalising to float and reading. On a busy
-machine the same shards gave ratios from 2.8 to 3.8, so compare formats only alternated in one run, more than once.
+What bounds that figure from above: a bare libjpeg-turbo decode of a stored image takes 0.20 ms (quality 90, 4:2:0; 0.25
+without subsampling, 0.28 at 95) of DALI's; the rest is erasing, normalising to float and reading. Opening takes 0.2 to
+0.5 s of CPU time once a stage, which 80 steps feel and 400 hardly. On a busy machine the same shards gave ratios from
+2.8 to 3.8, so compare formats only alternated in one run, more than once.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def main() -> None:
     """Measures and prints."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=int, default=3)
-    options.add_argument("--steps", type=int, default=120)
+    options.add_argument("--steps", type=int, default=400)
     options.add_argument("--data", type=Path, default=Path(tempfile.gettempdir(), "embae-bench-loader"))
     given = options.parse_args()
     torch.set_num_threads(THREADS)
