@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from embae.datasets.errors import DataError
+from embae.datasets.plain import MOST, parse_yaml, read_bytes
 from embae.datasets.records import SPLITS
 
+# Files of scores and embeddings bear a dataset's name.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 FORMAT = 1
 CARD = "dataset.yaml"
 PARTIAL = ".partial"  # suffix of the folder that `embae shard` works in
@@ -18,7 +21,7 @@ AGAIN = "remove the folder and shard the dataset again (embae shard)"  # a remed
 
 def datasets_in(root: Path) -> list[str]:
     """Names of the complete datasets in a folder, sorted; empty where there is no such folder."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return []
     return sorted(p.name for p in root.iterdir() if (p / CARD).is_file() and not p.name.endswith(PARTIAL))
 
@@ -30,11 +33,11 @@ def read_card(folder: Path) -> dict[str, Any]:
         DataError: Missing (the message names the datasets nearby), unreadable, or of another format.
     """
     path = folder / CARD
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
         raise DataError(_missing(folder))
     try:
-        card = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        card = parse_yaml(read_bytes(path, MOST).decode(), numbered=True)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
     if not isinstance(card, dict) or "format" not in card:
         raise DataError(f"{path} is not the card of a sharded dataset: it has no 'format'; {AGAIN}")
@@ -44,11 +47,11 @@ def read_card(folder: Path) -> dict[str, Any]:
             "shard the dataset again with this version, or use the version that wrote it"
             + (f" ({card['embae']})" if "embae" in card else "")
         )
-    image = card.get("image", "missing")
+    image, name = card.get("image", "missing"), card.get("name")
     wrong = [
         wanted
         for wanted, ok in (
-            ("name: text", isinstance(card.get("name"), str) and card.get("name")),
+            ("name: up to 100 letters, digits, _ and -", isinstance(name, str) and NAME.fullmatch(name)),
             ("fingerprint: text", isinstance(card.get("fingerprint"), str)),
             ("image: [height, width] or null", image is None or _is_size(image)),
             ("counts: a mapping with 'images' for each split", _has_counts(card.get("counts"))),
@@ -72,9 +75,9 @@ def _has_counts(value: Any) -> bool:
 
 def _missing(folder: Path) -> str:
     inside, beside = datasets_in(folder), datasets_in(folder.parent)
-    if not folder.exists():
+    if not os.path.exists(folder):
         text = f"{folder}: no such dataset"
-    elif not folder.is_dir():
+    elif not os.path.isdir(folder):
         text = f"{folder} is a file; wanted the folder of a sharded dataset"
     else:
         text = f"{folder} is not a complete dataset: it has no {CARD}"
@@ -84,7 +87,7 @@ def _missing(folder: Path) -> str:
         text += f"; datasets beside it: {', '.join(beside)}"
     else:
         text += f"; there are no datasets in {folder.parent}"
-    if (folder.parent / (folder.name + PARTIAL)).is_dir():
+    if os.path.isdir(folder.parent / (folder.name + PARTIAL)):
         return text + f"; its sharding was interrupted ({folder.name + PARTIAL}): run the same embae shard again"
     return text + "; make one with embae shard"
 

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from embae.datasets.errors import DataError
+from embae.datasets.images import decoded
 from embae.datasets.index import Index
 from embae.datasets.index_writer import write_whole
 from embae.datasets.records import ROLES, SPLITS
-from embae.datasets.shard_reader import ShardReader
+from embae.datasets.shard_reader import ShardReader, where
 
 _CELL = (176, 88)  # height, width of an image on the sheet, at most
 _GAP, _MARGIN, _LABEL, _CAPTION, _TITLE = 10, 24, 96, 18, 40
@@ -82,7 +83,7 @@ def _draw(index: Index, rows: list[tuple[str, list[int]]]) -> Image.Image:
             draw.text((_MARGIN, top + _CELL[0] // 2), label, _INK, bold, anchor="lm")
             for column, row in enumerate(images):
                 left = _MARGIN + _LABEL + column * (_CELL[1] + _GAP)
-                picture = Image.open(io.BytesIO(reader.read(row)), formats=["JPEG"]).convert("RGB")
+                picture = decoded(reader.read(row), where(index, row))
                 scale = min(_CELL[0] / picture.height, _CELL[1] / picture.width)
                 size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
                 picture = picture.resize(size, Image.Resampling.LANCZOS)

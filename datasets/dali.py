@@ -41,7 +41,7 @@ class DaliLoader:
         threads: CPU threads.
 
     Raises:
-        DataError: While iterating, when an image's bytes do not match their checksum.
+        DataError: While iterating, when an image's bytes do not match their checksum, or cannot be decoded.
     """
 
     name = "dali"
@@ -66,7 +66,11 @@ class DaliLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(len(self._work)):
-            (images,) = self._pipeline.run()
+            try:
+                (images,) = self._pipeline.run()
+            except RuntimeError:
+                self._find_undecodable()
+                raise
             batch = self._ahead.popleft()
             # No copy: DALI keeps the memory as long as the tensor lives. Its (N, H, W, C) is channels-last for torch,
             # which convolves it 1.3 times faster on CPU (a MobileNetV2 step), and which GPUs prefer.
@@ -79,6 +83,12 @@ class DaliLoader:
             yield batch
             if self._gpu:
                 copied.synchronize()
+
+    def _find_undecodable(self) -> None:
+        """Says which image DALI failed for, if it is one that cannot be decoded."""
+        for batch in self._ahead:
+            for row in batch.rows:
+                self._reader.decode(int(row))
 
     def close(self) -> None:
         """Frees the pipeline's threads and the open shards."""

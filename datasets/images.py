@@ -11,8 +11,7 @@ import warnings
 from PIL import Image, ImageFile
 
 from embae.datasets.errors import DataError
-
-MAX_PIXELS = 64_000_000
+from embae.datasets.jpeg import MAX_PIXELS, check_jpeg
 
 # For what is encoded anew. Decoding is most of what a training step pays for loading. Chosen by measurement on real
 # people, 128×64, where little is left to lose: CUHK01, CUHK03 and PKU-Reid scored by MobileNetV2s that were trained on
@@ -36,8 +35,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers
-_SCAN, _END = 0xDA, 0xD9
 
 
 def prepare(data: bytes, name: str, size: tuple[int, int] | None = None) -> tuple[bytes, int, int]:
@@ -116,49 +113,24 @@ def _orientation(image: Image.Image) -> int:
     return value if type(value) is int and 1 <= value <= 8 else 0
 
 
-def check_jpeg(data: bytes, name: str) -> tuple[int, int]:
-    """Walks the segments of a JPEG up to its end marker; Pillow takes some files for whole that DALI does not.
+def decoded(data: bytes, name: str) -> Image.Image:
+    """The pixels of a JPEG from a shard, `jpeg.declared_size` of which the reader has checked.
 
-    Returns:
-        Height, width in pixels, as stored.
+    Args:
+        data: The JPEG.
+        name: What to call it in messages.
 
     Raises:
-        DataError: A segment runs over the end of the file, or there is no frame or end marker.
+        DataError: It cannot be decoded.
     """
-    height = width = 0
-    position = 2  # after the start marker
-    while True:
-        if position + 2 > len(data):
-            raise DataError(f"{name}: a JPEG cut short after {len(data):,} bytes (no end marker)")
-        if data[position] != 0xFF:
-            raise DataError(f"{name}: a damaged JPEG (no marker at byte {position:,})")
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-            continue
-        if marker == _END:
-            break
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        if length < 2:
-            raise DataError(f"{name}: a damaged JPEG (segment of {length} bytes at byte {position:,})")
-        if marker in _FRAMES:
-            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (position + 5, position + 7))
-        position += 2 + length
-        if marker == _SCAN:
-            position = _scan_end(data, position)
-    if not height or not width:
-        raise DataError(f"{name}: a damaged JPEG (no frame of a known height and width)")
-    return height, width
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of a damaged JPEG
+        raise DataError(f"{name}: cannot be decoded ({_why(error)}); {UNDECODABLE}") from error
 
 
-def _scan_end(data: bytes, position: int) -> int:
-    """Where entropy-coded data ends: at a marker that is neither a stuffed zero nor a restart."""
-    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 1:
-        follows = data[position + 1]
-        if follows != 0 and not 0xD0 <= follows <= 0xD7:
-            return position
-        position += 2
-    return len(data)
+UNDECODABLE = "its bytes are those that were indexed, so it was made so: shard the dataset again from its images"
 
 
 def _why(error: Exception) -> str:

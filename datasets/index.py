@@ -7,6 +7,7 @@ dataset's card, which is written last and so marks a complete dataset. `index_wr
 from __future__ import annotations
 
 import re
+import stat
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from embae.datasets.card import AGAIN, CARD, FORMAT, read_card, some
 from embae.datasets.errors import DataError
+from embae.datasets.jpeg import MAX_PIXELS
 from embae.datasets.records import ROLES, SPLITS, Split
 
 TABLE = "index.arrow"
@@ -65,6 +67,7 @@ class Index:
         self.image: tuple[int, int] | None = tuple(card["image"]) if card["image"] else None
         self._batch = batch
         self.shards: list[str] = batch.column("shard").dictionary.to_pylist()
+        self._lengths = np.zeros(len(self.shards), np.int64)  # of the shards in bytes
 
     @classmethod
     def open(cls, folder: Path) -> Index:
@@ -169,7 +172,12 @@ class Index:
 
     def key(self, row: int) -> str:
         """The key of one row."""
-        return self._batch.column("key")[int(row)].as_py()
+        _, ends, text = self._batch.column("key").buffers()
+        first = self._batch.column("key").offset + int(row)
+        start, stop = np.frombuffer(ends, np.int32, 2, 4 * first).tolist()
+        if not 0 <= start <= stop <= (text.size if text else 0):  # Arrow itself would read what is not there
+            raise DataError(f"{self.root / TABLE}: the key of row {row} is damaged; copy it again, or {AGAIN}")
+        return text[start:stop].to_pybytes().decode("utf-8", "backslashreplace") if stop > start else ""
 
     def rows(self, split: Split) -> slice:
         """The rows of a split: ``index.pid[index.rows("train")]`` is a view."""
@@ -183,31 +191,48 @@ class Index:
         return rows.stop - rows.start
 
     def validate(self) -> None:
-        """Looks at every value of the table: text that is text, codes within their dictionaries.
+        """Looks at every value of the table: text that is text, codes within their dictionaries, places in the shards.
 
         Raises:
-            DataError: A value that cannot be.
+            DataError: A value that cannot be, with its row.
         """
+        path = self.root / TABLE
         try:
             self._batch.validate(full=True)
         except pa.ArrowException as error:
-            raise DataError(f"{self.root / TABLE} is damaged ({error}); copy it again, or {AGAIN}") from error
+            raise DataError(f"{path} is damaged ({error}); copy it again, or {AGAIN}") from error
+        ends = self._lengths[self.shard] - self.size  # offset + size might be too large a number
+        pixels = self.height.astype(np.int64) * self.width
+        for wrong, said in (
+            (np.append(False, self.split[1:] < self.split[:-1]), "is of a split before that of the row above it"),
+            (self.camid < 0, "has a camid below 0"),
+            ((self.size < 1) | (self.offset < 0) | (self.offset > ends), "lies outside its shard"),
+            ((self.height < 1) | (self.width < 1) | (pixels > MAX_PIXELS), f"has not 1 to {MAX_PIXELS:,} pixels"),
+        ):
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise DataError(f"{path}: image {self.key(row)} (row {row}) {said}; copy it again, or {AGAIN}")
 
     def _check_shards(self) -> None:
         """The rows of a shard lie side by side by rising offset, so its last row says how long the file must be."""
         last = np.searchsorted(self.shard, np.arange(len(self.shards), dtype=np.int32), side="right") - 1
         need = self.offset[last] + self.size[last]
         missing, short = [], []
-        for name, end in zip(self.shards, need.tolist(), strict=True):
+        for number, (name, end) in enumerate(zip(self.shards, need.tolist(), strict=True)):
             if not SHARD_NAME.fullmatch(name):
                 raise DataError(f"{self.root / TABLE}: {name!r} is not the name of a tar beside it; {AGAIN}")
             try:
-                found = (self.root / name).stat().st_size
+                status = (self.root / name).stat()
             except FileNotFoundError:
                 missing.append(name)
                 continue
-            if found < end:
-                short.append(f"{name} has {found:,} bytes, its last image ends at {end:,}")
+            except OSError as error:
+                raise DataError(f"{self.root / name}: cannot be read ({error.strerror}); {AGAIN}") from error
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{self.root / name} is not a plain file; {AGAIN}")
+            self._lengths[number] = status.st_size
+            if status.st_size < end:
+                short.append(f"{name} has {status.st_size:,} bytes, its last image ends at {end:,}")
         if missing:
             raise DataError(
                 f"{self.root}: {len(missing)} of {len(self.shards)} shards are missing ({some(missing)}); "
@@ -222,24 +247,29 @@ def _read_batch(path: Path, card: dict[str, Any]) -> pa.RecordBatch:
     if not path.is_file():
         raise DataError(f"{path} is missing, though {CARD} is there; copy it here, or {AGAIN}")
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        file = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(file)
         batches = reader.num_record_batches
         batch = reader.get_batch(0) if batches == 1 else None
-    except (pa.ArrowException, OSError) as error:
+        if batch is not None:
+            batch.validate()  # buffers that are as long as the rows need; not their values, see `Index.validate`
+        found = [f"{field.name}: {field.type}" for field in reader.schema]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the latter where a column's name is no text
         raise DataError(f"{path} is not a whole Arrow file ({error}); copy it again, or {AGAIN}") from error
     wanted = [f"{field.name}: {field.type}" for field in SCHEMA]
-    found = [f"{field.name}: {field.type}" for field in reader.schema]
     if wanted != found:
         lacks = [c for c in wanted if c not in found] or ["another order of columns"]
         raise DataError(f"{path} has other columns than format {FORMAT}: found {some(found, 20)}; "
                         f"wanted {some(lacks)}; {AGAIN}")
     if batch is None:
         raise DataError(f"{path} has {batches} record batches, wanted one; {AGAIN}")
+    _check_mapped(batch, file, path)
     for field in SCHEMA:
         if not field.nullable and batch.column(field.name).null_count:
             raise DataError(f"{path}: column {field.name} has empty values; {AGAIN}")
+    dictionaries = {name: _texts(batch.column(name).dictionary, path) for name in ("split", "role", "shard")}
     for name, names in (("split", SPLITS), ("role", ROLES)):
-        if batch.column(name).dictionary.to_pylist() != list(names):
+        if dictionaries[name] != list(names):
             raise DataError(f"{path}: column {name} must code {', '.join(names)} in this order; {AGAIN}")
     images = sum(card["counts"][split]["images"] for split in SPLITS)
     if batch.num_rows != images or images == 0:
@@ -250,3 +280,23 @@ def _read_batch(path: Path, card: dict[str, Any]) -> pa.RecordBatch:
         raise DataError(f"{path} has the fingerprint {fingerprint[:12] or 'none'}, {CARD} says "
                         f"{card['fingerprint'][:12]}: they are not of one dataset; copy both again, or {AGAIN}")
     return batch
+
+
+def _check_mapped(batch: pa.RecordBatch, file: pa.MemoryMappedFile, path: Path) -> None:
+    """Columns must be views of the file: what is compressed is a copy in every process, of any size."""
+    start, size = file.read_buffer().address if file.seek(0) == 0 else 0, file.size()
+    for column in batch.columns:
+        for buffer in column.buffers():
+            if buffer is not None and buffer.size and not 0 <= buffer.address - start <= size - buffer.size:
+                raise DataError(f"{path}: its columns are compressed; {AGAIN}")
+
+
+def _texts(dictionary: pa.Array, path: Path) -> list[str]:
+    try:
+        dictionary.validate(full=True)
+        if dictionary.null_count:
+            raise pa.ArrowInvalid("a name is empty")
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: its names of splits, roles or shards are damaged ({error}); copy it again, or "
+                        f"{AGAIN}") from error
+    return dictionary.to_pylist()

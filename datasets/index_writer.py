@@ -19,6 +19,7 @@ import yaml
 from embae.datasets.card import CARD, FORMAT
 from embae.datasets.errors import DataError
 from embae.datasets.index import SCHEMA, SHARD_NAME, TABLE, Index
+from embae.datasets.plain import PlainDumper
 from embae.datasets.records import ROLES, SPLITS
 
 
@@ -80,7 +81,7 @@ def write_index(
         "embae": _version(),
         **(about or {}),
     }
-    text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True).encode()
+    text = yaml.dump(card, Dumper=PlainDumper, sort_keys=False, allow_unicode=True).encode()
     batch = _batch(columns)
     schema = SCHEMA.with_metadata({"fingerprint": digest, "format": str(FORMAT)})
 

@@ -23,7 +23,11 @@ def describe(index: Index) -> dict[str, Any]:
         width] in pixels, or None where they differ), ``height`` and ``width`` ({min, median, max} in pixels), and
         ``splits``: for each split ``images``, ``identities``, ``unlabelled``, ``roles`` (role → images) and
         ``cameras`` (camid → images).
+
+    Raises:
+        DataError: The index has values that cannot be.
     """
+    index.validate()
     persons = index.pid[index.labelled & (index.role == ROLES.index("person"))]
     return {
         "name": index.name,

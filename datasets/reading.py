@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
-from embae.datasets.shard_reader import ShardReader
+from embae.datasets.images import decoded
+from embae.datasets.shard_reader import ShardReader, where
 from embae.datasets.view import View
 
 
@@ -24,6 +26,15 @@ class ViewReader:
     def read(self, rows: np.ndarray) -> list[bytes]:
         """The encoded images of these rows, in order."""
         return [self._readers[dataset].read(row) for dataset, row in zip(*self._view.locate(rows), strict=True)]
+
+    def decode(self, row: int) -> Image.Image:
+        """An image by Pillow, to say by name which of a batch cannot be decoded.
+
+        Raises:
+            DataError: This one.
+        """
+        dataset, local = (int(value[0]) for value in self._view.locate(np.array([row])))
+        return decoded(self._readers[dataset].read(local), where(self._view.indexes[dataset], local))
 
     def close(self) -> None:
         """Closes the shards."""

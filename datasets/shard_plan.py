@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from embae.datasets.card import NAME
 from embae.datasets.errors import DataError
 from embae.datasets.images import QUALITY, SUBSAMPLING
 from embae.datasets.records import ROLES, SPLITS, Record
 
 _FORMAT = 1  # of what shards look like; another number makes unfinished shards start anew
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")  # a tar header holds 100 characters, ".json" among them
+KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")  # a tar header holds 100 characters, ".json" among them
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def plan_shards(name: str, records: Sequence[Record], size: tuple[int, int] | No
         DataError: A name, number or record that cannot be used, or no records.
     """
     if not NAME.fullmatch(name):
-        raise DataError(f"dataset name {name!r}: wanted letters, digits, '_' and '-', beginning with a letter or digit")
+        raise DataError(f"dataset name {name!r}: wanted up to 100 letters, digits, '_' and '-', beginning with a "
+                        "letter or digit")
     if size is not None and not all(type(side) is int and 1 <= side <= 65_500 for side in size):
         raise DataError(f"size {size}: wanted (height, width) in pixels, each 1 … 65500")
     if images_per_shard < 1:
@@ -75,7 +76,7 @@ def check_records(name: str, records: Sequence[Record]) -> None:
     seen: dict[str, Record] = {}
     for record in records:
         where = f"{name}: {record.image} (key {record.key!r})"
-        if not isinstance(record.key, str) or not _KEY.fullmatch(record.key):
+        if not isinstance(record.key, str) or not KEY.fullmatch(record.key):
             raise DataError(f"{where}: a key has letters, digits, '_' and '-', 1 to 95 of them")
         if (other := seen.setdefault(record.key, record)) is not record:
             raise DataError(f"{where}: {other.image} has the same key; keys are unique within a dataset")

@@ -7,7 +7,8 @@ import zlib
 from collections import OrderedDict
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
+from embae.datasets.index import TABLE, Index
+from embae.datasets.jpeg import MAX_PIXELS, declared_size
 
 
 class ShardReader:
@@ -29,33 +30,39 @@ class ShardReader:
         """The encoded image of a row of the index.
 
         Raises:
-            DataError: The shard cannot be read, ends too early, or holds other bytes than the index says.
+            DataError: The shard cannot be read, ends too early, or holds other bytes than the index says; or the bytes
+                are not a JPEG of the size that the index says, or one of more than `MAX_PIXELS`.
         """
         index = self.index
-        size = int(index.size[row])
+        size, shard = int(index.size[row]), int(index.shard[row])
+        if not 0 <= shard < len(index.shards):
+            raise DataError(f"{where(index, row)}: the index has {len(index.shards)} shards, none of number {shard}; "
+                            "copy the index again or shard the dataset again")
         try:
-            data = os.pread(self._file(int(index.shard[row])), size, int(index.offset[row]))
+            data = os.pread(self._file(shard), size, int(index.offset[row]))
         except OSError as error:
-            raise DataError(f"{self._where(row)}: cannot be read ({error.strerror}); {_REMEDY}") from error
+            raise DataError(f"{where(index, row)}: cannot be read ({error.strerror}); {_REMEDY}") from error
         if len(data) != size:
-            raise DataError(f"{self._where(row)}: found {len(data):,} bytes, wanted {size:,}; {_REMEDY}")
+            raise DataError(f"{where(index, row)}: found {len(data):,} bytes, wanted {size:,}; {_REMEDY}")
         if (found := zlib.crc32(data)) != (wanted := int(index.crc32[row])):
-            raise DataError(f"{self._where(row)}: checksum {found:08x}, wanted {wanted:08x}; {_REMEDY}")
+            raise DataError(f"{where(index, row)}: checksum {found:08x}, wanted {wanted:08x}; {_REMEDY}")
+        # Who makes a shard makes its checksums too: what decoders take memory by is what the index says, and small.
+        declared, indexed = declared_size(data), (int(index.height[row]), int(index.width[row]))
+        if declared != indexed or indexed[0] * indexed[1] > MAX_PIXELS:
+            raise DataError(f"{where(index, row)}: {_told(declared)}, the index says {indexed}; wanted a JPEG as it "
+                            f"says, of at most {MAX_PIXELS:,} pixels; shard the dataset again")
         return data
 
     def _file(self, shard: int) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        descriptor = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
+        # Opening a pipe would wait for a writer.
+        descriptor = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY | os.O_NONBLOCK)
         self._files[shard] = descriptor
         if len(self._files) > self._most:
             os.close(self._files.popitem(last=False)[1])
         return descriptor
-
-    def _where(self, row: int) -> str:
-        index = self.index
-        return f"{index.root / index.shards[int(index.shard[row])]}: image {index.key(row)} (row {row})"
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
@@ -71,6 +78,17 @@ class ShardReader:
     def __del__(self) -> None:
         if hasattr(self, "_files"):
             self.close()
+
+
+def where(index: Index, row: int) -> str:
+    """What a message calls an image: its shard, key and row."""
+    shard = int(index.shard[row])
+    name = index.shards[shard] if 0 <= shard < len(index.shards) else TABLE
+    return f"{index.root / name}: image {index.key(row)} (row {row})"
+
+
+def _told(size: tuple[int, int] | None) -> str:
+    return "not a JPEG" if size is None else f"has (height, width) {size}"
 
 
 _REMEDY = "see what else is damaged with embae inspect --verify, then copy the shard again or shard the dataset again"

@@ -139,7 +139,7 @@ def _is_done(partial: Path, stem: str) -> bool:
     try:
         part = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
         return not part["bad"] and (partial / f"{stem}.tar").stat().st_size == part["bytes"]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError):  # not there, or damaged by the disk
         return False
 
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
-from embae.datasets.card import CARD
+from embae.datasets.card import AGAIN, CARD
 from embae.datasets.errors import DataError
-from embae.datasets.images import check_jpeg
+from embae.datasets.images import decoded
 from embae.datasets.index import TABLE, Index
 from embae.datasets.index_writer import check_columns, counts, fingerprint
+from embae.datasets.jpeg import check_jpeg
 from embae.datasets.progress import Report, progress
 from embae.datasets.records import ROLES, SPLITS
-from embae.datasets.shard_reader import ShardReader
+from embae.datasets.shard_reader import ShardReader, where
+from embae.datasets.tar import Member, members
 
 _NAMED = 20  # problems named in one shard
+_SIDECAR = 4096  # bytes of a JSON that are looked at; ours have 100
 
 
 def verify(index: Index, progress: Report = progress) -> list[str]:
-    """Checks every image against its checksum, its place and name in the tar, its size in pixels and its JSON.
+    """Decodes every image, and checks its checksum, its place and name in the tar, its size in pixels and its JSON.
 
     Also recomputes the fingerprint and the counts of the card, and looks for rows out of order.
 
@@ -51,6 +53,17 @@ def verify(index: Index, progress: Report = progress) -> list[str]:
     return problems
 
 
+def check_rows(index: Index) -> None:
+    """Looks at every row of the index and at no shard: 0.15 s for a million of images.
+
+    Raises:
+        DataError: A value that cannot be, or rows that are not those of the fingerprint or of the card.
+    """
+    index.validate()
+    if problems := _check_card(index):
+        raise DataError("; ".join(problems) + f"; copy both again, or {AGAIN}")
+
+
 def _check_card(index: Index) -> list[str]:
     problems = []
     if (found := fingerprint(index)) != index.fingerprint:
@@ -71,18 +84,13 @@ def _check_shard(index: Index, shard: int) -> tuple[int, list[str]]:
     problems = []
     with ShardReader(index) as reader:
         for row in range(start, stop):
-            where = f"{path}: image {index.key(row)} (row {row})"
             try:
-                found = check_jpeg(reader.read(row), where)
+                data = reader.read(row)
+                check_jpeg(data, where(index, row))
+                decoded(data, where(index, row))
             except DataError as error:
                 problems.append(str(error))
-                continue
-            if found != (wanted := (int(index.height[row]), int(index.width[row]))):
-                problems.append(f"{where}: has (height, width) {found}, the index says {wanted}")
-    try:
-        problems += _check_members(index, shard, range(start, stop))
-    except (tarfile.TarError, OSError) as error:
-        problems.append(f"{path}: not a whole tar ({error}); copy it again")
+    problems += _check_members(index, shard, range(start, stop))
     if len(problems) > _NAMED:
         problems[_NAMED:] = [f"{path}: and {len(problems) - _NAMED:,} more problems"]
     return stop - start, problems
@@ -91,27 +99,29 @@ def _check_shard(index: Index, shard: int) -> tuple[int, list[str]]:
 def _check_members(index: Index, shard: int, rows: range) -> list[str]:
     """Whether the tar, read as any WebDataset reader reads it, has the images of the index in the same order."""
     path = index.root / index.shards[shard]
-    images: list[tarfile.TarInfo] = []
+    images: list[Member] = []
     sidecars: dict[str, bytes] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.rpartition(".")
-            if extension == "jpg":
-                images.append(member)
-            elif extension == "json" and (content := tar.extractfile(member)):
-                sidecars[key] = content.read()
     problems = []
+    try:
+        with path.open("rb") as tar:
+            for member in members(tar):
+                if member.extension == "jpg":
+                    images.append(member)
+                else:
+                    tar.seek(member.offset)
+                    sidecars[member.key] = tar.read(min(member.size, _SIDECAR))
+    except (DataError, OSError) as error:
+        problems.append(f"{path}: not a whole tar of ours ({error}); copy it again or shard the dataset again")
     for row, member in zip(rows, images, strict=False):
         key = index.key(row)
-        where = f"{path}: image {key} (row {row})"
-        place = (member.offset_data, member.size)
+        place = (member.offset, member.size)
         wanted = (int(index.offset[row]), int(index.size[row]))
-        if member.name != f"{key}.jpg":
-            problems.append(f"{where}: the tar has {member.name} in its place")
+        if member.key != key:
+            problems.append(f"{where(index, row)}: the tar has {member.key}.jpg in its place")
         elif place != wanted:
-            problems.append(f"{where}: lies at {place} (offset, size) in the tar, the index says {wanted}")
+            problems.append(f"{where(index, row)}: lies at {place} (offset, size) in the tar, the index says {wanted}")
         elif not _is_sidecar(sidecars.get(key, b""), index, row):
-            problems.append(f"{where}: {key}.json is missing or says otherwise than the index")
+            problems.append(f"{where(index, row)}: {key}.json is missing or says otherwise than the index")
     if len(images) < len(rows):
         row = rows[len(images)]
         problems.append(f"{path}: the tar ends after {len(images):,} images, wanted {len(rows):,}; "
@@ -127,9 +137,9 @@ def _is_sidecar(content: bytes, index: Index, row: int) -> bool:
         "camid": int(index.camid[row]),
         "role": ROLES[index.role[row]],
         "split": SPLITS[index.split[row]],
+        "dataset": index.name,
     }
     try:
-        found = json.loads(content)
-        return all(found[name] == value for name, value in wanted.items())
-    except (ValueError, TypeError, KeyError):
+        return bool(json.loads(content) == wanted)
+    except (ValueError, RecursionError):
         return False

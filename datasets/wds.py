@@ -31,7 +31,7 @@ class WebDatasetLoader:
         threads: Images decoded at a time.
 
     Raises:
-        DataError: While iterating, when an image's bytes do not match their checksum.
+        DataError: While iterating, when an image's bytes do not match their checksum, or cannot be decoded.
     """
 
     name = "webdataset"
@@ -56,7 +56,14 @@ class WebDatasetLoader:
             yield self._finish(*ahead.popleft())
 
     def _finish(self, batch: Batch, images: list[Future[torch.Tensor]]) -> Batch:
-        stacked = torch.stack([image.result() for image in images]).contiguous(memory_format=torch.channels_last)
+        found = []
+        for row, image in zip(batch.rows, images, strict=True):
+            try:
+                found.append(image.result())
+            except (OSError, SyntaxError, ValueError):  # what Pillow says of a damaged JPEG
+                self._reader.decode(int(row))  # says it by name
+                raise
+        stacked = torch.stack(found).contiguous(memory_format=torch.channels_last)
         batch.inputs = stacked.to(self._device, non_blocking=True)
         return batch
 

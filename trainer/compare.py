@@ -13,9 +13,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embae.datasets.index import Index
 from embae.datasets.index_writer import write_whole
+from embae.datasets.plain import read_json
 from embae.datasets.progress import note
 from embae.trainer.comparison import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison_table import comparison_table
@@ -27,6 +29,7 @@ from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import done
 from embae.trainer.stage_key import stage_keys
 from embae.trainer.stage_schema import Stage
+from embae.trainer.table import are_numbers, are_scores
 
 ALL = ("baseline", "embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "pul", "aae", "bn-target",
        "bn-camera", "features-camera", "centred-camera", "bn-camera-features", "bn-camera-embae-fix",
@@ -134,12 +137,15 @@ def results(run: Run) -> list[Result]:
         RecipeError: It has no scores.
     """
     recipe, folder = run.recipe, run.folder / "evaluation"
-    try:
-        scores, probes = (json.loads((folder / f"{recipe.data.target}{kind}.json").read_text(encoding="utf-8"))
-                          for kind in ("", "-probes"))
-    except FileNotFoundError:
-        raise RecipeError(f"{run.folder}: has no scores of {recipe.data.target}; a comparison needs a target with "
-                          "labelled query and gallery") from None
+    scores = _measured(folder / f"{recipe.data.target}.json", run)
+    probes = _measured(folder / f"{recipe.data.target}-probes.json", run)
+    rows = scores.get("rows")
+    for row in recipe.evaluate:
+        if not isinstance(rows, dict) or not are_scores(rows.get(row)):
+            raise RecipeError(f"{folder / recipe.data.target}.json: has no scores of {row}; {_AGAIN}")
+        if row in probes and not are_numbers(probes[row]):
+            raise RecipeError(f"{folder / recipe.data.target}-probes.json: {row} has other values than numbers; "
+                              f"{_AGAIN}")
     found = []
     for row, stage in recipe.evaluate.items():
         line, start = recipe.lineage(stage), recipe.start(row)
@@ -153,6 +159,22 @@ def results(run: Run) -> list[Result]:
             seconds=sum(cost.rank_seconds for cost in costs.values()),
             adaptation=sum(costs[name].rank_seconds for name in own) if start else 0.0,
             images=sum(cost.images for cost in costs.values())))
+    return found
+
+
+_AGAIN = "remove it, and the same command measures it again"
+
+
+def _measured(path: Path, run: Run) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("not a mapping")
+    except FileNotFoundError:
+        raise RecipeError(f"{run.folder}: has no scores of {run.recipe.data.target}; a comparison needs a target with "
+                          "labelled query and gallery") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
     return found
 
 

@@ -10,10 +10,12 @@ Weights travel as safetensors, which cannot run code.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,13 +23,11 @@ from torch import Tensor
 from embae.datasets.augment import ImageSpec
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.cameras import TABLES, Camera, make_room
+from embae.trainer.description import FORMAT, META, WEIGHTS, check_weights, read_description
 from embae.trainer.errors import ExportError, RecipeError
-from embae.trainer.parts import EmbAE, Head
+from embae.trainer.parts import EmbAE, Head, tables
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
-
-FORMAT = 1
-WEIGHTS, META = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -59,50 +59,52 @@ class Export:
         Raises:
             ExportError: Missing, damaged or of another format.
         """
-        file = path / META
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ExportError(f"{path}: not an export, {META} is missing; wanted the folder <run>/<stage>/export") \
-                from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ExportError(f"{file}: cannot be read ({error}); take the export from its run again") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise ExportError(f"{file}: found format {found.get('format') if isinstance(found, dict) else None!r}, "
-                              f"wanted {FORMAT}; it was written by another version of embae")
-        try:
-            parts = [part for part in PARTS if part in found["parts"]]
-            (height, width), mean, std = found["image"], tuple(found["mean"]), tuple(found["std"])
-            spec = ImageSpec(height, width, mean, std)
-            heads = [tuple(head) for head in found["heads"]]
-            cameras = [(str(dataset), int(camid)) for dataset, camid in found.get("cameras", [])]
-            return cls(path, Model.model_validate(found["model"]), parts, spec, heads, cameras,
-                       int(found.get("classes", 0)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{file}: not the description of a model ({error}); "
-                              "take the export from its run again") from error
+        found = read_description(path)
+        parts = [part for part in PARTS if part in found.parts]
+        return cls(path, found.model, parts, ImageSpec(*found.image, found.mean, found.std), list(found.heads),
+                   list(found.cameras), found.classes)
 
     def state(self) -> dict[str, Tensor]:
-        """The weights, by the model's names.
+        """The weights, by the model's names: those that ``model.json`` describes, none more, none less.
 
         Raises:
-            ExportError: Missing or damaged.
+            ExportError: Missing, damaged or of another model, or timm does not know the backbone.
         """
-        return read_weights(self.path / WEIGHTS)
+        state, origin = read_weights(self.path / WEIGHTS), str(self.path / WEIGHTS)
+        if len(self.heads) > len(state):
+            raise ExportError(f"{origin}: has {len(state)} tensors, too few for {len(self.heads)} nuisance heads")
+        # An outline takes no memory, whatever size a stranger says that the model has.
+        with torch.device("meta"):
+            outline = self._build()
+        make_room(outline, state)
+        wanted = outline.state_dict()
+        _compare(wanted, state, origin)
+        for key, value in state.items():
+            if value.dtype != wanted[key].dtype:
+                raise ExportError(f"{origin}: {key} is {value.dtype}, the model's {wanted[key].dtype}")
+        for key, table in tables(outline).items():
+            if tuple(state[key].shape) != table:
+                raise ExportError(f"{origin}: {key} is {tuple(state[key].shape)}, wanted {table} for "
+                                  f"{len(self.cameras)} cameras")
+        return state
 
     def restore(self) -> EmbAE:
         """The model, every part frozen and in eval mode.
 
         Raises:
-            ExportError: The weights are missing or damaged, or timm does not know the backbone.
+            ExportError: The weights are missing, damaged or of another model, or timm does not know the backbone.
         """
+        state = self.state()
+        model = self._build()
+        load_into(model, state, str(self.path / WEIGHTS))
+        return model.eval()
+
+    def _build(self) -> EmbAE:
         uses: dict[PartName, Use] = {part: "frozen" if part in self.parts else "absent" for part in PARTS}
         try:
-            model = EmbAE(self.model, self.heads, uses, classes=self.classes, cameras=self.cameras)
+            return EmbAE(self.model, self.heads, uses, classes=self.classes, cameras=self.cameras)
         except RecipeError as error:
             raise ExportError(f"{self.path / META}: {error}") from error
-        load_into(model, self.state(), str(self.path / WEIGHTS))
-        return model.eval()
 
 
 def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, spec: ImageSpec) -> None:
@@ -132,10 +134,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ExportError: Missing or damaged.
     """
+    check_weights(path)
     try:
         return load_file(str(path))
-    except FileNotFoundError:
-        raise ExportError(f"{path}: no such file") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise ExportError(f"{path}: not a whole safetensors file ({error})") from error
 
@@ -148,7 +149,12 @@ def load_into(module: Any, state: dict[str, Tensor], origin: str) -> None:
     """
     if make_room(module, state):
         use_global_batch_norm(module, sync=False)
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    _compare(module.state_dict(), state, origin)
+    module.load_state_dict(state)
+
+
+def _compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    wanted = {key: tuple(value.shape) for key, value in own.items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [f"lacks {key}" for key in wanted if key not in found]
     wrong += [f"has {key}, which the model lacks" for key in found if key not in wanted]
@@ -156,4 +162,3 @@ def load_into(module: Any, state: dict[str, Tensor], origin: str) -> None:
               if found.get(key, shape) != shape]
     if wrong:
         raise ExportError(f"{origin}: {'; '.join(wrong[:5])}{f'; and {len(wrong) - 5} more' * (len(wrong) > 5)}")
-    module.load_state_dict(state)

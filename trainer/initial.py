@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from embae.datasets.keyed import generator
 from embae.trainer.cameras import Camera, without_tables
+from embae.trainer.description import named
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
 from embae.trainer.parts import EmbAE, Head, build_backbone, head_labels
@@ -37,7 +37,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
     """
     key = f"stages.{name}.init"
-    with _named(key):
+    with named(key):
         export = _export(stage.init, run)
     heads: list[Head] = []
     if stage.use("nuisance") != "absent":
@@ -57,7 +57,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
                               "leave it out")
-    with _named(key):
+    with named(key):
         if export:
             state = export.state()
             for part, module in model.parts().items():
@@ -71,15 +71,6 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         elif stage.init != "random":
             load_into(model.backbone, _backbone_file(Path(stage.init)), stage.init)
     return model
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Puts the recipe's key before what is wrong with its value."""
-    try:
-        yield
-    except ExportError as error:
-        raise ExportError(f"{key}: {error}") from error
 
 
 def _export(init: str, run: Path) -> Export | None:
@@ -97,16 +88,22 @@ def _export(init: str, run: Path) -> Export | None:
 def _backbone_file(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return read_weights(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: {'not a plain' if path.exists() else 'no such'} file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ExportError(f"{path}: no such file") from None
     except Exception as error:  # whatever the unpickler meets in a stranger's file
         raise ExportError(f"{path}: cannot be read as weights alone ({type(error).__name__}); "
                           "convert it to .safetensors") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_plain, state.items())):
         raise ExportError(f"{path}: holds more than named tensors; save the backbone's state dict alone")
     return state
+
+
+def _is_plain(item: tuple[object, object]) -> bool:
+    key, value = item
+    return (isinstance(key, str) and isinstance(value, torch.Tensor) and value.device.type == "cpu"
+            and value.layout == torch.strided and not value.is_quantized)
 
 
 def _from_hub(backbone: str) -> torch.nn.Module:

@@ -8,6 +8,7 @@ that tells codes [z, v] from noise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -15,10 +16,12 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
-from embae.trainer.cameras import Camera, numbers, put_out, seen_by
+from embae.trainer.cameras import TABLES, Camera, has_table, numbers, put_out, seen_by
 from embae.trainer.errors import RecipeError
+from embae.trainer.mistakes import short
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
 
@@ -158,29 +161,53 @@ class EmbAE(nn.Module):
         return numbers(self.cameras, names, dataset, camid) if self.cameras else None
 
 
+def tables(model: EmbAE) -> dict[str, tuple[int, int]]:
+    """The shapes that a model's tables by camera must have, by their names in its state."""
+    found = {}
+    widths = {"backbone": model.features, "embedding": model.z}
+    for path, module in model.named_modules():
+        for name in TABLES:
+            if has_table(module, name):
+                of = module.get_buffer("running_mean") if isinstance(module, _BatchNorm) else None
+                found[f"{path}.{name}"] = (len(model.cameras), widths.get(path, 0) if of is None else len(of))
+    return found
+
+
 def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
     """A timm model without its classifier: `(B, 3, H, W)` to pooled features.
 
     Raises:
         RecipeError: timm has no such model.
     """
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        near = f"; near: {', '.join(close)}" if close else ""
-        raise RecipeError(f"model.backbone: timm has no model {name!r}{near}") from None
+    # Not what timm also takes for a name: hubs (hf-hub:…) and folders (local-dir:…).
+    if re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) and timm.is_model(name):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        except RuntimeError as error:
+            if "Invalid pretrained tag" not in str(error):
+                raise
+    close = timm.list_models(f"*{name[:100].split('_')[0]}*")[:8]
+    near = f"; near: {', '.join(close)}" if close else ""
+    raise RecipeError(f"model.backbone: timm has no model {short(name)}{near}")
 
 
 @torch.no_grad()
 def width(backbone: nn.Module) -> int:
-    """Width of the pooled features; measured, since for some MobileNets timm's `num_features` is not it."""
+    """Width of the pooled features; measured, since for some MobileNets timm's `num_features` is not it.
+
+    Raises:
+        RecipeError: The backbone takes no images of this size, or does not pool its features.
+    """
     training = backbone.training
-    features = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    try:
+        features = backbone.eval()(torch.zeros(1, 3, 64, 64))
+    except (AssertionError, RuntimeError) as error:  # timm's ways to say so
+        raise RecipeError(f"model.backbone: {type(backbone).__name__} takes images of some sizes only ({error})") \
+            from error
+    if features.dim() != 2:
+        raise RecipeError(f"model.backbone: {type(backbone).__name__} does not pool its features")
     backbone.train(training)
-    return features
+    return features.shape[1]
 
 
 def head_labels(per: Literal["shared", "dataset", "camera"], cameras: Sequence[tuple[str, int]]) -> list[Head]:

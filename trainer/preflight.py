@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.datasets.progress import note, progress
 from embae.datasets.pseudo_labels import RelabelledView, read_labels
 from embae.datasets.records import Split
+from embae.datasets.verification import check_rows
 from embae.datasets.view import View
+from embae.trainer.description import META, WEIGHTS, check_weights, named, read_description
 from embae.trainer.errors import ExportError
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import EXPORT
@@ -75,25 +78,34 @@ def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler 
 
 
 def check_inits(recipe: Recipe) -> None:
-    """Checks that what the stages start from exists.
+    """Checks that what the stages start from exists, and is whole as far as that can be told without reading it all.
 
     Raises:
         ExportError: Naming the key.
     """
     for name in recipe.run:
         init, path = recipe.stages[name].init, Path(recipe.stages[name].init)
-        if init in ("hub", "random", *recipe.run) or path.is_file():
+        if init in ("hub", "random", *recipe.run):
+            continue
+        if os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
+            with named(f"stages.{name}.init"):
+                if path.suffix == ".safetensors":
+                    check_weights(path)
             continue
         wanted = ("wanted hub, random, a weights file (.safetensors, .pth), the folder <run>/<stage> of another run, "
                   f"or an earlier stage ({', '.join(recipe.run)})")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise ExportError(f"stages.{name}.init: {init} does not exist; {wanted}")
-        if not any((path / below / "model.json").is_file() for below in (".", "export")):
+        exports = [folder for folder in (path, path / "export") if (folder / META).is_file()]
+        if not exports:
             raise ExportError(f"stages.{name}.init: the folder {init} holds no export; {wanted}")
+        with named(f"stages.{name}.init"):
+            read_description(exports[0])
+            check_weights(exports[0] / WEIGHTS)
 
 
 def check(recipe: Recipe, world_size: int) -> None:
-    """Opens every stage's data, and the target's.
+    """Opens every stage's data, and the target's, and looks at every row of their indexes.
 
     Raises:
         DataError: Naming the stages or datasets and what is wrong.
@@ -103,8 +115,17 @@ def check(recipe: Recipe, world_size: int) -> None:
     wrong: list[str] = []
     told = False
     heads: dict[str, set[tuple[str, int]]] = {}
+    bad = set()
+    for dataset in _read_by(recipe):
+        try:
+            check_rows(_open(recipe, dataset))
+        except DataError as error:
+            wrong.append(str(error))
+            bad.add(dataset)
     for name in recipe.run:
         stage = recipe.stages[name]
+        if bad.intersection(_datasets(recipe, stage)):
+            continue
         try:
             if stage.data.labels or not stage.loss:  # identities there are not known yet, or none is asked for
                 view = open_view(recipe, name)
@@ -114,12 +135,16 @@ def check(recipe: Recipe, world_size: int) -> None:
         except DataError as error:
             wrong.append(str(error))
             continue
+        kmeans = stage.cluster and stage.cluster.kmeans
+        if kmeans and kmeans.clusters > len(view):
+            wrong.append(f"stages.{name}.cluster.kmeans.clusters: {kmeans.clusters} of {len(view)} images; wanted at "
+                         "most as many as images")
         wrong += _without_head(recipe, name, view.cameras(), heads)
         if by_camera(recipe, stage) and len(view.cameras()) == 1 and not told:
             note(f"{view.names[0]} states one camera only: what is done camera by camera is done once for all of it; "
                  "shard it with a pattern or column for camid if it has several")
             told = True
-    if recipe.evaluate:
+    if recipe.evaluate and recipe.data.target not in bad:
         try:
             target = _open(recipe, recipe.data.target)
             splits: tuple[Split, ...] = ("query", "gallery")
@@ -129,7 +154,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         except DataError as error:
             wrong.append(str(error))
     if wrong:
-        raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share datasets, and so their mistakes
+        raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share mistakes
 
 
 def by_camera(recipe: Recipe, stage: Stage) -> bool:
@@ -179,6 +204,12 @@ def _open(recipe: Recipe, dataset: str) -> Index:
         return Index.open(recipe.data.root / dataset)
     except DataError as error:
         raise DataError(f"{error} (data.root is {recipe.data.root})") from error
+
+
+def _read_by(recipe: Recipe) -> list[str]:
+    """The datasets that a run reads."""
+    found = [dataset for name in recipe.run for dataset in _datasets(recipe, recipe.stages[name])]
+    return list(dict.fromkeys([*found, *([recipe.data.target] if recipe.evaluate else [])]))
 
 
 def _datasets(recipe: Recipe, stage: Stage) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -11,49 +11,13 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from yaml.constructor import ConstructorError
 
+from embae.datasets.plain import MOST, PlainDumper, parse_yaml, read_bytes
 from embae.trainer.errors import RecipeError
 from embae.trainer.mistakes import did_you_mean, fields, sentences, short
 from embae.trainer.rounds import expand
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_schema import LENGTHS, Stage
-
-LARGEST = 10**6  # values and characters of a recipe, its aliases written out
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys, and reads 3e-4 as a number (which YAML 1.1 does not) and dates as text."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # its hints claim a mapping; it is a name or None
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ConstructorError(None, None, f"the key {key.value!r} stands here twice", key.start_mark)
-                seen.add(key.value)
-        return node
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > LARGEST // 100:  # else merge keys (<<) that merge merge keys grow without end
-            raise ConstructorError(None, None, "its merge keys (<<) stand for too much", node.start_mark)
-
-
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_Loader.yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
-                                   for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text that the loader would read as a number in quotes."""
-
-
-_Dumper.yaml_implicit_resolvers = dict(yaml.SafeDumper.yaml_implicit_resolvers)
-_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-for _either in (_Loader, _Dumper):
-    _either.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def names(folder: str = "") -> list[str]:
@@ -69,10 +33,10 @@ def source(recipe: str, folder: str = "") -> tuple[str, str]:
         RecipeError: There is neither.
     """
     path, what = Path(recipe), folder or "recipe"
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or os.path.isfile(path):
         try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
+            return read_bytes(path, MOST).decode(), str(path)
+        except (OSError, ValueError) as error:  # a ValueError: not UTF-8, or a name that no file can have
             raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
     if recipe in names(folder):
         return (resources.files("embae.recipes") / folder / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
@@ -141,7 +105,7 @@ def check(tree: dict[str, Any], origin: str, wrong: Sequence[str] = ()) -> Recip
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load` reads back."""
-    return yaml.dump(recipe.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json", by_alias=True), Dumper=PlainDumper, sort_keys=False)
 
 
 def parse(text: str, origin: str) -> dict[str, Any]:
@@ -151,9 +115,9 @@ def parse(text: str, origin: str) -> dict[str, Any]:
         RecipeError: Not YAML, a duplicate key, or not a mapping.
     """
     try:
-        tree = _written_out(yaml.load(text, Loader=_Loader), [LARGEST])  # a SafeLoader
-    except Exception as error:  # besides YAMLError, whatever the conversion of a tagged scalar raises
-        raise RecipeError(f"{origin}: not a valid YAML file: {' '.join(str(error).split())}") from error
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: not a valid YAML file: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{origin}: found {short(tree)}; wanted a mapping with name, data, run and stages")
     return tree
@@ -181,23 +145,6 @@ def _length(over: dict[str, Any], key: str) -> bool:
     return key in LENGTHS and any(over.get(own) is not None for own in LENGTHS)
 
 
-def _written_out(value: Any, left: list[int]) -> Any:
-    """A tree that shares nothing: an alias would carry an override elsewhere, and aliases of aliases grow on."""
-    left[0] -= 1 + len(value) if isinstance(value, str) else 1
-    if left[0] < 0:
-        raise ValueError("too large, with its aliases (*name) written out")
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"the key {short(key)} is not text; put it in quotes")
-        return {key: _written_out(below, left) for key, below in value.items()}
-    if isinstance(value, list):
-        return [_written_out(below, left) for below in value]
-    if not isinstance(value, (str, int, float, type(None))):
-        raise ValueError(f"found a {type(value).__name__}; wanted text, numbers, true, false, lists and mappings")
-    return value
-
-
 SETTINGS = "settings"
 """What of a recipe depends on data and machine, in a file of its own: any recipe's keys, to go with many recipes.
 
@@ -207,7 +154,7 @@ Of ``stages`` it may name those of any shipped recipe; a recipe takes the lines 
 
 def _read(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     text, origin = source(recipe)
-    place = str(Path(origin).resolve()) if Path(origin).is_file() else origin
+    place = str(Path(origin).resolve()) if os.path.isfile(origin) else origin
     if place in seen:
         raise RecipeError(f"{origin}: extends itself ({' → '.join((*seen, place))})")
     tree = parse(text, origin)
@@ -224,12 +171,17 @@ def _read(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
             below = _read(_beside(origin, parent), (*seen, place))
         except RecipeError as error:
             raise RecipeError(f"{error}" if seen else f"{error} (extended by {origin})") from error
-    return merge(_settle(below, _beside(origin, settings)) if settings is not None else below, tree)
+    if settings is not None:
+        try:
+            below = _settle(below, _beside(origin, settings))
+        except RecipeError as error:
+            raise RecipeError(f"{error} (settings of {origin})") from error
+    return merge(below, tree)
 
 
 def _beside(origin: str, name: str) -> str:
     beside = Path(origin).parent / name
-    return str(beside) if beside.is_file() else name
+    return str(beside) if os.path.isfile(beside) else name  # not Path.is_file, which a name too long makes raise
 
 
 def _settle(tree: dict[str, Any], settings: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.progress import note
+from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import can_score
 from embae.trainer.recipe import load
@@ -29,9 +31,9 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
         DataError: The dataset is missing, or has nothing to score.
     """
     exports, recipe = {}, None
-    if (run / "model.json").is_file():
+    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
         exports[run.resolve().parent.name] = run
-    elif (run / "recipe.yaml").is_file():
+    elif os.path.isfile(run / "recipe.yaml"):
         recipe = load(str(run / "recipe.yaml"))
         rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
         exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
@@ -43,6 +45,7 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
         raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
     tta = tta or (recipe.scoring.tta if recipe else "flip")
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
+    check_rows(index)
     if not can_score(index):
         raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
 
@@ -65,7 +68,7 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
 
 def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:
     name = dataset or target
-    if root is not None and name is not None and ((root / name).is_dir() or not Path(name).is_dir()):
+    if root is not None and name is not None and (os.path.isdir(root / name) or not os.path.isdir(name)):
         return Index.open(root / name)
     if dataset is None:
         raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")

@@ -15,6 +15,8 @@ from typing import Any
 
 from embae.trainer.mistakes import short
 
+MOST_ROUNDS = 100
+
 
 def expand(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Writes the rounds of a recipe out.
@@ -29,8 +31,8 @@ def expand(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     rounds, run, stages = tree.pop("rounds", 1), tree.get("run"), tree.get("stages")
     if not isinstance(run, list) or not isinstance(stages, dict) or not any(isinstance(name, list) for name in run):
         return tree, []
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        return tree, [f"rounds: found {short(rounds)}; wanted a whole number from 1"]
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MOST_ROUNDS:
+        return tree, [f"rounds: found {short(rounds)}; wanted a whole number from 1 to {MOST_ROUNDS}"]
     repeated = [name for entry in run if isinstance(entry, list) for name in entry]
     wrong = [f"run: repeats {short(name)}; wanted the name of a stage" for name in repeated
              if not isinstance(name, str) or not isinstance(stages.get(name), dict)]

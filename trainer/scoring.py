@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from embae.datasets.index import Index
 from embae.datasets.index_writer import write_whole
+from embae.datasets.plain import read_json
 from embae.datasets.plan import by_content
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
@@ -33,7 +34,7 @@ from embae.trainer.preflight import can_score
 from embae.trainer.schema import Recipe
 from embae.trainer.stage import spec_of
 from embae.trainer.stage_folder import EXPORT, done
-from embae.trainer.table import SHOWN, score_table, write_scores
+from embae.trainer.table import SHOWN, are_numbers, are_scores, score_table, write_scores
 
 
 def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, world: World, monitor: Monitor,
@@ -95,7 +96,7 @@ class _Scorer:
             return found.scores
 
         asked = {"tta": self._recipe.scoring.tta, "loader": self._recipe.data.loader}
-        return self._kept(path, asked, take)
+        return self._kept(path, asked, take, are_scores)
 
     def probes(self, row: str) -> dict[str, float]:
         """What a row's codes hold, and how far they are from its start's."""
@@ -109,11 +110,12 @@ class _Scorer:
             return found
 
         path = self.path(stage).with_name(f"{self._target.name}-probes.json")
-        return self._kept(path, {"start": before, "seed": self._recipe.seed}, take)
+        return self._kept(path, {"start": before, "seed": self._recipe.seed}, take, are_numbers)
 
-    def _kept(self, path: Path, asked: dict[str, Any], take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _kept(self, path: Path, asked: dict[str, Any], take: Callable[[], dict[str, Any]],
+              fits: Callable[[Any], bool]) -> dict[str, Any]:
         asked = {"fingerprint": self._target.fingerprint, **asked}
-        found = broadcast_object(_read(path, asked) if self._world.first else None)
+        found = broadcast_object(read_kept(path, asked, fits) if self._world.first else None)
         if found is None:
             found = take()
             if self._world.first:
@@ -139,12 +141,15 @@ def _line(scores: dict[str, Any], stage: str, step: int, target: Index) -> str:
     return f"[{stage}] step {step}  {target.name}: {said}"
 
 
-def _read(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def read_kept(path: Path, asked: dict[str, Any], fits: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """What was measured before; None where that is damaged or answers another question, so that it is taken again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found["found"] if all(found.get(key) == value for key, value in asked.items()) else None
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = read_json(path)
+    except (OSError, ValueError):
         return None
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in asked.items()):
+        return None
+    return found["found"] if fits(found.get("found")) else None
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:

@@ -9,13 +9,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from embae.datasets.index_writer import sync_file
+from embae.datasets.plain import read_json
+from embae.trainer.errors import RecipeError
 
 EXPORT, MARK = "export", "done"
 
@@ -41,8 +44,24 @@ def is_done(run: Path, stage: str) -> bool:
 
 
 def done(run: Path, stage: str) -> Done:
-    """What a finished stage took."""
-    return Done(**json.loads((run / stage / MARK).read_text(encoding="utf-8")))
+    """What a finished stage took.
+
+    Raises:
+        RecipeError: Its mark is damaged.
+    """
+    path = run / stage / MARK
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("not a mapping")
+        took = Done(**{field.name: found[field.name] for field in fields(Done)})
+        if not (type(took.steps) is int and type(took.images) is int and type(took.rank_seconds) in (int, float)
+                and took.steps >= 0 and took.images >= 0 and 0 <= took.rank_seconds < math.inf):
+            raise ValueError("wanted counts of steps and images, and rank_seconds")
+    except (OSError, KeyError, ValueError) as error:
+        raise RecipeError(f"{path}: does not say what the stage took ({error}); remove it, and the same command does "
+                          "this stage again") from error
+    return took
 
 
 @contextmanager

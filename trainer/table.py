@@ -30,6 +30,23 @@ def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -
     return "\n".join(lines)
 
 
+def are_numbers(tree: Any) -> bool:
+    """Whether a tree is a mapping of names to numbers."""
+    return isinstance(tree, dict) and all(type(value) in (int, float) for value in tree.values())
+
+
+def are_scores(tree: Any) -> bool:
+    """Whether a tree has the scores of one row, as `score_table` and comparisons take them."""
+    if not isinstance(tree, dict):
+        return False
+    intervals = tree.get("interval")
+    plain = {name: value for name, value in tree.items() if name != "interval"}
+    return (are_numbers(plain) and {*SHOWN, "queries"} <= plain.keys()
+            and isinstance(intervals, dict) and "Rank-1" in intervals
+            and all(isinstance(pair, list) and len(pair) == 2 and are_numbers(dict(enumerate(pair)))
+                    for pair in intervals.values()))
+
+
 def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes ``{"dataset", "tta", "rows": {row: scores}}``, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -148,7 +148,7 @@ def test_overrides_and_defaults_reach_every_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rounds", [0, -1, 1.5, "two", True, [2]])
 def test_rounds_are_a_whole_number(rounds: Any) -> None:
-    assert refused(written(rounds=rounds))[0] == f"rounds: found {rounds!r}; wanted a whole number from 1"
+    assert refused(written(rounds=rounds))[0] == f"rounds: found {rounds!r}; wanted a whole number from 1 to 100"
 
 
 @pytest.mark.parametrize("name", ["clusterr", 3, None, ["retrain"], {"retrain": 1}])
