@@ -50,10 +50,18 @@ def members(tar: BinaryIO) -> Iterator[Member]:
         name = _NAME.fullmatch(found.name)
         if name is None or found.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise DataError(f"{found.name[:200]!r} at byte {at:,} is no plain file KEY.jpg or KEY.json")
-        if found.tobuf(tarfile.USTAR_FORMAT) != header:  # bytes that this reader passes over and another may not
-            raise DataError(f"{found.name} at byte {at:,} has a damaged header")
         start = at + _BLOCK
         if not 0 <= found.size <= length - start:
             raise DataError(f"{found.name} at byte {at:,} has {found.size:,} bytes, more than follow")
+        if not _is_ours(found, header):
+            raise DataError(f"{found.name} at byte {at:,} has a damaged header")
         yield Member(name[1], name[2], start, found.size)
         at = start + -(-found.size // _BLOCK) * _BLOCK
+
+
+def _is_ours(found: tarfile.TarInfo, header: bytes) -> bool:
+    """Whether a header says no more than what was understood: another reader might make more of it."""
+    try:
+        return found.tobuf(tarfile.USTAR_FORMAT) == header
+    except ValueError:  # a number that such a header does not hold
+        return False

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import save_file
 
 from embae.datasets.card import datasets_in
 from embae.datasets.errors import DataError
@@ -94,6 +99,76 @@ def test_synthetic_data_is_drawn_where_it_is_used_and_missing(tmp_path: Path) ->
     check(found, 1)
     with pytest.raises(DataError, match="unknown option 'people'"):
         draw_synthetic(recipe(data__sources=["lake"], data__synthetic={"lake": {"domain": "mall", "people": 3}}))
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def swap(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((tiny.shards() / "square" / name).read_bytes())
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a shard is missing": (lambda park: (park / "query-000000.tar").unlink(), "1 of 3 shards are missing (query-"),
+    "a shard is cut": (lambda park: cut(park / "gallery-000000.tar"), "shards are cut short (gallery-000000.tar has"),
+    "the index is cut": (lambda park: cut(park / "index.arrow"), "index.arrow is not a whole Arrow file"),
+    "an index of another dataset": (lambda park: swap(park, "index.arrow"), "they are not of one dataset"),
+    "a card of another dataset": (lambda park: swap(park, "dataset.yaml"), "they are not of one dataset"),
+    "another format": (lambda park: edit(park / "dataset.yaml", "format: 1", "format: 2"), "dataset.yaml has format 2"),
+    "a name that leads elsewhere": (lambda park: edit(park / "dataset.yaml", "name: park", "name: ../x"), "lacks name"),
+    "a flipped bit in an identity": (lambda park: flip(park / "index.arrow", place_of_pids(park)),
+                                     "index.arrow: its rows have the fingerprint"),
+}  # fmt: skip
+
+
+def place_of_pids(park: Path) -> int:
+    return (park / "index.arrow").read_bytes().index(Index.open(park).pid[:8].tobytes())
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_data_are_told_before_the_start(tmp_path: Path, damage: str) -> None:
+    shutil.copytree(tiny.shards() / "park", tmp_path / "park")
+    for name in ("square", "tower"):
+        (tmp_path / name).symlink_to(tiny.shards() / name)
+    harm, message = DAMAGE[damage]
+    harm(tmp_path / "park")
+    with pytest.raises(DataError) as caught:
+        check(recipe(data__root=str(tmp_path)), 1)
+    assert message in str(caught.value) and str(tmp_path / "park") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
+def test_a_damaged_export_to_start_from_is_told_before_the_start(tmp_path: Path, file: str) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({
+        "format": 1, "model": {}, "parts": ["backbone"], "image": [48, 24], "mean": [0, 0, 0], "std": [1, 1, 1],
+        "heads": [], "cameras": [], "classes": 0}))  # fmt: skip
+    save_file({"backbone.x": np.zeros((3, 4), np.float32)}, tmp_path / "model.safetensors")
+    found = recipe(stages__embedding__init=str(tmp_path))
+    check(found, 1)
+    cut(tmp_path / file)
+    with pytest.raises(ExportError, match=rf"^stages\.embedding\.init: {tmp_path / file}: "):
+        check(found, 1)
+    weights = recipe(stages__embedding__init=str(tmp_path / "model.safetensors"))
+    if file == "model.safetensors":
+        with pytest.raises(ExportError, match=r"^stages\.embedding\.init: .*not a whole safetensors file"):
+            check(weights, 1)
 
 
 @pytest.mark.parametrize(
