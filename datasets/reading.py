@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from embae.datasets.images import decoded
+from embae.datasets.jpeg import check_jpeg
 from embae.datasets.shard_reader import ShardReader, where
 from embae.datasets.view import View
 
@@ -28,13 +29,15 @@ class ViewReader:
         return [self._readers[dataset].read(row) for dataset, row in zip(*self._view.locate(rows), strict=True)]
 
     def decode(self, row: int) -> Image.Image:
-        """An image by Pillow, to say by name which of a batch cannot be decoded.
+        """An image by Pillow, its segments looked at too, to say by name which of a batch cannot be decoded.
 
         Raises:
             DataError: This one.
         """
         dataset, local = (int(value[0]) for value in self._view.locate(np.array([row])))
-        return decoded(self._readers[dataset].read(local), where(self._view.indexes[dataset], local))
+        data, name = self._readers[dataset].read(local), where(self._view.indexes[dataset], local)
+        check_jpeg(data, name)
+        return decoded(data, name)
 
     def close(self) -> None:
         """Closes the shards."""

@@ -150,3 +150,19 @@ def test_dali_is_handed_nothing_but_jpegs(index: Index, images: Images) -> None:
             with_column(index.root, "crc32", crc)
             with pytest.raises(DataError, match=r"\(row 1\): (not a JPEG|has \(height, width\))"):
                 load(Index.open(index.root), [0, 1, 2, 3], "dali")
+
+
+@pytest.mark.parametrize("loader", ["dali", "webdataset"])
+def test_a_jpeg_that_ends_early_is_named(index: Index, images: Images, loader: str) -> None:
+    """It declares what the index says and its checksum is right: the decoder fails, and the image is told by name."""
+    path = index.root / SHARD
+    with kept(path, index.root / "index.arrow"):
+        data = bytearray(path.read_bytes())
+        start, size = int(index.offset[1]), int(index.size[1])
+        data[start + size // 2 : start + size] = bytes(size - size // 2)
+        written(path, bytes(data))
+        crc = np.array(index.crc32)
+        crc[1] = zlib.crc32(data[start : start + size])
+        with_column(index.root, "crc32", crc)
+        with pytest.raises(DataError, match=rf"{SHARD}: image .* \(row 1\): (a JPEG cut short|a damaged JPEG)"):
+            load(Index.open(index.root), [0, 1, 2, 3], loader)
