@@ -12,8 +12,10 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -29,17 +31,29 @@ def read_bytes(path: Path, most: int) -> bytes:
         OSError: It cannot be read, is larger, or is no plain file (whose reading may never end).
         ValueError: The path cannot be one.
     """
+    with open_plain(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+    return data
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to read if it is a plain one.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+        ValueError: The path cannot be one.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a plain file")
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(most + 1)
+            yield file
     finally:
         os.close(descriptor)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
-    return data
 
 
 def read_json(path: Path, most: int = MOST) -> Any:
