@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
-from embae.trainer.cameras import TABLES, Camera, has_table, numbers, put_out, seen_by
+from embae.trainer.cameras import MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
 from embae.trainer.errors import RecipeError
 from embae.trainer.mistakes import short
 from embae.trainer.schema import Model
@@ -161,16 +161,18 @@ class EmbAE(nn.Module):
         return numbers(self.cameras, names, dataset, camid) if self.cameras else None
 
 
-def tables(model: EmbAE) -> dict[str, tuple[int, int]]:
-    """The shapes that a model's tables by camera must have, by their names in its state."""
-    found = {}
-    widths = {"backbone": model.features, "embedding": model.z}
-    for path, module in model.named_modules():
-        for name in TABLES:
-            if has_table(module, name):
-                of = module.get_buffer("running_mean") if isinstance(module, _BatchNorm) else None
-                found[f"{path}.{name}"] = (len(model.cameras), widths.get(path, 0) if of is None else len(of))
-    return found
+def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
+    """The shape of a model's table by camera, by its name in a state; None where it has no place for one of that name.
+
+    `cameras.py` says what tables there are.
+    """
+    path, _, name = key.rpartition(".")
+    owner = dict(model.named_modules()).get(path)
+    if name in (MEAN, VAR) and isinstance(owner, _BatchNorm):
+        return len(model.cameras), owner.num_features
+    if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
+        return len(model.cameras), model.features if path == "backbone" else model.z
+    return None
 
 
 def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
