@@ -143,7 +143,7 @@ def test_pickled_weights_run_no_code(tmp_path: Path) -> None:
         assert not run.exists()
 
 
-@inputs(20)
+@inputs(10)
 @given(changes=edits)
 def test_damaged_pickled_weights(folder: Path, changes: list[tuple[str, int, int]]) -> None:
     path = folder / "weights.pth"

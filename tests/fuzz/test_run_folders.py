@@ -55,7 +55,7 @@ FILES = ["recipe.yaml", "embedding/done", "embedding/export/model.json", "embedd
 PLACES = [*FILES, "embedding", "embedding/export", "autoencoder", "autoencoder/done", ".lock", "metrics.jsonl", "."]
 
 
-@inputs(30)
+@inputs(20)
 @given(what=st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(ODD)), min_size=1, max_size=3))
 def test_other_things_where_files_and_folders_are_wanted(
     tmp_path_factory: pytest.TempPathFactory, whole: Path, what: list[tuple[str, Any]]
@@ -78,7 +78,7 @@ def test_other_things_where_files_and_folders_are_wanted(
     shutil.rmtree(run.parent)
 
 
-@inputs(20)
+@inputs(12)
 @given(file=st.sampled_from(FILES), changes=edits)
 def test_damaged_files(
     tmp_path_factory: pytest.TempPathFactory, whole: Path, file: str, changes: list[tuple[str, int, int]]
@@ -91,7 +91,7 @@ def test_damaged_files(
     shutil.rmtree(run.parent)
 
 
-@inputs(20)
+@inputs(12)
 @given(changes=tree_edits)
 def test_bent_recipes(whole: Path, changes: list[tuple[str, int, int]]) -> None:
     path = whole / "recipe.yaml"
@@ -104,7 +104,7 @@ def test_bent_recipes(whole: Path, changes: list[tuple[str, int, int]]) -> None:
         path.write_text(before)
 
 
-@inputs(60)
+@inputs(40)
 @given(key=st.sampled_from(["data.root", "data.target", "data.sources", "stages.embedding.init", "data.synthetic",
                             "stages.embedding.data.P", "stages.embedding.data.K", "stages.autoencoder.data.batch",
                             "model.backbone", "seed", "data.image"]),

@@ -119,7 +119,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-@inputs(25)
+@inputs(15)
 @given(changes=edits)
 def test_damaged_bytes(target: Target, changes: list[tuple[str, int, int]]) -> None:
     with kept(target.path), works_or_refuses(*target.names):
@@ -127,7 +127,7 @@ def test_damaged_bytes(target: Target, changes: list[tuple[str, int, int]]) -> N
         target.read()
 
 
-@inputs(25)
+@inputs(15)
 @given(changes=tree_edits)
 def test_bent_trees(target: Target, changes: list[tuple[str, int, int]]) -> None:
     if target.path.suffix == ".npy":
