@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -23,13 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from embae.datasets.index_writer import sync_file, sync_folder
+from embae.datasets.plain import open_plain, read_json
 from embae.datasets.progress import note
 from embae.trainer.errors import ExportError
 from embae.trainer.export import read_weights
 
 FORMAT = 1
 FOLDER, STATE, META, MARK = "checkpoints", "state.safetensors", "checkpoint.json", "complete"
-_LARGEST_JSON = 10**6
 _NAME = re.compile(r"step-(\d{6,12})")
 
 
@@ -70,7 +71,7 @@ class Checkpoint:
         for name in (STATE, META):
             said = wanted.get(name)
             try:
-                found = _sum(path / name)
+                found = _sum(path / name, said)
             except OSError as error:
                 raise ExportError(f"{path / name}: cannot be read ({error.strerror})") from error
             if found != said:
@@ -167,9 +168,13 @@ def _save(state: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"{path}: cannot be written ({error})") from error
 
 
-def _sum(path: Path) -> dict[str, Any]:
+def _sum(path: Path, said: Any = None) -> dict[str, Any]:
+    """Size and checksum of a file; of one that has another size than was said, the size alone."""
     digest, size = hashlib.blake2b(), 0
-    with path.open("rb") as file:
+    with open_plain(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if isinstance(said, dict) and said.get("bytes") != length:
+            return {"bytes": length}
         while chunk := file.read(2**20):
             digest.update(chunk)
             size += len(chunk)
@@ -178,14 +183,10 @@ def _sum(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_JSON + 1)
-        if len(text) > _LARGEST_JSON:
-            raise ValueError(f"of more than {_LARGEST_JSON:,} bytes")
-        tree = json.loads(text)
+        tree = read_json(path)
         if not isinstance(tree, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ExportError(f"{path}: not of a whole checkpoint ({error})") from error
     return tree
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets_of import kept
-from fuzzing import a_folder, a_loop, damaged, edits, empty, inputs, nothing, replaced, works_or_refuses
+from fuzzing import ODD, damaged, edits, inputs, replaced, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def test_damaged_files(stage: Path, name: str, changes: list[tuple[str, int, int
             right(found)
 
 
-@pytest.mark.parametrize("odd", [a_folder, a_loop, empty, nothing])
+@pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_file(stage: Path, name: str, odd: Any) -> None:
     with replaced(place(stage, 10) / name, odd):
