@@ -64,7 +64,7 @@ class Engine:
         optimizer = build_optimizer(stage.optimizer, trained)
         optimizer.register_step_pre_hook(self._leave_unmoved)
         # Fused optimizers look at it on the device, so that nothing waits for its value.
-        optimizer.found_inf = self._broken
+        optimizer.found_inf = self._broken  # type: ignore[attr-defined]
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, model_parameters=trained, dist_init_required=False,
             config={

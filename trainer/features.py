@@ -108,7 +108,7 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
         if world.first:
             chunks = path.with_suffix(".chunks")
             seconds = sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix)
-            took.write_text(str(seconds), encoding="utf-8")
+            _write_seconds(took, seconds)
             os.replace(path.with_suffix(".partial"), path)
             shutil.rmtree(chunks)
     dist.barrier()
@@ -151,10 +151,13 @@ def _compute(model: EmbAE, view: View, order: np.ndarray, path: Path, spec: Imag
                     file.write(found.cpu().numpy().tobytes())
                     at += len(batch.rows)
                 os.fsync(file.fileno())
-                write_whole(chunks / f"{number}", lambda mark, since=since: mark.write(
-                    str(time.perf_counter() - since).encode()))
+                _write_seconds(chunks / f"{number}", time.perf_counter() - since)
         batches.close()
     dist.barrier()
+
+
+def _write_seconds(path: Path, seconds: float) -> None:
+    write_whole(path, lambda file: file.write(str(seconds).encode()))
 
 
 def standard(features: Features, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -90,7 +90,7 @@ def _later(line: bytes, stage: str, step: int) -> bool:
     try:
         record = json.loads(line)
         return record["stage"] == stage and record["step"] >= step + (record["kind"] != "eval")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
 

@@ -22,7 +22,7 @@ from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import dump, load
 from embae.trainer.schema import Recipe
-from embae.trainer.stage_folder import is_done
+from embae.trainer.stage_folder import done, is_done
 from embae.trainer.stage_schema import LENGTHS
 
 
@@ -32,7 +32,7 @@ def check_same(run: Path, recipe: Recipe) -> None:
     Evaluation, checkpoints, the time-out and the length of unfinished stages may differ.
 
     Raises:
-        RecipeError: Naming the keys that differ.
+        RecipeError: Naming the keys that differ, or the file that is damaged.
     """
     path = run / "recipe.yaml"
     if not path.exists():
@@ -41,6 +41,9 @@ def check_same(run: Path, recipe: Recipe) -> None:
     free = ["evaluate", "scoring", "checkpoints", "timeout"]
     free += [f"stages.{stage}.evaluate_every" for stage in recipe.run]
     unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
+    for stage in recipe.run:
+        if stage not in unfinished:
+            done(run, stage)  # a damaged mark is told before anything starts
     free += [f"stages.{stage}.{key}" for stage in unfinished for key in LENGTHS]
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
               and not any(key == name or key.startswith(name + ".") for name in free)]

@@ -17,6 +17,9 @@ TTA = Literal["none", "flip", "ten-crop"]
 RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped")  # values of init, and folders of a run
 
 
+Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels
+
+
 class Nuisance(Strict):
     """The nuisance heads: how wide, and how many."""
 
@@ -39,7 +42,7 @@ class Data(Strict):
     root: Path = Path("shards")
     sources: list[Name] = Field(min_length=1)
     target: Name
-    image: tuple[Count, Count] = (256, 128)
+    image: tuple[Side, Side] = (256, 128)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     loader: Literal["dali", "webdataset"] = "dali"
