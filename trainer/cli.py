@@ -296,7 +296,10 @@ def _run(application: typer.Typer) -> None:
     except Stopped as stopped:
         stopping.end(str(stopped))
     except Exception as error:
-        error = lost(error) or error
+        broken = lost(error)
+        if broken and stopping.asked:  # the others have ended as they were asked to, a moment before this rank
+            stopping.cut()
+        error = broken or error
         ours = exit_code(error) == 2
         foreseen = ours or isinstance(error, (RunError, FloatingPointError, OSError, MemoryError))
         if not foreseen or "--debug" in sys.argv:

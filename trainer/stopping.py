@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from embae.trainer.errors import RunError
+
 AGAIN = 75
 """Exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h."""
 MARK = "stopped"
@@ -70,20 +72,28 @@ class Stopping:
         again = self.asked == "SIGINT" and number == signal.SIGINT
         self.asked = self.asked or signal.Signals(number).name
         if again:
-            self._say("embae: ended at once; the same command goes on from the last checkpoint")
-            os._exit(1)
+            self.cut()
         if not self._later:
             self.end("outside of a stage's steps")
 
     def end(self, where: str) -> None:
         """Ends this process so that the same command goes on."""
         self._later = True  # a signal that comes now changes nothing
-        self.before_end()
-        self._say(f"embae: stopped by {self.asked} {where}; the same command goes on")
+        try:
+            self.before_end()
+        except RunError as error:
+            self._say(f"embae: {error}")
+        why = f"{self.asked or 'a signal to another rank'} {where}"
+        self._say(f"embae: stopped by {why}; the same command goes on")
         if self._run:
-            mark(self._run, f"{self.asked} {where}")
+            mark(self._run, why)
         sys.stdout.flush()
         os._exit(AGAIN)
+
+    def cut(self) -> None:
+        """Ends this process without a checkpoint."""
+        self._say("embae: ended at once; the same command goes on from the last checkpoint")
+        os._exit(1)
 
     def _say(self, text: str) -> None:
         if self._first:
