@@ -26,7 +26,8 @@ class Agreement:
         Args:
             flags: This rank's; tensors are `()` on the training device, and set where not 0.
         """
-        own = torch.stack([torch.as_tensor(flag, dtype=torch.float32, device=self._world.device) for flag in flags])
+        own = torch.stack([flag.float() if isinstance(flag, Tensor) else
+                           torch.full((), float(flag), device=self._world.device) for flag in flags])
         if self._world.world_size > 1:
             dist.all_reduce(own, dist.ReduceOp.MAX)
         if not self._gpu:
