@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from embae.datasets.errors import DataError
+from embae.slurm.command import slurm
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
 from embae.trainer.schema import TTA, Recipe
 from embae.trainer.stopping import stopping
@@ -243,6 +244,9 @@ def evaluate(
     """
     from embae.trainer.rescore import rescore
     rescore(run, dataset, tta, to)
+
+
+app.command()(slurm)
 
 
 def _pair(text: str) -> tuple[str, str]:

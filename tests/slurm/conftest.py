@@ -1,0 +1,56 @@
+"""The cluster, a run on it that nothing interrupts, and what they need of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
+for folder in ("slurm", "trainer"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+
+import tiny
+from cluster import PROGRAMS, Cluster
+from jobs import RECIPE, Desk
+from network import Network, missing
+
+
+def _require(why: str) -> None:
+    if why and os.environ.get("EMBAE_REQUIRE_SLURM") == "1":
+        pytest.fail(why, pytrace=False)
+    if why:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes under SLURM."""
+    _require(missing(*PROGRAMS))
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """Two computers joined by a cable."""
+    _require(missing())
+    network = Network(tmp_path, ["one", "two"])
+    yield network
+    network.close()
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A user's folder with a recipe and shards, under a name that has to be quoted."""
+    folder = tmp_path_factory.mktemp("desk") / "it's \"my\" $HOME; 50 %"
+    folder.mkdir()
+    shutil.copytree(tiny.shards(), folder / "shards")
+    tiny.write(folder, RECIPE, "my recipe.yaml")
+    return Desk(folder)
