@@ -43,8 +43,8 @@ def fill(name: str, options: Mapping[str, str | None], settings: Mapping[str, st
         if given is None:
             continue
         if found := _UNSAFE.search(given):
-            raise RecipeError(f"{key}={given!r}: a line for sbatch cannot hold {found.group()!r}; say it in other words, "
-                              "or give it to sbatch itself")
+            raise RecipeError(f"{key}={given!r}: a line for sbatch cannot hold {found.group()!r}; say it in other "
+                              "words, or give it to sbatch itself")
         head.append(f"#SBATCH --{key}={given}" if given else f"#SBATCH --{key}")
     told = [f"{key}={shlex.quote(value)}" for key, value in settings.items()]
     told += [f'set -- {shlex.join(words)} "$@"'] if words else []

@@ -68,7 +68,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._env = {key: value for key, value in os.environ.items()
-                     if not key.startswith(("SLURM", "SBATCH", "SRUN", "EMBAE_")) and not key.lower().endswith("_proxy")}
+                     if not key.startswith(("SLURM", "SBATCH", "SRUN", "EMBAE_"))}
         self._env |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{self._env['PATH']}:/usr/sbin:/sbin"}
         (folder / "slurm.conf").write_text(_CONF.format(folder=folder, cpus=CPUS, gpus=GPUS))
         for gpu in range(GPUS):  # slurmd wants character devices; these are /dev/null
@@ -83,9 +83,9 @@ class Cluster:
         self._munged: subprocess.Popen[bytes] | None = None
         try:
             self._munged = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
-                 f"--socket={folder}/munge.sock", f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed",
-                 f"--log-file={folder}/munge.log"],
+                ["setpriv", "--pdeathsig", "KILL", "munged", "--foreground", "--force",
+                 f"--key-file={folder}/munge.key", f"--socket={folder}/munge.sock", f"--pid-file={folder}/munge.pid",
+                 f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log"],
                 env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
             until((folder / "munge.sock").exists, 20, self._logs)
             self.network.switch.start("slurmctld", "-D", "-i", log=self._log, env=self._env)

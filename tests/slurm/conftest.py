@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 
 # Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
-for folder in ("slurm", "trainer"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "trainer")]
 
 import tiny
 from cluster import PROGRAMS, Cluster

@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import tiny
 from cluster import Cluster

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import EVERY, STEPS, Desk
+from jobs import Desk
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,17 @@
-"""What train.sbatch tells the ranks, and what it makes of how they end; SLURM is real, the ranks a line of Python each."""
+"""What train.sbatch tells the ranks, and what it makes of how they end. SLURM is real, a rank a line of Python."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster import Cluster
-from jobs import TRAIN, Desk
+from jobs import TRAIN
 from network import until
 
 # Stands in for the environment's Python. It notes that it was started, where and with what, and runs the test's lines.
@@ -86,7 +86,7 @@ def test_one_torchrun_a_node(cluster: Cluster, send: Send, tmp_path: Path) -> No
     agents = started(tmp_path / "run")
     assert list(agents) == ["node1-0-0", "node2-0-0"]
     for name, (argv, env) in agents.items():
-        said = dict(zip(argv, argv[1:], strict=False))
+        said = dict(itertools.pairwise(argv))
         assert (said["--nnodes"], said["--nproc-per-node"], env["CUDA_VISIBLE_DEVICES"]) == ("2", "2", "0,1")
         assert said["--rdzv-conf"] == f"is_host={int(name.startswith('node1'))}"
         assert argv[-6:] == ["-m", "embae.trainer", "--out", str(tmp_path / "run"), "recipe", "a b"]
@@ -144,7 +144,8 @@ def test_cancelled_is_cancelled(cluster: Cluster, send: Send, tmp_path: Path) ->
     cluster.run("scancel", job)
     assert cluster.wait(job)["JobState"] == "CANCELLED"
     until((tmp_path / "run" / "stopped").exists, 30, "the checkpoint")
-    until(lambda: "stopped; the job is COMPLETING" in (tmp_path / f"embae-{job}.log").read_text(), 30, "the script's end")
+    log = tmp_path / f"embae-{job}.log"
+    until(lambda: "stopped; the job is COMPLETING" in log.read_text(), 30, "the script's end")
     time.sleep(1)
     assert (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("CANCELLED", "0")
 
