@@ -66,6 +66,12 @@ def test_datasets_never_import_the_trainer() -> None:
     assert not wrong
 
 
+def test_jobs_are_the_command_lines_alone() -> None:
+    """What trains does not know what it runs under."""
+    others = [name for name in importers("embae.slurm") if not name.startswith("embae.slurm.")]
+    assert others == ["embae.trainer.cli"]
+
+
 def test_a_file_for_spawning_holds_one_call() -> None:
     tree = sources("embae.trainer")["embae.trainer.__main__"]
     assert not [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
@@ -162,6 +168,7 @@ LIGHT = [
     "embae.trainer.launch",
     "embae.trainer.schedule",
     "embae.trainer.table",
+    "embae.slurm.command",
     "embae.datasets.index",
     "embae.datasets.plan",
     "embae.datasets.view",

@@ -16,7 +16,7 @@ def test_ruff() -> None:
 
 def test_mypy(tmp_path: Path) -> None:
     # Elsewhere than in the checkout: mypy must see the installed packages, under their real names.
-    packages = ["-p", "embae.datasets", "-p", "embae.trainer"]
+    packages = ["-p", "embae.datasets", "-p", "embae.trainer", "-p", "embae.slurm"]
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), *packages]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 # Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "trainer")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 from cluster import PROGRAMS, Cluster
