@@ -53,3 +53,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     shutil.copytree(tiny.shards(), folder / "shards")
     tiny.write(folder, RECIPE, "my recipe.yaml")
     return Desk(folder)
+
+
+@pytest.fixture(scope="session")
+def expected(desk: Desk) -> bytes:
+    """What two ranks export if nothing stops them, started on one computer by our own launcher."""
+    done = tiny.embae("train", "my recipe.yaml", "--nproc", 2, "--out", "expected", cwd=desk.folder)
+    assert done.returncode == 0, done.stderr
+    return desk.weights("expected")

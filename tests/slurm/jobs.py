@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,14 +13,16 @@ import tiny
 from cluster import Cluster
 from network import until
 
-STEPS, EVERY = 300, 20
+STEPS, EVERY = 120, 20
 RECIPE = tiny.tree(
     run=["embedding"],
     evaluate={"Baseline": "embedding"},
     data__loader="webdataset",
     stages__embedding__epochs=None,
     stages__embedding__steps=STEPS,
+    stages__embedding__log_every=5,
 )
+WORDS = ("my recipe.yaml", f"checkpoints.every={EVERY}")
 TRAIN, SHARD = (str(resources.files("embae.slurm") / f"{name}.sbatch") for name in ("train", "shard"))
 
 
@@ -45,10 +48,10 @@ class Desk:
         """Waits until a run has come that far."""
         until(lambda: self.step(run) >= step, 120, lambda: f"step {step} of {run}, which is at {self.step(run)}")
 
-    def send(self, cluster: Cluster, run: str, *options: object, **env: str) -> str:
+    def send(self, cluster: Cluster, run: str, *options: str, words: Sequence[str] = (), **env: str) -> str:
         """Sends the recipe by the shipped script, on two nodes with a rank each."""
-        return cluster.submit("--nodes=2", *options, TRAIN, "my recipe.yaml", f"checkpoints.every={EVERY}",
-                              cwd=self.folder, EMBAE_PYTHON=sys.executable, EMBAE_OUT=run, **env)
+        return cluster.submit("--nodes=2", *options, TRAIN, *WORDS, *words, cwd=self.folder,
+                              EMBAE_PYTHON=sys.executable, EMBAE_OUT=run, **env)
 
     def log(self, job: str, name: str = "embae") -> str:
         """What a job has printed, in all its starts."""

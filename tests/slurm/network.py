@@ -6,6 +6,9 @@ interfaces and its mounts. That process ends with the one that started it. Needs
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -68,11 +71,23 @@ class Node:
         """The process that its namespaces belong to, as this system counts."""
         return self._inside
 
-    def start(self, *command: object, log: IO[Any] | int | None = None, **popen: Any) -> subprocess.Popen[str]:
+    def start(self, *command: object, log: IO[Any] | int | None = None, cwd: Path | None = None,
+              **popen: Any) -> subprocess.Popen[str]:
         """Starts a command on it, its output going to the log."""
-        enter = ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--pid", f"--wd={Path.cwd()}"]
+        enter = ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--pid",
+                 f"--wd={cwd or Path.cwd()}"]
         return subprocess.Popen([*enter, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT if log is not None else None, text=True, **popen)
+
+    def find(self, *words: str) -> list[int]:
+        """Processes on it in whose command lines these words stand together, as this system counts."""
+        mine, wanted = os.readlink(f"/proc/{self.pid}/ns/pid"), b"\0".join(map(os.fsencode, words))
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns" / "pid") == mine and wanted in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
 
     def run(self, *command: object, timeout: float = 60, **popen: Any) -> str:
         """Runs a command on it, and returns what it printed."""
@@ -145,8 +160,6 @@ def missing(*programs: str) -> str:
     Args:
         programs: What else is needed.
     """
-    import os
-    import shutil
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, to make network namespaces"
     gone = [name for name in ("ip", "unshare", "nsenter", "setpriv", *programs)
