@@ -112,10 +112,9 @@ class Cluster:
     def attempt(self, *command: object, cwd: Path | None = None, timeout: float = 60,
                 **env: str) -> subprocess.CompletedProcess[str]:
         """A user's command, which may fail."""
-        enter = ["nsenter", "--target", str(self.network.switch.pid), "--net", "--uts", "--mount",
-                 f"--wd={cwd or self._folder}"]
+        enter = ["nsenter", "--target", str(self.network.switch.pid), "--net", "--uts"]
         return subprocess.run([*enter, *map(str, command)], env={**self._env, **env}, capture_output=True, text=True,
-                              timeout=timeout, stdin=subprocess.DEVNULL)
+                              timeout=timeout, stdin=subprocess.DEVNULL, cwd=cwd or self._folder)
 
     def states(self, *nodes: str) -> set[str]:
         """What SLURM says of nodes: idle, down …"""

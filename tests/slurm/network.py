@@ -74,18 +74,20 @@ class Node:
     def start(self, *command: object, log: IO[Any] | int | None = None, cwd: Path | None = None,
               **popen: Any) -> subprocess.Popen[str]:
         """Starts a command on it, its output going to the log."""
+        # Not nsenter's --wd, a folder of the mounts that are left: no file could be moved from there to here.
         enter = ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--pid",
-                 f"--wd={cwd or Path.cwd()}"]
+                 "sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(cwd or Path.cwd())]
         return subprocess.Popen([*enter, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT if log is not None else None, text=True, **popen)
 
     def find(self, *words: str) -> list[int]:
-        """Processes on it in whose command lines these words stand together, as this system counts."""
+        """Processes on it whose command lines begin with these words, as this system counts."""
         mine, wanted = os.readlink(f"/proc/{self.pid}/ns/pid"), b"\0".join(map(os.fsencode, words))
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(process / "ns" / "pid") == mine and wanted in (process / "cmdline").read_bytes():
+                here = os.readlink(process / "ns" / "pid") == mine
+                if here and (process / "cmdline").read_bytes().startswith(wanted):
                     found.append(int(process.name))
         return found
 

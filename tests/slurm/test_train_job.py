@@ -15,6 +15,7 @@ from cluster import Cluster
 from jobs import EVERY, STEPS, WORDS, Desk
 from network import until
 
+RANK = ("-m", "embae.trainer", "--out")
 EMBAE = Path(sys.executable).parent / "embae"
 
 
@@ -61,13 +62,15 @@ def test_time_limit(cluster: Cluster, desk: Desk, expected: bytes) -> None:
     """
     job = desk.send(cluster, "limit", "--time=1", "--signal=B:USR1@10", EMBAE_DIRECT="1")
     desk.reach("limit", EVERY + 10)
-    ranks = [pid for node in cluster.network.nodes.values() for pid in node.find("-m", "embae.trainer", "--out", "limit")]
+    ranks = [pid for node in cluster.network.nodes.values() for pid in node.find(sys.executable, *RANK, "limit")]
     assert len(ranks) == 2
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     until(lambda: "the time limit is near" in desk.log(job), 60, "the warning")
     for pid in ranks:
         os.kill(pid, signal.SIGCONT)
+    cluster.wait(job, states=["PENDING"])
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")  # else it may take more than two starts
     said = finished(cluster, desk, job, 1)
     assert "stopped; queued again" in said
     assert desk.weights("limit") == expected
