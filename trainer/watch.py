@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -105,16 +106,26 @@ class Watch:
             if now - self._moved > self._timeout and (why := self._why(now)):
                 print(f"embae: rank {self._rank} ({self._where}) has waited for {now - self._moved:.0f} s. {why} "
                       "The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+                self._end_agent(now)
                 os._exit(1)
+
+    def _end_agent(self, now: float) -> None:
+        """Ends torchrun's agent with this rank, where the store is gone and no rank is started again.
+
+        The agent does not see that the rank ends: it is inside its own store, which is mostly on that node too, and
+        (measured) comes back neither within minutes nor for SIGTERM.
+        """
+        if now - self._told > self._timeout / 2 and os.environ.get("TORCHELASTIC_MAX_RESTARTS") == "0":
+            os.kill(os.getppid(), signal.SIGKILL)
 
     def _why(self, now: float) -> str | None:
         """Whom this rank waits for in vain, in a sentence; None where it may wait on."""
+        if now - self._told > self._timeout / 2:  # then nobody has been heard, for all that they say
+            return "The store that the ranks met at does not answer: its node is gone, or cut off."
         silent = [f"{_name(other, told)} was last heard {now - at:.0f} s ago" for other, (told, at) in
                   sorted(self._heard.items()) if now - at > self._timeout / 2]
         if silent:
             return f"{'; '.join(silent)}: dead, or cut off."
-        if now - self._told > self._timeout / 2:
-            return "The store that the ranks met at does not answer: its node is gone, or cut off."
         if not self._stepping or not self._heard:
             return None
         behind = min(told["count"] for told, _ in self._heard.values())
