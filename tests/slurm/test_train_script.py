@@ -157,6 +157,7 @@ def test_a_warning_is_repeated_until_the_ranks_hear_it(cluster: Cluster, send: S
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert outcome(cluster.wait(job)) == ("COMPLETED", "0:0", "1")
+    assert [name[-1] for name in sorted(started(tmp_path / "run"), key=lambda name: name[-1])] == ["0", "1"]
     assert (tmp_path / f"embae-{job}.log").read_text().count("time limit") == 1
 
 
