@@ -311,6 +311,8 @@ def _run(application: typer.Typer) -> None:
         print(f"embae: {error or type(error).__name__}" if foreseen else
               "embae: this is a bug of embae's; please report it with the lines above", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if worker and not ours and not broken:
+            stopping.fail(str(error))
         # Not sys.exit: other ranks may wait for this one in an exchange that the interpreter's end would wait for.
         os._exit(2 if ours else 1)
 

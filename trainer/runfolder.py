@@ -4,7 +4,7 @@
     runs/<recipe>/metrics.jsonl    one JSON object a line
     runs/<recipe>/tensorboard/
     runs/<recipe>/<stage>/         see `stage_folder.py` and `checkpoint.py`
-    runs/<recipe>/stopped          there while the run is stopped and can go on, see `stopping.py`
+    runs/<recipe>/stopped, failed  how it ended, if not well; see `stopping.py`
     runs/<recipe>/evaluation/<dataset>.json
 """
 

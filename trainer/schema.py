@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Strict, Whole, checked
 
 TTA = Literal["none", "flip", "ten-crop"]
-RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped")  # values of init, and folders of a run
+RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed")  # values of init, and folders of a run
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels

@@ -18,8 +18,8 @@ from embae.trainer.errors import RunError
 
 AGAIN = 75
 """Exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h."""
-MARK = "stopped"
-"""A file in the run folder that says the same as the exit code, for launchers that turn every code into 1."""
+MARK, FAILED = "stopped", "failed"
+"""Files in the run folder that say the same as the exit code, for launchers that turn every code into 1."""
 
 
 class Stopping:
@@ -85,10 +85,15 @@ class Stopping:
             self._say(f"embae: {error}")
         why = f"{self.asked or 'a signal to another rank'} {where}"
         self._say(f"embae: stopped by {why}; the same command goes on")
-        if self._run:
+        if self._run and self._first:
             mark(self._run, why)
         sys.stdout.flush()
         os._exit(AGAIN)
+
+    def fail(self, why: str) -> None:
+        """Leaves word that the run failed: launchers then stop the other ranks, which must not say that it can go on."""
+        if self._run and self._run.is_dir():
+            (self._run / FAILED).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
 
     def cut(self) -> None:
         """Ends this process without a checkpoint."""
@@ -101,14 +106,15 @@ class Stopping:
 
 
 def mark(run: Path, why: str) -> None:
-    """Leaves word in the run folder that the run was stopped and can go on."""
-    if run.is_dir():
+    """Leaves word in the run folder that the run was stopped and can go on, unless it failed."""
+    if run.is_dir() and not (run / FAILED).exists():
         (run / MARK).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
 
 
 def unmark(run: Path) -> None:
     """Takes the word back: a run goes on."""
-    (run / MARK).unlink(missing_ok=True)
+    for name in (MARK, FAILED):
+        (run / name).unlink(missing_ok=True)
 
 
 stopping = Stopping()
