@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Strict, Whole, checked
 
 TTA = Literal["none", "flip", "ten-crop"]
-RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed")  # values of init, and folders of a run
+# Values of init, and what lies beside the stages in a run folder.
+RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed")
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels

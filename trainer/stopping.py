@@ -91,7 +91,7 @@ class Stopping:
         os._exit(AGAIN)
 
     def fail(self, why: str) -> None:
-        """Leaves word that the run failed: launchers then stop the other ranks, which must not say that it can go on."""
+        """Leaves word that the run failed: launchers then stop other ranks, which must not say that it can go on."""
         if self._run and self._run.is_dir():
             (self._run / FAILED).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
 
