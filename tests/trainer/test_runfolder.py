@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ def run(tmp_path: Path) -> Path:
     """A run whose first stage is done."""
     write_recipe(tmp_path / "run", recipe(), world_size=3)
     (tmp_path / "run" / "embedding").mkdir()
-    (tmp_path / "run" / "embedding" / "done").write_text("12 steps\n")
+    mark = {"steps": 12, "images": 144, "rank_seconds": 1.5}
+    (tmp_path / "run" / "embedding" / "done").write_text(json.dumps(mark))
     return tmp_path / "run"
 
 
@@ -45,6 +47,7 @@ def test_the_recipe_in_the_folder_loads_again_and_says_what_it_ran_with(run: Pat
         {"evaluate": {}},
         {"evaluate": {"Only": "autoencoder"}},
         {"scoring": {"tta": "none", "batch": 2}},
+        {"checkpoints": {"every": 7, "keep": 3}, "timeout": 30},
         {"stages__autoencoder__epochs": 9},
         {"stages__autoencoder__epochs": None, "stages__autoencoder__schedule": {"constant": 2}},
         {"stages__embedding__evaluate_every": 5},
@@ -53,6 +56,13 @@ def test_the_recipe_in_the_folder_loads_again_and_says_what_it_ran_with(run: Pat
 )
 def test_evaluation_and_the_length_of_unfinished_stages_may_change(run: Path, changes: dict[str, Any]) -> None:
     check_same(run, recipe(**changes))
+
+
+@pytest.mark.parametrize("mark", ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "rank_seconds": 0}'])
+def test_a_damaged_mark_of_a_stage_is_told(run: Path, mark: str) -> None:
+    (run / "embedding" / "done").write_text(mark)
+    with pytest.raises(RecipeError, match="embedding/done: does not say what the stage took"):
+        check_same(run, recipe())
 
 
 @pytest.mark.parametrize(
