@@ -58,7 +58,10 @@ def test_evaluation_and_the_length_of_unfinished_stages_may_change(run: Path, ch
     check_same(run, recipe(**changes))
 
 
-@pytest.mark.parametrize("mark", ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "rank_seconds": 0}'])
+MARKS = ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "rank_seconds": 0}']
+
+
+@pytest.mark.parametrize("mark", MARKS)
 def test_a_damaged_mark_of_a_stage_is_told(run: Path, mark: str) -> None:
     (run / "embedding" / "done").write_text(mark)
     with pytest.raises(RecipeError, match="embedding/done: does not say what the stage took"):
