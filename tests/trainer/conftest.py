@@ -66,3 +66,18 @@ def computed(request: pytest.FixtureRequest, rank_folder: Callable[[int], Path])
         return loaded[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object, ...]]:
+    """A folder with shards, a recipe and its whole run on two ranks in ``whole``, and the words of that command."""
+    import faults
+    import tiny
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "shards").symlink_to(tiny.shards())
+    tiny.write(folder, tiny.tree(scoring={"tta": "none"}, checkpoints={"every": 2}))
+    words = ("train", "tiny.yaml", "stages.embedding.evaluate_every=4", "--nproc", 2)
+    done = faults.Command(*words, "--out", "whole", cwd=folder, notes=folder / "notes").start()
+    assert done.code == 0, done.err
+    return folder, words

@@ -1,0 +1,260 @@
+"""A stage that goes on from a checkpoint is the stage that never stopped: bit for bit on as many ranks, and on another
+number of ranks bit for bit in what it begins with, and up to rounding in its next gradient."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from small import SIZE, shards
+from torch import Tensor
+from toys import KEYS, distance, model, parts_in
+
+from embae.trainer import export
+from embae.trainer import recipe as recipes
+from embae.trainer.distributed import World
+from embae.trainer.schema import Recipe
+
+HALF, STEPS = 2, 4
+ADAM = {"name": "adam", "lr": 1e-3}
+RECONSTRUCTION: dict[str, Any] = {
+    "parts": parts_in("frozen", "train", "train", "train"),
+    "data": {"from": "sources", "batch": 10, "augment": {"flip": True}},
+    "loss": {"reconstruction": {}},
+}
+TRIPLET: dict[str, Any] = {
+    "parts": parts_in("train", "train"),
+    "data": {"from": "sources", "P": 3, "K": 4, "augment": {"flip": True, "crop": True, "erase": 0.5}},
+    "loss": {"triplet": {}},
+}
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+CASES: dict[str, dict[str, Any]] = {
+    # 8, 16, 24, 256: not all of them divide by 3, and pieces of the flat tensor end within a weight.
+    **{f"adam, clipped, ZeRO {zero}": {**RECONSTRUCTION, "clip": 0.05, "deepspeed": {"zero_stage": zero}}
+       for zero in range(4)},
+    **{f"images, adamw, ZeRO {zero}": {**TRIPLET, "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+                                       "deepspeed": {"zero_stage": zero}} for zero in (1, 3)},
+    **{f"sgd, in two parts, ZeRO {zero}": {**RECONSTRUCTION, "optimizer": SGD, "accumulate": 2,
+                                           "deepspeed": {"zero_stage": zero}} for zero in range(4)},
+    "sgd without momentum, ZeRO 1": {**RECONSTRUCTION, "optimizer": {**SGD, "momentum": 0.0},
+                                     "deepspeed": {"zero_stage": 1}},
+    "images without a cache": {**RECONSTRUCTION, "cache_features": False},
+    "trained backbone and its reference, ZeRO 2": {
+        **RECONSTRUCTION, "parts": parts_in("train", "train", "train", "train"), "deepspeed": {"zero_stage": 2}},
+    "adversarial": {
+        **RECONSTRUCTION, "parts": {**RECONSTRUCTION["parts"], "discriminator": "train"},
+        "data": {**TRIPLET["data"], "augment": {"flip": True}},
+        "loss": {"reconstruction": {}, "adversarial": {}, "triplet": {}}},
+    "heads of cameras": {**RECONSTRUCTION, "per": "camera", "data": {**RECONSTRUCTION["data"], "batch": 3}},
+    "bf16": {**RECONSTRUCTION, "precision": "bf16"},
+    "bf16, images, ZeRO 1": {**TRIPLET, "precision": "bf16", "deepspeed": {"zero_stage": 1}},
+    "DALI": {**TRIPLET, "loader": "dali"},
+}  # fmt: skip
+FROM = {1: (1, 2), 2: (1,), 3: (2,)}
+
+
+def _recipe(base: Path, case: str) -> Recipe:
+    keys = dict(CASES[case])
+    nuisance, loader = {"dim": 6, "per": keys.pop("per", "shared")}, keys.pop("loader", "webdataset")
+    stage = {"init": str(base / "start"), "steps": STEPS, "log_every": 1, "optimizer": ADAM, **keys}
+    return recipes.check({
+        "name": "toy", "model": {**KEYS.model_dump(), "nuisance": nuisance}, "run": ["stage"],
+        "data": {"root": str(base / "shards" / "labelled"), "sources": ["one", "two"], "target": "target",
+                 "image": list(SIZE), "loader": loader, "threads": 1},
+        "stages": {"stage": stage},
+    }, case)  # fmt: skip
+
+
+def _place(base: Path, case: str, world_size: int, kind: str) -> Path:
+    return base / "runs" / f"{[*CASES].index(case)}-{world_size}-{kind}"
+
+
+def _stage(base: Path, case: str, run: Path, world: World, resume: Any = None) -> Any:
+    from embae.trainer.monitor import Monitor
+    from embae.trainer.preflight import open_stage
+    from embae.trainer.stage import StageRun
+
+    run.mkdir(parents=True, exist_ok=True)
+    recipe = _recipe(base, case)
+    return StageRun(recipe, "stage", open_stage(recipe, "stage", run), run, world, Monitor(run, world.first), resume)
+
+
+def exact(world: World, folder: Path) -> dict[str, int]:
+    """Each case at a stretch, and with a new start in between; where the second start began."""
+    import torch.distributed as dist
+
+    from embae.trainer.checkpoint import newest
+
+    begun = {}
+    for case in CASES:
+        for kind in ("whole", "half"):
+            run = _place(folder.parent, case, world.world_size, kind)
+            stage = _stage(folder.parent, case, run, world)
+            for step in stage.train():
+                if kind == "half" and step == HALF:
+                    stage.keeper.save(step)
+                    stage.keeper.settle()
+                    break
+            if kind == "half":
+                stage.close()
+                dist.barrier()
+                stage = _stage(folder.parent, case, run, world, newest(run / "stage"))
+                begun[case] = stage.start
+                for _ in stage.train():
+                    pass
+            stage.export()
+            stage.close()
+    return begun
+
+
+def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """What each case begins with where it goes on from other ranks' checkpoint, and what its next step sees and does."""
+    from embae.trainer.checkpoint import Checkpoint, place
+
+    found = {}
+    for case, source in itertools.product(CASES, FROM[world.world_size]):
+        saved = Checkpoint.open(place(_place(folder.parent, case, source, "half") / "stage", HALF))
+        run = _place(folder.parent, case, world.world_size, f"from-{source}")
+        stage = _stage(folder.parent, case, run, world, saved)
+        begins = stage._turns.state(), stage._turns.moments()
+        batch = _next_batch(stage)
+        next(itertools.islice(stage.train(), 1, None))  # the first thing it gives is where it goes on
+        found[case, source] = {"begins": begins, "batch": batch, "moments": stage._turns.moments()}
+        stage.close()
+    return found
+
+
+def _next_batch(stage: Any) -> dict[str, Tensor]:
+    """Inputs of this rank's parts of the next step, by slot of the global batch, and the plan."""
+    from embae.datasets.loading import open_loader
+    from embae.trainer.features import FeatureLoader
+
+    work, data = stage.work(stage.start), stage.recipe.data
+    if stage.cached:
+        loader: Any = FeatureLoader(work, stage.loader._features, stage.world.device)
+    else:
+        loader = open_loader(work, loader=data.loader, device=stage.world.device, threads=1)
+    parts = [*itertools.islice(iter(loader), stage.keys.accumulate)]
+    loader.close()
+    inputs = torch.cat([part.inputs.contiguous() for part in parts])
+    slots = torch.cat([torch.arange(part.slots.start, part.slots.stop) for part in parts])
+    return {"inputs": inputs, "slots": slots, "plan": torch.as_tensor(parts[0].plan), "step": torch.tensor(parts[0].step)}
+
+
+Results = Callable[[str, int], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards and an export to start from."""
+    folder = tmp_path_factory.mktemp("resume")
+    shards(folder / "shards")
+    (folder / "start").mkdir()
+    made = model(parts_in("frozen", "frozen"))
+    spec = export.ImageSpec(*SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    export.write(folder / "start", made, made.state_dict(), keys=KEYS, spec=spec)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(base: Path) -> Results:
+    """``results(function, world_size)``: what each rank returned. Launches need checkpoints of the ones before."""
+    for name, world_size, functions in (("one", 1, [exact]), ("two", 2, [exact, elsewhere]), ("three", 3, [elsewhere]),
+                                        ("one-again", 1, [elsewhere])):
+        (base / name).mkdir()
+        wanted = [f"{__file__}:{function.__name__}" for function in functions]
+        wrong = ranks.launch(wanted, world_size, base / name, timeout_s=300)
+        assert not wrong, wrong
+    names = {("exact", 1): "one", ("elsewhere", 1): "one-again"}
+
+    def get(function: str, world_size: int) -> list[Any]:
+        folder = base / names.get((function, world_size), {2: "two", 3: "three"}.get(world_size, ""))
+        return [torch.load(ranks.result_file(folder, f"{__file__}:{function}", rank), weights_only=True)
+                for rank in range(world_size)]
+
+    return get
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_on_as_many_ranks_all_bits_are_the_same(base: Path, results: Results, case: str, world_size: int) -> None:
+    assert [begun[case] for begun in results("exact", world_size)] == [HALF] * world_size
+    whole, half = (_place(base, case, world_size, kind) / "stage" for kind in ("whole", "half"))
+    for file in (f"checkpoints/step-{STEPS:06}/state.safetensors", "export/model.safetensors", "export/model.json"):
+        assert (whole / file).read_bytes() == (half / file).read_bytes(), file
+    before = (half / f"checkpoints/step-{HALF:06}/state.safetensors").read_bytes()
+    assert before != (half / f"checkpoints/step-{STEPS:06}/state.safetensors").read_bytes()
+
+
+ELSEWHERE = [(1, 2), (2, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("source, world_size", ELSEWHERE)
+@pytest.mark.parametrize("case", CASES)
+def test_on_other_ranks_every_tensor_is_the_saved_one(
+    base: Path, results: Results, case: str, source: int, world_size: int
+) -> None:
+    from embae.trainer.checkpoint import Checkpoint, place
+
+    saved = Checkpoint.open(place(_place(base, case, source, "half") / "stage", HALF))
+    assert saved.meta.world_size == source
+    for rank in results("elsewhere", world_size):
+        for found, wanted in zip(rank[case, source]["begins"], saved.state(), strict=True):
+            assert found.keys() == wanted.keys()
+            for key, value in wanted.items():
+                assert found[key].dtype == value.dtype and found[key].shape == value.shape, key
+                assert torch.equal(found[key].view(-1).view(torch.uint8), value.view(-1).view(torch.uint8)), key
+    optimizer = CASES[case].get("optimizer", ADAM)
+    per_weight = {"adam": 3, "adamw": 3, "sgd": int(optimizer.get("momentum", 0) > 0)}[optimizer["name"]]
+    model, moments = saved.state()
+    trained = {part for part, use in CASES[case]["parts"].items() if use == "train"}
+    weights = [key for key in model if key.split(".")[0] in trained and key.endswith((".weight", ".bias"))]
+    if case == "heads of cameras":
+        assert 0 < len(moments) < per_weight * len(weights)  # heads that no image came to have none
+    else:
+        assert len(moments) == per_weight * len(weights)
+    assert all(value.isfinite().all() for value in moments.values())
+    assert all(value.abs().max() > 0 for key, value in moments.items() if "decoder" in key)
+
+
+@pytest.mark.parametrize("source, world_size", ELSEWHERE)
+@pytest.mark.parametrize("case", CASES)
+def test_on_other_ranks_the_next_batch_is_the_same(
+    results: Results, case: str, source: int, world_size: int
+) -> None:
+    (one,) = results("elsewhere", 1)
+    wanted, every = one[case, source]["batch"], [rank[case, source]["batch"] for rank in results("elsewhere", world_size)]
+    assert all(found["step"] == HALF and torch.equal(found["plan"], wanted["plan"]) for found in every)
+    assert torch.equal(torch.cat([found["slots"] for found in every]), wanted["slots"])
+    assert torch.equal(torch.cat([found["inputs"] for found in every]), wanted["inputs"])
+
+
+@pytest.mark.parametrize("source, world_size", ELSEWHERE)
+@pytest.mark.parametrize("case", [case for case in CASES if "bf16" not in case and "without momentum" not in case])
+def test_on_other_ranks_the_next_gradient_is_that_of_one(
+    results: Results, case: str, source: int, world_size: int
+) -> None:
+    """Gradients are read from the moments: what a step added to the mean, or to the momentum."""
+    (one,) = results("elsewhere", 1)
+    wanted = _gradients(one[case, source])
+    for rank in results("elsewhere", world_size):
+        error = distance(_gradients(rank[case, source]), wanted)
+        print(f"{case}, {source} to {world_size}: {error:.1e}")
+        assert error <= 1e-5
+
+
+def _gradients(found: dict[str, Any]) -> dict[str, Tensor]:
+    before, after = found["begins"][1], found["moments"]
+    made = {}
+    for key, value in after.items():
+        kept, name = before.get(key, torch.zeros(())), key.rpartition("/")[2]
+        if name == "exp_avg":
+            made[key] = (value.double() - 0.9 * kept.double()) / 0.1
+        elif name == "momentum_buffer":
+            made[key] = value.double() - 0.9 * kept.double()
+    return made
