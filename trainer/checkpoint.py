@@ -155,10 +155,12 @@ def keep(stage: Path, count: int) -> None:
 
 
 def set_back(stage: Path, step: int) -> None:
-    """Removes what lies after a step: damaged, or of steps that will be taken again."""
+    """Removes what lies after a step, damaged or of steps that will be taken again, and what was never whole."""
     for later in found(stage):
-        if later > place(stage, step):
+        if int(later.name.removeprefix("step-")) > step:
             shutil.rmtree(later)
+    for half in (stage / FOLDER).glob("step-*.partial"):
+        shutil.rmtree(half)
 
 
 def _save(state: dict[str, Tensor], path: Path) -> None:

@@ -114,9 +114,9 @@ class StageRun:
                 turns.restore_moments(moments)
             except ValueError as error:
                 raise ExportError(f"{resume.path}: {error}") from error
-            if self.world.first:
-                set_back(self.run / self.name, self.start)
-            self.monitor.set_back(self.name, self.start)
+        if self.world.first:  # where it begins too: there may be records and damaged checkpoints of an earlier start
+            set_back(self.run / self.name, self.start)
+        self.monitor.set_back(self.name, self.start)
         return turns
 
     def _check_frozen(self, state: dict[str, Tensor], path: Path) -> None:
