@@ -12,7 +12,7 @@ from embae.trainer import runfolder
 from embae.trainer.checkpoint import Checkpoint, newest
 from embae.trainer.compare import Run, own_stages, share_stages
 from embae.trainer.distributed import World, broadcast_object, on_first_rank
-from embae.trainer.errors import RunError
+from embae.trainer.errors import ExportError, RunError
 from embae.trainer.monitor import Monitor
 from embae.trainer.passes import run_pass
 from embae.trainer.preflight import can_score, open_stage
@@ -40,7 +40,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
         Stopped: A signal asked for it.
     """
     stopping.of(run)
-    held = on_first_rank(world, lambda: _take(run, recipe, world))
+    held = on_first_rank(world, lambda: _take(run, recipe, world, resume))
     monitor = Monitor(run, world.first)
     try:
         target = Index.open(recipe.data.root / recipe.data.target)
@@ -61,12 +61,23 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
             held.close()
 
 
-def _take(run: Path, recipe: Recipe, world: World) -> Any:
+def _take(run: Path, recipe: Recipe, world: World, resume: Path | None) -> Any:
+    if resume:
+        _check_asked(Checkpoint.open(resume), recipe, run)
     held = runfolder.lock(run)
     runfolder.check_same(run, recipe)
     runfolder.write_recipe(run, recipe, world.world_size)
     unmark(run)
     return held
+
+
+def _check_asked(asked: Checkpoint, recipe: Recipe, run: Path) -> None:
+    stage = asked.meta.stage
+    if stage not in recipe.run:
+        raise ExportError(f"{asked.path}: is of stage {stage}, and run lists {', '.join(recipe.run)}")
+    if is_done(run, stage):
+        raise ExportError(f"{asked.path}: stage {stage} is done in {run}; leave --resume out to go on with the stages "
+                          "after it, or take another folder with --out")
 
 
 def choose(run: Path, name: str, resume: Path | None = None) -> Checkpoint | None:
