@@ -38,6 +38,8 @@ if asked and "embae.trainer" in sys.orig_argv and "RANK" in os.environ:
 
     def strike():
         time.sleep(asked["delay"])
+        with open(os.environ["FAULT_STRUCK"], "w") as file:
+            file.write(str(time.time()))
         whom = {"self": [os.getpid()], "launcher": [os.getppid()], "all": [os.getppid(), *children()],
                 "other": [pid for pid in children() if pid != os.getpid()][:1]}[asked["to"]]
         for again in range(asked["times"]):
@@ -106,6 +108,7 @@ class Ended:
         out: What it and its ranks said.
         err: Likewise, on stderr.
         token: What all its processes carry in their environment.
+        after: Seconds from the moment that was asked for to the launcher's end; None if it did not come.
         seconds: How long it took.
     """
 
@@ -113,6 +116,7 @@ class Ended:
     out: str
     err: str
     token: str
+    after: float | None
     seconds: float
 
 
@@ -138,7 +142,7 @@ class Command:
         token = uuid.uuid4().hex
         path = f"{self._notes / 'hook'}:{os.environ.get('PYTHONPATH', '')}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FAULT_TOKEN": token,
-                       "PYTHONPATH": path}
+                       "FAULT_STRUCK": str(self._notes / f"{token}.struck"), "PYTHONPATH": path}
         if fault or log:
             environment["EMBAE_FAULT"] = json.dumps(asdict(fault or Fault("$", nth=0)))
         if log:
@@ -169,10 +173,11 @@ class Command:
                 code = process.wait(timeout)
             except subprocess.TimeoutExpired:
                 raise AssertionError("\n".join(["it hangs", *self.said(token)])) from None
-            took = time.monotonic() - began
+            took, now, struck = time.monotonic() - began, time.time(), self._notes / f"{token}.struck"
+            after = now - float(struck.read_text()) if struck.exists() else None
             orphans = _gone(token)
         assert not orphans, f"processes {orphans} outlive their launcher: {self.said(token)}"
-        return Ended(code, *self.said(token), token, took)
+        return Ended(code, *self.said(token), token, after, took)
 
 
 def carrying(token: str) -> list[int]:

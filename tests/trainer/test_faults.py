@@ -47,6 +47,7 @@ def test_killed_at_every_kind_of_moment(undisturbed: tuple[Path, tuple[object, .
     command = Command(*words, "--out", tmp_path / "run", cwd=folder, notes=tmp_path / "notes")
     for fault in _moments():
         ended = command.start(fault)
+        assert ended.after is not None and ended.after < 30, (fault, ended)
         assert ended.code == (1 if fault.to in ("self", "other") else -signal.SIGKILL), (fault, ended.err)
         assert "Traceback" not in ended.err and "a bug of" not in ended.err, ended.err
     ended = command.start()

@@ -37,13 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
     # 8, 16, 24, 256: not all of them divide by 3, and pieces of the flat tensor end within a weight.
     **{f"adam, clipped, ZeRO {zero}": {**RECONSTRUCTION, "clip": 0.05, "deepspeed": {"zero_stage": zero}}
        for zero in range(4)},
-    **{f"images, adamw, ZeRO {zero}": {**TRIPLET, "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-                                       "deepspeed": {"zero_stage": zero}} for zero in (1, 3)},
+    "images by DALI, adamw, ZeRO 3": {**TRIPLET, "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+                                      "deepspeed": {"zero_stage": 3}, "loader": "dali"},
     **{f"sgd, in two parts, ZeRO {zero}": {**RECONSTRUCTION, "optimizer": SGD, "accumulate": 2,
-                                           "deepspeed": {"zero_stage": zero}} for zero in range(4)},
-    "sgd without momentum, ZeRO 1": {**RECONSTRUCTION, "optimizer": {**SGD, "momentum": 0.0},
-                                     "deepspeed": {"zero_stage": 1}},
-    "images without a cache": {**RECONSTRUCTION, "cache_features": False},
+                                           "deepspeed": {"zero_stage": zero}} for zero in (0, 2)},
+    "images without a cache, ZeRO 1": {**RECONSTRUCTION, "cache_features": False, "deepspeed": {"zero_stage": 1}},
     "trained backbone and its reference, ZeRO 2": {
         **RECONSTRUCTION, "parts": parts_in("train", "train", "train", "train"), "deepspeed": {"zero_stage": 2}},
     "adversarial": {
@@ -51,9 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {**TRIPLET["data"], "augment": {"flip": True}},
         "loss": {"reconstruction": {}, "adversarial": {}, "triplet": {}}},
     "heads of cameras": {**RECONSTRUCTION, "per": "camera", "data": {**RECONSTRUCTION["data"], "batch": 3}},
-    "bf16": {**RECONSTRUCTION, "precision": "bf16"},
-    "bf16, images, ZeRO 1": {**TRIPLET, "precision": "bf16", "deepspeed": {"zero_stage": 1}},
-    "DALI": {**TRIPLET, "loader": "dali"},
+    # Not on images: convolutions in bfloat16 differ from run to run on CPU, with or without a new start.
+    "bf16, ZeRO 1": {**RECONSTRUCTION, "precision": "bf16", "deepspeed": {"zero_stage": 1}},
 }  # fmt: skip
 FROM = {1: (1, 2), 2: (1,), 3: (2,)}
 
@@ -84,6 +81,20 @@ def _stage(base: Path, case: str, run: Path, world: World, resume: Any = None) -
     return StageRun(recipe, "stage", open_stage(recipe, "stage", run), run, world, Monitor(run, world.first), resume)
 
 
+def half(world: World, folder: Path) -> None:
+    """A checkpoint in the middle of each case."""
+    for case in CASES:
+        _half(folder.parent, case, world).close()
+
+
+def _half(base: Path, case: str, world: World) -> Any:
+    stage = _stage(base, case, _place(base, case, world.world_size, "half"), world)
+    next(itertools.islice(stage.train(), HALF - 1, None))
+    stage.keeper.save(HALF)
+    stage.keeper.settle()
+    return stage
+
+
 def exact(world: World, folder: Path) -> dict[str, int]:
     """Each case at a stretch, and with a new start in between; where the second start began."""
     import torch.distributed as dist
@@ -92,28 +103,22 @@ def exact(world: World, folder: Path) -> dict[str, int]:
 
     begun = {}
     for case in CASES:
-        for kind in ("whole", "half"):
-            run = _place(folder.parent, case, world.world_size, kind)
-            stage = _stage(folder.parent, case, run, world)
-            for step in stage.train():
-                if kind == "half" and step == HALF:
-                    stage.keeper.save(step)
-                    stage.keeper.settle()
-                    break
-            if kind == "half":
-                stage.close()
-                dist.barrier()
-                stage = _stage(folder.parent, case, run, world, newest(run / "stage"))
-                begun[case] = stage.start
-                for _ in stage.train():
-                    pass
+        whole, run = (_place(folder.parent, case, world.world_size, kind) for kind in ("whole", "half"))
+        stages = [_stage(folder.parent, case, whole, world)]
+        _half(folder.parent, case, world).close()
+        dist.barrier()
+        stages.append(_stage(folder.parent, case, run, world, newest(run / "stage")))
+        begun[case] = stages[1].start
+        for stage in stages:
+            for _ in stage.train():
+                pass
             stage.export()
             stage.close()
     return begun
 
 
 def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What each case begins with where it goes on from other ranks' checkpoint, and what its next step sees and does."""
+    """What each case begins with where it goes on from other ranks' checkpoint, and what its next step sees."""
     from embae.trainer.checkpoint import Checkpoint, place
 
     found = {}
@@ -143,7 +148,8 @@ def _next_batch(stage: Any) -> dict[str, Tensor]:
     loader.close()
     inputs = torch.cat([part.inputs.contiguous() for part in parts])
     slots = torch.cat([torch.arange(part.slots.start, part.slots.stop) for part in parts])
-    return {"inputs": inputs, "slots": slots, "plan": torch.as_tensor(parts[0].plan), "step": torch.tensor(parts[0].step)}
+    plan, step = torch.as_tensor(parts[0].plan), torch.tensor(parts[0].step)
+    return {"inputs": inputs, "slots": slots, "plan": plan, "step": step}
 
 
 Results = Callable[[str, int], list[Any]]
@@ -164,27 +170,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(base: Path) -> Results:
     """``results(function, world_size)``: what each rank returned. Launches need checkpoints of the ones before."""
-    for name, world_size, functions in (("one", 1, [exact]), ("two", 2, [exact, elsewhere]), ("three", 3, [elsewhere]),
+    for name, world_size, functions in (("one", 1, [half]), ("two", 2, [exact, elsewhere]), ("three", 3, [elsewhere]),
                                         ("one-again", 1, [elsewhere])):
         (base / name).mkdir()
         wanted = [f"{__file__}:{function.__name__}" for function in functions]
         wrong = ranks.launch(wanted, world_size, base / name, timeout_s=300)
         assert not wrong, wrong
-    names = {("exact", 1): "one", ("elsewhere", 1): "one-again"}
 
     def get(function: str, world_size: int) -> list[Any]:
-        folder = base / names.get((function, world_size), {2: "two", 3: "three"}.get(world_size, ""))
+        folder = base / {1: "one-again", 2: "two", 3: "three"}[world_size]
         return [torch.load(ranks.result_file(folder, f"{__file__}:{function}", rank), weights_only=True)
                 for rank in range(world_size)]
 
     return get
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_on_as_many_ranks_all_bits_are_the_same(base: Path, results: Results, case: str, world_size: int) -> None:
-    assert [begun[case] for begun in results("exact", world_size)] == [HALF] * world_size
-    whole, half = (_place(base, case, world_size, kind) / "stage" for kind in ("whole", "half"))
+def test_on_as_many_ranks_all_bits_are_the_same(base: Path, results: Results, case: str) -> None:
+    assert [begun[case] for begun in results("exact", 2)] == [HALF, HALF]
+    whole, half = (_place(base, case, 2, kind) / "stage" for kind in ("whole", "half"))
     for file in (f"checkpoints/step-{STEPS:06}/state.safetensors", "export/model.safetensors", "export/model.json"):
         assert (whole / file).read_bytes() == (half / file).read_bytes(), file
     before = (half / f"checkpoints/step-{HALF:06}/state.safetensors").read_bytes()
@@ -228,14 +232,15 @@ def test_on_other_ranks_the_next_batch_is_the_same(
     results: Results, case: str, source: int, world_size: int
 ) -> None:
     (one,) = results("elsewhere", 1)
-    wanted, every = one[case, source]["batch"], [rank[case, source]["batch"] for rank in results("elsewhere", world_size)]
+    wanted = one[case, source]["batch"]
+    every = [rank[case, source]["batch"] for rank in results("elsewhere", world_size)]
     assert all(found["step"] == HALF and torch.equal(found["plan"], wanted["plan"]) for found in every)
     assert torch.equal(torch.cat([found["slots"] for found in every]), wanted["slots"])
     assert torch.equal(torch.cat([found["inputs"] for found in every]), wanted["inputs"])
 
 
 @pytest.mark.parametrize("source, world_size", ELSEWHERE)
-@pytest.mark.parametrize("case", [case for case in CASES if "bf16" not in case and "without momentum" not in case])
+@pytest.mark.parametrize("case", [case for case in CASES if "bf16" not in case])
 def test_on_other_ranks_the_next_gradient_is_that_of_one(
     results: Results, case: str, source: int, world_size: int
 ) -> None:
