@@ -3,6 +3,7 @@ number of ranks bit for bit in what it begins with, and up to rounding in its ne
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,7 @@ def results(base: Path) -> Results:
         wrong = ranks.launch(wanted, world_size, base / name, timeout_s=300)
         assert not wrong, wrong
 
+    @functools.cache
     def get(function: str, world_size: int) -> list[Any]:
         folder = base / {1: "one-again", 2: "two", 3: "three"}[world_size]
         return [torch.load(ranks.result_file(folder, f"{__file__}:{function}", rank), weights_only=True)
