@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,8 +107,11 @@ class Keeper:
                     "images": images}
             (folder / "batch.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
             name = self._before.stage
+            # Of updates in turn, one may have failed whose loss is no part of the sum.
+            wrong = next((key for key in ("loss", *losses) if not math.isfinite(losses[key])), "loss")
+            which = "loss" if wrong == "loss" else f"loss {wrong}"
             raise FloatingPointError(
-                f"stage {name}, step {batch.step + 1}: the loss is {losses['loss']}, and no weight was moved by it. "
+                f"stage {name}, step {batch.step + 1}: the {which} is {losses[wrong]}, and no weight was moved by it. "
                 f"Try a smaller stages.{name}.optimizer.lr, or clip: 1.0. The state before the step and the images of "
                 f"its batch are in {folder}; with --resume it is taken again")
 

@@ -186,11 +186,10 @@ class StageRun:
                 yield done
 
     def _fail(self, recent: Iterable[tuple[Batch, dict[str, Tensor]]]) -> None:
-        """Ends the run for the first of these steps whose loss is not finite."""
-        for batch, report in recent:
-            losses = {key: value.item() for key, value in report.items()}
-            if not math.isfinite(losses["loss"]):
-                self.keeper.fail(batch, losses)
+        """Ends the run for the first of these steps with a loss that is not finite, the last at the latest."""
+        steps = [(batch, {key: value.item() for key, value in report.items()}) for batch, report in recent]
+        broken = [step for step in steps if not all(map(math.isfinite, step[1].values()))]
+        self.keeper.fail(*(broken or steps[-1:])[0])
 
     def _log(self, step: int, lr: float, report: dict[str, Tensor], clock: Clock) -> None:
         values = {key: value.item() for key, value in report.items()}
