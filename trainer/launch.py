@@ -39,9 +39,8 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
             for worker in workers:
                 worker.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        # A terminal sends Ctrl-C to the workers itself.
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {number: signal.signal(number, pass_on)
+                  for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         try:
             return _wait(workers)
         finally:

@@ -1,7 +1,8 @@
 """Signals that end a run so that it can go on: after the current step in a stage's loop, else at once.
 
 SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are heard as
-soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others may come again and again.
+soon as the command starts. A second Ctrl-C, a while after the first, ends the process without a checkpoint; the others
+may come again and again, and Ctrl-C too comes twice: from the terminal and from the launcher.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,9 @@ AGAIN = 75
 """Exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h."""
 MARK, FAILED = "stopped", "failed"
 """Files in the run folder that say the same as the exit code, for launchers that turn every code into 1."""
+
+ONCE = 1.0
+"""Seconds within which SIGINT twice is one Ctrl-C."""
 
 
 class Stopping:
@@ -33,7 +38,7 @@ class Stopping:
     def __init__(self) -> None:
         self.asked: str | None = None
         self.before_end: Callable[[], None] = lambda: None
-        self._later = False
+        self._later, self._since = False, 0.0
         self._run: Path | None = None
         self._first = os.environ.get("RANK", "0") == "0"
 
@@ -69,8 +74,10 @@ class Stopping:
             self._later = True
 
     def _hear(self, number: int, _: object) -> None:
-        again = self.asked == "SIGINT" and number == signal.SIGINT
-        self.asked = self.asked or signal.Signals(number).name
+        now = time.monotonic()
+        again = self.asked == "SIGINT" and number == signal.SIGINT and now - self._since > ONCE
+        if not self.asked:
+            self.asked, self._since = signal.Signals(number).name, now
         if again:
             self.cut()
         if not self._later:
@@ -78,6 +85,7 @@ class Stopping:
 
     def end(self, where: str) -> None:
         """Ends this process so that the same command goes on."""
+        why = f"{self.asked or 'a signal to another rank'} {where}"
         self._later = True  # a signal that comes now changes nothing
         try:
             self.before_end()
