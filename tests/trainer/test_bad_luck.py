@@ -24,6 +24,7 @@ from embae.trainer.distributed import World
 from embae.trainer.recipe import load
 
 SAVED = r"rename .*/embedding/checkpoints/step-"
+TIMEOUT = 12  # seconds; a rank that imports much on a busy machine is silent for some
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -125,13 +126,13 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(
     undisturbed: tuple[Path, tuple[object, ...]], tmp_path: Path, whom: str, named: int
 ) -> None:
     folder, words = undisturbed
-    command = Command(*words, "timeout=6", "--stage", "embedding", "--out", tmp_path / "run", cwd=folder,
+    command = Command(*words, f"timeout={TIMEOUT}", "--stage", "embedding", "--out", tmp_path / "run", cwd=folder,
                       notes=tmp_path / "notes")  # fmt: skip
     ended = command.start(Fault(SAVED, 1, to=whom, signal=signal.SIGSTOP))
     said = sentence(ended)
     assert f"embae: rank {1 - named} (stage embedding, step" in said and f"rank {named} (process" in said, said
-    # Six seconds until it gives up, two until the launcher stops waiting for more, ten until it kills who is stopped.
-    assert ended.after is not None and 5 < ended.after < 30, ended
+    # Two seconds more until the launcher stops waiting for others, ten until it kills who is stopped.
+    assert ended.after is not None and TIMEOUT - 1 < ended.after < TIMEOUT + 30, ended
 
 
 def test_a_second_run_in_the_same_folder_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any
     return found
 
 
+def a_turn_fails(world: World, folder: Path) -> dict[str, Any]:
+    """What an adversarial stage says where the discriminator's loss alone is not finite, at its second step."""
+    from embae.trainer.adversary import Adversary
+
+    draw = Adversary._noise
+    Adversary._noise = lambda *of: draw(*of) * (math.nan if of[1].step == 1 else 1.0)  # type: ignore[method-assign]
+    run, taken, said = _place(folder.parent, "adversarial", 1, "fails"), 0, ""
+    try:
+        for step in _stage(folder.parent, "adversarial", run, world).train():
+            taken = step
+    except FloatingPointError as error:
+        said = str(error)
+    finally:
+        Adversary._noise = draw  # type: ignore[method-assign]
+    return {"taken": taken, "said": said, "left": [path.name for path in (run / "stage").glob("failed/*/*")]}
+
+
 def _next_batch(stage: Any) -> dict[str, Tensor]:
     """Inputs of this rank's parts of the next step, by slot of the global batch, and the plan."""
     from embae.datasets.loading import open_loader
@@ -172,7 +190,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(base: Path) -> Results:
     """``results(function, world_size)``: what each rank returned. Launches need checkpoints of the ones before."""
     for name, world_size, functions in (("one", 1, [half]), ("two", 2, [exact, elsewhere]), ("three", 3, [elsewhere]),
-                                        ("one-again", 1, [elsewhere])):
+                                        ("one-again", 1, [elsewhere, a_turn_fails])):
         (base / name).mkdir()
         wanted = [f"{__file__}:{function.__name__}" for function in functions]
         wrong = ranks.launch(wanted, world_size, base / name, timeout_s=300)
@@ -265,3 +283,9 @@ def _gradients(found: dict[str, Any]) -> dict[str, Tensor]:
         elif name == "momentum_buffer":
             made[key] = value.double() - 0.9 * kept.double()
     return made
+
+
+def test_a_turn_whose_loss_is_not_finite_ends_the_run_too(results: Results) -> None:
+    (found,) = results("a_turn_fails", 1)
+    assert found["taken"] == 1 and "stage stage, step 2: the loss discriminator is nan" in found["said"]
+    assert {*found["left"]} == {"batch.json", "checkpoint.json", "complete", "state.safetensors"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from embae.trainer.checkpoint import Checkpoint, found
 SAVED = r"rename .*/embedding/checkpoints/step-"
 # In the order that a run meets them: moment, and what is said of it. What one rank alone gets, all hear of.
 SIGNALS = [
-    (Fault(SAVED, 1, to="other", signal=signal.SIGTERM), "stopped by SIGTERM after step"),
+    (Fault(SAVED, 1, to="other", signal=signal.SIGTERM), "stopped by a signal to another rank after step"),
     (Fault(SAVED, 2, to="launcher", signal=signal.SIGUSR1, times=3), "stopped by SIGUSR1 after step"),
     (Fault(r"read .*/park/gallery.*\.tar", 1, to="launcher", signal=signal.SIGTERM), "stopped by SIGTERM"),  # scoring
     (Fault(SAVED, 1, to="all", signal=signal.SIGINT), "stopped by SIGINT"),  # as a terminal does
+    (Fault(r"write .*/embedding/(done|export)", 1, to="launcher", signal=signal.SIGINT), "stopped by SIGINT"),
     (Fault(r"(write|mkdir) .*/cache/.*\.(partial|chunks)", 2, to="launcher", signal=signal.SIGUSR1),
      "stopped by SIGUSR1 outside of a stage's steps"),
 ]  # fmt: skip
@@ -50,9 +53,15 @@ def test_signals_end_a_run_that_goes_on_to_the_same_end(
     assert records(run, "eval") == records(folder / "whole", "eval")
 
 
-@pytest.mark.parametrize("to", ["launcher"])
-def test_ctrl_c_to_the_launcher_alone(undisturbed: tuple[Path, tuple[object, ...]], tmp_path: Path, to: str) -> None:
-    folder, words = undisturbed
-    command = Command(*words, "--out", tmp_path / "run", "--stage", "embedding", cwd=folder, notes=tmp_path / "notes")
-    ended = command.start(Fault(SAVED, 1, to=to, signal=signal.SIGINT))
-    assert ended.code == 75 and "stopped by SIGINT after step" in ended.err, ended
+@pytest.mark.parametrize("between, code", [(0.0, 75), (1.2, 1)])
+def test_ctrl_c_from_terminal_and_launcher_is_one_and_a_second_one_ends_at_once(between: float, code: int) -> None:
+    lines = [
+        "import signal, time",
+        "from embae.trainer.stopping import stopping",
+        "stopping.listen()",
+        "with stopping.after_step():",
+        f"    signal.raise_signal(signal.SIGINT); time.sleep({between}); signal.raise_signal(signal.SIGINT)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done
+    assert ("ended at once" if code == 1 else "stopped by SIGINT") in done.stderr
