@@ -118,9 +118,15 @@ def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, 
         state: Its weights and buffers, on the CPU.
         keys: Sizes and backbone.
         spec: Image size and normalisation.
+
+    Raises:
+        OSError: The disk is full, for one.
     """
     tables = any(key.rpartition(".")[2] in TABLES for key in state)
-    save_file({key: value.contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
+    try:
+        save_file({key: value.contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
+    except SafetensorError as error:  # its one error for all, a full disk too
+        raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     description: dict[str, Any] = {
         "format": FORMAT, "model": keys.model_dump(mode="json"), "parts": list(model.parts()),
         "image": list(spec.size), "mean": list(spec.mean), "std": list(spec.std),
