@@ -191,3 +191,18 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     mine, all_ = exports(run), exports(folder / "whole")
     assert mine == {key: value for key, value in all_.items() if key.startswith("embedding/")} and mine
     assert records(run) == [record for record in records(folder / "whole") if record[0] == "embedding"]
+
+
+def test_an_export_onto_a_full_disk_is_the_systems_error_not_a_bug(disk: Path | None) -> None:
+    from toys import KEYS, model, parts_in
+
+    from embae.trainer import export
+
+    if not disk:
+        pytest.skip("no disk of its own can be mounted here")
+    left = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
+    made = model(parts_in("frozen", "frozen"))
+    spec = export.ImageSpec(32, 16, (0, 0, 0), (1, 1, 1))
+    with pytest.raises(OSError, match=r"model\.safetensors: cannot be written .*No space left"):
+        export.write(disk, made, made.state_dict(), keys=KEYS, spec=spec)
