@@ -21,7 +21,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     They meet through a file, so no port has to be free. When one fails, the others are ended; signals are passed on.
 
     Returns:
-        0, or the exit code of the rank that failed; 1 where a signal ended it.
+        0, or the exit code of the rank that failed; 1 where a signal ended it, 75 where it was one passed on.
     """
     with tempfile.TemporaryDirectory(prefix="embae-") as folder:
         common = {**os.environ, "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc),
@@ -35,14 +35,20 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
         workers = [subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                    for rank in range(nproc)]
 
+        asked: set[int] = set()
+
         def pass_on(number: int, _: object) -> None:
+            asked.add(number)
             for worker in workers:
                 worker.send_signal(number)
 
         before = {number: signal.signal(number, pass_on)
                   for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         try:
-            return _wait(workers)
+            code = _wait(workers)
+            # A rank that is still being imported does not listen yet: the signal itself ends it.
+            unheard = any(worker.returncode is not None and -worker.returncode in asked for worker in workers)
+            return AGAIN if unheard else code
         finally:
             _end(workers)
             for number, handler in before.items():

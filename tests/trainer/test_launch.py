@@ -125,6 +125,16 @@ def test_a_signal_to_the_launcher_reaches_every_rank(
     assert not any(map(_alive, _pids(notes, 2)))
 
 
+def test_a_signal_that_comes_before_the_ranks_listen_stops_the_run_too(
+    notes: Path, launcher: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    process = launcher("signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)) if rank else None", "time.sleep(600)")
+    pids = _pids(notes, 2)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 75
+    assert not any(map(_alive, pids))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 def test_a_killed_launcher_takes_its_ranks_along(notes: Path, launcher: Callable[..., subprocess.Popen[bytes]]) -> None:
     """One rank has joined; the other comes to it only after the launcher's death."""
