@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,9 +53,17 @@ class Monitor:
         if not self._first:
             return
         self._board(stage, purge=step + 1)
+        self._keep(lambda line: not _later(line, stage, step))
+
+    def take_back(self, kind: str, stage: str, step: int) -> None:
+        """Takes back a record that is made again, since an earlier start did not come to keep what it is of."""
+        if self._first:
+            self._keep(lambda line: not _is(line, kind, stage, step))
+
+    def _keep(self, wanted: Callable[[bytes], bool]) -> None:
         self._lines.close()
         path = self._run / "metrics.jsonl"
-        kept = [line for line in path.read_bytes().splitlines(keepends=True) if not _later(line, stage, step)]
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if wanted(line)]
         write_whole(path, lambda file: file.writelines(kept))
         self._lines = self._open()
 
@@ -92,6 +101,14 @@ def _later(line: bytes, stage: str, step: int) -> bool:
         return record["stage"] == stage and record["step"] >= step + (record["kind"] != "eval")
     except (ValueError, KeyError, TypeError, RecursionError):
         return True
+
+
+def _is(line: bytes, *of: object) -> bool:
+    try:
+        record = json.loads(line)
+        return of == (record["kind"], record["stage"], record["step"])
+    except (ValueError, KeyError, TypeError):
+        return True  # half a line
 
 
 class Clock:

@@ -89,6 +89,7 @@ class _Scorer:
         path, steps = self.path(stage), done(self._run, stage).steps
 
         def take() -> dict[str, Any]:
+            self._monitor.take_back("eval", stage, steps)
             found = score_model(self._recipe, self._model(stage), stage, steps, self._world, self._monitor,
                                 self._target)
             if self._world.first:
@@ -106,7 +107,9 @@ class _Scorer:
         def take() -> dict[str, float]:
             view = View([self._target], "train")
             found = measure(self._codes(stage), self._codes(before) if before else None, view, self._recipe.seed)
-            self._monitor.record("probe", stage, done(self._run, stage).steps, found)
+            steps = done(self._run, stage).steps
+            self._monitor.take_back("probe", stage, steps)
+            self._monitor.record("probe", stage, steps, found)
             return found
 
         path = self.path(stage).with_name(f"{self._target.name}-probes.json")
