@@ -32,6 +32,7 @@ def _moments() -> list[Fault]:
         Fault(r"(rename .*/embedding/export|(write|rename) .*/embedding/done)", drawn.randint(1, 3), to="all"),
         Fault(r"(mkdir|write|rename) .*/cache/", drawn.randint(1, 8), to="other"),
         Fault(r"rename .*/target-(nuisance|embedding)/checkpoints/step-", drawn.randint(1, 4), delay=soon()),
+        Fault(r"(write|rename) .*/evaluation/park\.(partial|json)", drawn.randint(1, 4), to="launcher"),  # half scored
     ]
 
 
@@ -39,6 +40,7 @@ def _same(run: Path, whole: Path) -> None:
     assert exports(run) == exports(whole) and len(exports(run)) == 8
     assert records(run) == records(whole)
     assert records(run, "eval") == records(whole, "eval")
+    assert sorted(records(run, "probe")) == sorted(records(whole, "probe"))
     assert not list(run.rglob("*.partial")) and not list(run.rglob("*.tmp")) and not (run / "stopped").exists()
 
 
