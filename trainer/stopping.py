@@ -91,7 +91,6 @@ class Stopping:
             self.before_end()
         except RunError as error:
             self._say(f"embae: {error}")
-        why = f"{self.asked or 'a signal to another rank'} {where}"
         self._say(f"embae: stopped by {why}; the same command goes on")
         if self._run and self._first:
             mark(self._run, why)
