@@ -1,8 +1,8 @@
 """Signals that end a run so that it can go on: after the current step in a stage's loop, else at once.
 
 SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are heard as
-soon as the command starts. A second Ctrl-C, a while after the first, ends the process without a checkpoint; the others
-may come again and again, and Ctrl-C too comes twice: from the terminal and from the launcher.
+soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others
+may come again and again. Every Ctrl-C comes twice: from the terminal and from the launcher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AGAIN = 75
 MARK, FAILED = "stopped", "failed"
 """Files in the run folder that say the same as the exit code, for launchers that turn every code into 1."""
 
-ONCE = 1.0
+ONCE = 0.3
 """Seconds within which SIGINT twice is one Ctrl-C."""
 
 
