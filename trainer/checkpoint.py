@@ -26,7 +26,7 @@ from torch import Tensor
 from embae.datasets.index_writer import sync_file, sync_folder
 from embae.datasets.plain import open_plain, read_json
 from embae.datasets.progress import note
-from embae.trainer.errors import ExportError
+from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import read_weights
 
 FORMAT = 1
@@ -65,7 +65,8 @@ class Checkpoint:
         """Reads and checks a checkpoint, every byte of it.
 
         Raises:
-            ExportError: It is not there, not whole, damaged or of another format.
+            ExportError: It is not there, not whole or damaged.
+            RecipeError: Another version of embae wrote it.
         """
         wanted = _read_json(path / MARK)
         for name in (STATE, META):
@@ -78,7 +79,9 @@ class Checkpoint:
                 raise ExportError(f"{path / name}: damaged; found {found}, wanted {said}")
         meta = _read_json(path / META)
         if meta.pop("format", None) != FORMAT:
-            raise ExportError(f"{path / META}: not of format {FORMAT}; it was written by another version of embae")
+            # Not as of a damaged one: those are passed over, and removed on the way.
+            raise RecipeError(f"{path / META}: not of format {FORMAT}; another version of embae wrote it: go on with "
+                              "that one, or take another folder with --out")
         return cls(path, _meta(meta, path / META))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -89,6 +92,19 @@ class Checkpoint:
         """
         found = read_weights(self.path / STATE)
         return _below("model/", found), _below("optimizer/", found)
+
+    def adopt(self, stage: Path) -> None:
+        """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
+        to = place(stage, self.meta.step)
+        if to.resolve() != self.path.resolve():
+            partial = to.with_name(to.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name in (STATE, META, MARK):
+                shutil.copyfile(self.path / name, partial / name)
+                sync_file(partial / name)
+            _name_it(partial, to)
+        set_back(stage, self.meta.step)
 
 
 def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
@@ -115,10 +131,15 @@ def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, T
         (partial / MARK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
         for name in (STATE, META, MARK):
             sync_file(partial / name)
-        sync_folder(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _name_it(partial, path)
+
+
+def _name_it(partial: Path, path: Path) -> None:
+    """Gives a whole checkpoint its name."""
+    sync_folder(partial)
     shutil.rmtree(path, ignore_errors=True)  # of a stage that was set back to before it
     partial.rename(path)
     sync_folder(path.parent)
@@ -134,7 +155,11 @@ def found(stage: Path) -> list[Path]:
 
 
 def newest(stage: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a stage; says which newer ones are damaged, and passes over them."""
+    """The newest whole checkpoint of a stage; says which newer ones are damaged, and passes over them.
+
+    Raises:
+        RecipeError: Another version of embae wrote it.
+    """
     for path in found(stage):
         try:
             return Checkpoint.open(path)

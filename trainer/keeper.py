@@ -50,16 +50,36 @@ class Keeper:
 
         Returns:
             Seconds that it kept the caller waiting.
+
+        Raises:
+            FloatingPointError: On the first rank, where a weight is not finite: a checkpoint of it would be of no use.
+            SystemExit: Likewise, on the others.
         """
         if step == self._saved:
             return 0.0
         self._saved, began = step, time.perf_counter()
         model, moments = self._state()
+        self._check_finite(model, step)
         if self._world.first:
             self._saver.save(self._meta(step), model, moments)
         waited = time.perf_counter() - began
         self._monitor.record("checkpoint", self._before.stage, step, {"seconds_waited": waited})
         return waited
+
+    def _check_finite(self, model: dict[str, Tensor], step: int) -> None:
+        """Every rank holds the same state, and so finds the same."""
+        broken = [key for key, value in model.items() if value.is_floating_point() and not value.isfinite().all()]
+        if not broken:
+            return
+
+        def tell() -> None:
+            name = self._before.stage
+            raise FloatingPointError(
+                f"stage {name}, step {step}: {broken[0]} is not finite, though the loss was: a gradient overflowed "
+                f"after the last checkpoint. Try a smaller stages.{name}.optimizer.lr, or clip: 1.0, in another folder "
+                "with --out; --resume takes that checkpoint there")
+
+        on_first_rank(self._world, tell)
 
     def wait(self) -> None:
         """Waits, on the rank that writes, until everything is on the disk.
@@ -85,7 +105,8 @@ class Keeper:
     def fail(self, batch: Batch, losses: dict[str, float]) -> None:
         """Leaves a checkpoint of before a step whose loss is not finite, and the step's images; all ranks take part.
 
-        Weights and moments are those of before the step; running statistics have seen its batch.
+        Weights and moments are those of before the update that failed; running statistics have seen its batch. Where a
+        step has several updates in turn, those before it have been made.
 
         Args:
             batch: Of the step.
@@ -112,8 +133,8 @@ class Keeper:
             which = "loss" if wrong == "loss" else f"loss {wrong}"
             raise FloatingPointError(
                 f"stage {name}, step {batch.step + 1}: the {which} is {losses[wrong]}, and no weight was moved by it. "
-                f"Try a smaller stages.{name}.optimizer.lr, or clip: 1.0. The state before the step and the images of "
-                f"its batch are in {folder}; with --resume it is taken again")
+                f"Try a smaller stages.{name}.optimizer.lr, or clip: 1.0. The state before that and the images of the "
+                f"batch are in {folder}; with --resume, and another --out, the step is taken again")
 
         on_first_rank(self._world, leave)
 

@@ -4,6 +4,7 @@
     runs/<recipe>/metrics.jsonl    one JSON object a line
     runs/<recipe>/tensorboard/
     runs/<recipe>/<stage>/         see `stage_folder.py` and `checkpoint.py`
+    runs/<recipe>/resumed          the checkpoint that --resume asked for, once it is the newest of its stage
     runs/<recipe>/stopped, failed  how it ended, if not well; see `stopping.py`
     runs/<recipe>/evaluation/<dataset>.json
 """

@@ -15,7 +15,7 @@ from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Stri
 
 TTA = Literal["none", "flip", "ten-crop"]
 # Values of init, and what lies beside the stages in a run folder.
-RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed")
+RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed", "resumed")
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels

@@ -8,6 +8,8 @@ from typing import Any
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
+from embae.datasets.index_writer import write_whole
+from embae.datasets.progress import note
 from embae.trainer import runfolder
 from embae.trainer.checkpoint import Checkpoint, newest
 from embae.trainer.compare import Run, own_stages, share_stages
@@ -48,7 +50,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
             if is_done(run, name):
                 monitor.say(f"[{name}] done before, {done(run, name).steps} steps")
             else:
-                _stage(recipe, name, run, world, monitor, target, resume)
+                _stage(recipe, name, run, world, monitor, target)
             if name == last:
                 return
         try:
@@ -62,44 +64,37 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
 
 
 def _take(run: Path, recipe: Recipe, world: World, resume: Path | None) -> Any:
-    if resume:
-        _check_asked(Checkpoint.open(resume), recipe, run)
     held = runfolder.lock(run)
-    runfolder.check_same(run, recipe)
-    runfolder.write_recipe(run, recipe, world.world_size)
-    unmark(run)
+    try:
+        runfolder.check_same(run, recipe)
+        if resume:
+            _adopt(resume, recipe, run)
+        runfolder.write_recipe(run, recipe, world.world_size)
+        unmark(run)
+    except BaseException:
+        held.close()
+        raise
     return held
 
 
-def _check_asked(asked: Checkpoint, recipe: Recipe, run: Path) -> None:
+def _adopt(path: Path, recipe: Recipe, run: Path) -> None:
+    """Makes a checkpoint the newest of its stage: once, so that the same command goes on from later ones."""
+    mark = run / "resumed"
+    if mark.exists() and mark.read_text(encoding="utf-8") == str(path.resolve()):
+        note(f"{run}: has gone on from {path} before, and goes on from its newest checkpoint; remove {mark} to go back")
+        return
+    asked = Checkpoint.open(path)
     stage = asked.meta.stage
     if stage not in recipe.run:
-        raise ExportError(f"{asked.path}: is of stage {stage}, and run lists {', '.join(recipe.run)}")
+        raise ExportError(f"{path}: is of stage {stage}, and run lists {', '.join(recipe.run)}")
     if is_done(run, stage):
-        raise ExportError(f"{asked.path}: stage {stage} is done in {run}; leave --resume out to go on with the stages "
-                          "after it, or take another folder with --out")
+        raise ExportError(f"{path}: stage {stage} is done in {run}; leave --resume out to go on with the stages after "
+                          "it, or take another folder with --out")
+    asked.adopt(run / stage)
+    write_whole(mark, lambda file: file.write(str(path.resolve()).encode()))
 
 
-def choose(run: Path, name: str, resume: Path | None = None) -> Checkpoint | None:
-    """The checkpoint that a stage goes on from.
-
-    Args:
-        run: The run folder.
-        name: The stage.
-        resume: The one asked for, which may be of another stage.
-
-    Raises:
-        ExportError: What was asked for is not whole.
-    """
-    if resume:
-        asked = Checkpoint.open(resume)
-        if asked.meta.stage == name:
-            return asked
-    return newest(run / name)
-
-
-def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index,
-           resume: Path | None) -> None:
+def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index) -> None:
     if not recipe.stages[name].loss:
         run_pass(recipe, name, run, world, monitor)
         return
@@ -109,7 +104,7 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
         if not recipe.stages[name].data.labels:
             raise
         raise RunError(str(error)) from error  # of clusters that the run made: nothing was wrong with what it was given
-    checkpoint = broadcast_object(on_first_rank(world, lambda: choose(run, name, resume)))
+    checkpoint = broadcast_object(on_first_rank(world, lambda: newest(run / name)))
     stage = StageRun(recipe, name, plan, run, world, monitor, checkpoint)
     if checkpoint:
         monitor.say(f"[{name}] goes on after step {stage.start}, from {checkpoint.path}")
