@@ -34,8 +34,9 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 _log = logging.getLogger("DeepSpeed")
 _log.setLevel(logging.WARNING)
-# Said of every torch optimizer but Adam, whatever a user did; ours are tested at every ZeRO stage.
-_log.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+# Said of every torch optimizer but Adam, whatever a user did; ours are tested at every ZeRO stage. And of a loss that
+# is not finite, of which the run's end says more.
+_log.addFilter(lambda record: not any(said in record.getMessage() for said in ("untested optimizer", "OVERFLOW!")))
 for _handler in _log.handlers:  # standard output is the run's own
     if isinstance(_handler, logging.StreamHandler):
         _handler.setStream(sys.stderr)

@@ -131,8 +131,10 @@ class Network:
 
     def _wire(self, name: str) -> None:
         node = self.nodes[name]
-        subprocess.run(["ip", "link", "add", "eth0", "netns", str(node.pid), "type", "veth", "peer", "name", name,
-                        "netns", str(self.switch.pid)], check=True)
+        # As a machine's card has, one address for good: the others would send to a former one for a while.
+        card = "02:00:" + ":".join(f"{int(part):02x}" for part in node.address.split("."))
+        subprocess.run(["ip", "link", "add", "eth0", "address", card, "netns", str(node.pid), "type", "veth",
+                        "peer", "name", name, "netns", str(self.switch.pid)], check=True)
         self.switch.run("ip", "link", "set", name, "master", "bridge", "up")
         node.run("ip", "addr", "add", f"{node.address}/24", "dev", "eth0")
         node.run("ip", "link", "set", "eth0", "up")
