@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from embae.datasets.index_writer import sync_file, sync_folder
+from embae.datasets.index_writer import whole_folder
 from embae.datasets.plain import open_plain, read_json
 from embae.datasets.progress import note
 from embae.trainer.errors import ExportError, RecipeError
-from embae.trainer.export import read_weights
+from embae.trainer.export import read_weights, save_weights
 
 FORMAT = 1
 FOLDER, STATE, META, MARK = "checkpoints", "state.safetensors", "checkpoint.json", "complete"
@@ -97,13 +96,9 @@ class Checkpoint:
         """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
         to = place(stage, self.meta.step)
         if to.resolve() != self.path.resolve():
-            partial = to.with_name(to.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name in (STATE, META, MARK):
-                shutil.copyfile(self.path / name, partial / name)
-                sync_file(partial / name)
-            _name_it(partial, to)
+            with whole_folder(to) as partial:
+                for name in (STATE, META, MARK):
+                    shutil.copyfile(self.path / name, partial / name)
         set_back(stage, self.meta.step)
 
 
@@ -119,30 +114,13 @@ def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, T
     Raises:
         OSError: The disk is full, for one; what was there before is as it was.
     """
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(path) as partial:
         state = {f"model/{key}": value for key, value in model.items()}
         state |= {f"optimizer/{key}": value for key, value in moments.items()}
-        _save(state, partial / STATE)
+        save_weights(state, partial / STATE)
         (partial / META).write_text(json.dumps({"format": FORMAT, **asdict(meta)}, indent=1) + "\n", encoding="utf-8")
         sums = {name: _sum(partial / name) for name in (STATE, META)}
         (partial / MARK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-        for name in (STATE, META, MARK):
-            sync_file(partial / name)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _name_it(partial, path)
-
-
-def _name_it(partial: Path, path: Path) -> None:
-    """Gives a whole checkpoint its name."""
-    sync_folder(partial)
-    shutil.rmtree(path, ignore_errors=True)  # of a stage that was set back to before it
-    partial.rename(path)
-    sync_folder(path.parent)
 
 
 def found(stage: Path) -> list[Path]:
@@ -186,13 +164,6 @@ def set_back(stage: Path, step: int) -> None:
             shutil.rmtree(later)
     for half in (stage / FOLDER).glob("step-*.partial"):
         shutil.rmtree(half)
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(state, str(path))
-    except Exception as error:  # safetensors has one error for all, whatever the system said
-        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def _sum(path: Path, said: Any = None) -> dict[str, Any]:

@@ -123,10 +123,7 @@ def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, 
         OSError: The disk is full, for one.
     """
     tables = any(key.rpartition(".")[2] in TABLES for key in state)
-    try:
-        save_file({key: value.contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
-    except SafetensorError as error:  # its one error for all, a full disk too
-        raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
+    save_weights(state, folder / WEIGHTS)
     description: dict[str, Any] = {
         "format": FORMAT, "model": keys.model_dump(mode="json"), "parts": list(model.parts()),
         "image": list(spec.size), "mean": list(spec.mean), "std": list(spec.std),
@@ -134,6 +131,18 @@ def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, 
         "classes": model.classes, "shapes": {key: list(value.shape) for key, value in state.items()},
     }
     (folder / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: The disk is full, for one.
+    """
+    try:
+        save_file({key: value.contiguous() for key, value in state.items()}, str(path))
+    except (SafetensorError, OSError) as error:  # safetensors' own stands for a full disk too
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from embae.datasets.index_writer import sync_file
+from embae.datasets.index_writer import sync_file, whole_folder
 from embae.datasets.plain import read_json
 from embae.trainer.errors import RecipeError
 
@@ -68,14 +68,10 @@ def done(run: Path, stage: str) -> Done:
 def finish(stage: Path, took: Done) -> Iterator[Path]:
     """Gives a temporary folder to fill, makes it the stage's export when it is whole, and marks the stage done."""
     stage.mkdir(parents=True, exist_ok=True)
-    partial, whole = stage / f"{EXPORT}.partial", stage / EXPORT
-    for old in (partial, whole, stage / "evaluation"):  # of a stage that was not done
+    for old in (stage / EXPORT, stage / "evaluation"):  # of a stage that was not done
         shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
-    yield partial
-    for file in partial.iterdir():
-        sync_file(file)
-    partial.rename(whole)
+    with whole_folder(stage / EXPORT) as partial:
+        yield partial
     mark = stage / f"{MARK}.partial"
     mark.write_text(json.dumps(asdict(took)) + "\n", encoding="utf-8")
     sync_file(mark)

@@ -1,8 +1,8 @@
 """Signals that end a run so that it can go on: after the current step in a stage's loop, else at once.
 
 SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are heard as
-soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others
-may come again and again. Every Ctrl-C comes twice: from the terminal and from the launcher.
+soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others may come again and again.
+Every Ctrl-C comes twice: from the terminal and from the launcher.
 """
 
 from __future__ import annotations
@@ -92,15 +92,18 @@ class Stopping:
         except RunError as error:
             self._say(f"embae: {error}")
         self._say(f"embae: stopped by {why}; the same command goes on")
-        if self._run and self._first:
-            mark(self._run, why)
+        if self._first and not (self._run and (self._run / FAILED).exists()):
+            self._leave(MARK, why)
         sys.stdout.flush()
         os._exit(AGAIN)
 
     def fail(self, why: str) -> None:
         """Leaves word that the run failed: launchers then stop other ranks, which must not say that it can go on."""
+        self._leave(FAILED, why)
+
+    def _leave(self, name: str, why: str) -> None:
         if self._run and self._run.is_dir():
-            (self._run / FAILED).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
+            (self._run / name).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
 
     def cut(self) -> None:
         """Ends this process without a checkpoint."""
@@ -112,14 +115,8 @@ class Stopping:
             print(f"\n{text}", file=sys.stderr, flush=True)
 
 
-def mark(run: Path, why: str) -> None:
-    """Leaves word in the run folder that the run was stopped and can go on, unless it failed."""
-    if run.is_dir() and not (run / FAILED).exists():
-        (run / MARK).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
-
-
 def unmark(run: Path) -> None:
-    """Takes the word back: a run goes on."""
+    """Takes back the word of how a run ended: it goes on."""
     for name in (MARK, FAILED):
         (run / name).unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from ranks import on_ranks
 from small import settings, shared_shards
 from torch import Tensor
 
-from embae.trainer import checkpoint
+from embae.trainer import checkpoint, export
 from embae.trainer.checkpoint import FOLDER, MARK, META, STATE, Checkpoint, Meta, found, keep, newest, place, set_back
 from embae.trainer.distributed import World
 from embae.trainer.errors import ExportError, RecipeError
@@ -118,7 +118,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatc
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(export, "save_file", full)
     with pytest.raises(OSError, match=r"state\.safetensors: cannot be written .*No space left"):
         write(tmp_path, 4)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
@@ -150,7 +150,7 @@ def test_the_saver_keeps_some_and_tells_what_went_wrong(tmp_path: Path, monkeypa
     def full(state: dict[str, Tensor], file: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(export, "save_file", full)
     saver.save(Meta("s", 4, 0.0, 1), MODEL, MOMENTS)
     with pytest.raises(RunError, match=r"No space left.*the last whole one is .*step-000003"):
         saver.wait()
