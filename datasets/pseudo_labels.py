@@ -66,51 +66,63 @@ def _head(images: int) -> bytes:
 
 
 class RelabelledView(View):
-    """A view of one split whose images bear pseudo-labels for pids; images that are left out are not in it.
+    """A view of one split; the last dataset's images bear pseudo-labels for pids, and those left out are not in it.
 
-    Identities lie side by side in it, in the order of their labels, and everyone is a person: what the index knows of
-    pids and roles is not looked at.
+    Its identities lie side by side, in the order of their labels, and everyone is a person: what the index knows of
+    pids and roles is not looked at. The other datasets stand before it as they are.
 
     Args:
-        index: The dataset.
-        split: Which of its images.
-        labels: `(images,)` int64, −1 for an image that is left out.
+        indexes: The datasets.
+        split: Which of their images.
+        labels: `(images,)` int64 of the last dataset's, −1 for an image that is left out.
 
     Raises:
-        DataError: The split is empty, or every image is left out.
+        DataError: A split is empty, or every image is left out.
     """
 
-    def __init__(self, index: Index, split: Split, labels: np.ndarray):
-        super().__init__([index], split)
+    def __init__(self, indexes: Sequence[Index], split: Split, labels: np.ndarray):
+        super().__init__(indexes, split)
         if not (labels >= 0).any():
-            raise DataError(f"{index.root}: the clustering left out every image; set a larger eps, or a lower "
+            raise DataError(f"{indexes[-1].root}: the clustering left out every image; set a larger eps, or a lower "
                             "similarity")
+        *others, last = indexes
+        before = View(others, split) if others else None
+        self._before = len(before) if before else 0
         # Within an identity by content, so that the index's order, which knows pids, plays no part.
-        order = np.lexsort((super().fingerprints(), labels))
+        order = np.lexsort((View([last], split).fingerprints(), labels))
         self._order = order[labels[order] >= 0]
         self._labels = labels[self._order]
-        first = np.concatenate([[0], np.flatnonzero(np.diff(self._labels)) + 1])
-        past = np.append(first[1:], len(self._labels))
-        self.identities = [np.stack([first, past, past - first], 1)]
+        first = self._before + np.concatenate([[0], np.flatnonzero(np.diff(self._labels)) + 1])
+        past = np.append(first[1:], len(self))
+        self.identities = [*(before.identities if before else []), np.stack([first, past, past - first], 1)]
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._before + len(self._order)
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the view that leaves nobody out."""
+        places, ours = np.array(rows), rows >= self._before
+        places[ours] = self._before + self._order[rows[ours] - self._before]
+        return places
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return super().locate(self._order[rows])
+        return super().locate(self._places(rows))
 
     def column(self, name: str, rows: np.ndarray) -> np.ndarray:
-        if name in ("pid", "labelled", "role"):
-            return {"pid": self._labels[rows], "labelled": np.ones(len(rows), np.int64),
-                    "role": np.full(len(rows), PERSON, np.int64)}[name]
-        return super().column(name, rows)
+        if name not in ("pid", "labelled", "role"):
+            return super().column(name, rows)
+        values, ours = np.empty(len(rows), np.int64), rows >= self._before
+        values[~ours] = super().column(name, rows[~ours])
+        values[ours] = {"pid": self._labels[rows[ours] - self._before], "labelled": 1, "role": PERSON}[name]
+        return values
 
     def cameras(self) -> list[tuple[str, int]]:
-        name = self.indexes[0].name
-        return [(name, int(camid)) for camid in np.unique(self.column("camid", np.arange(len(self))))]
+        pairs = np.unique(np.stack([*self.locate(rows := np.arange(len(self))), self.column("camid", rows)])[[0, 2]],
+                          axis=1)
+        return sorted((self.names[dataset], camid) for dataset, camid in pairs.T.tolist())
 
     def fingerprints(self) -> np.ndarray:
-        return super().fingerprints()[self._order]
+        return super().fingerprints()[self._places(np.arange(len(self)))]
 
 
 def agreement(labels: np.ndarray, pid: Sequence[int] | np.ndarray) -> float:

@@ -194,4 +194,4 @@ def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
 
 
 def _on_target(stage: Stage) -> bool:
-    return stage.loss is not None and stage.data.from_ == "target"
+    return stage.loss is not None and stage.data.from_ != "sources"

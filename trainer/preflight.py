@@ -48,10 +48,10 @@ def open_view(recipe: Recipe, name: str, run: Path | None = None) -> View:
         DataError: A dataset is missing or damaged.
     """
     stage = recipe.stages[name]
-    indexes = [_open(recipe, dataset) for dataset in _datasets(recipe, stage)]
+    indexes = [_open(recipe, dataset) for dataset in recipe.datasets(stage)]
     if stage.data.labels and run:
-        labels = read_labels(run / stage.data.labels / EXPORT, indexes[0], "train")
-        return RelabelledView(indexes[0], "train", labels)
+        labels = read_labels(run / stage.data.labels / EXPORT, indexes[-1], "train")
+        return RelabelledView(indexes, "train", labels)
     return View(indexes, "train")
 
 
@@ -124,7 +124,7 @@ def check(recipe: Recipe, world_size: int) -> None:
             bad.add(dataset)
     for name in recipe.run:
         stage = recipe.stages[name]
-        if bad.intersection(_datasets(recipe, stage)):
+        if bad.intersection(recipe.datasets(stage)):
             continue
         try:
             if stage.data.labels or not stage.loss:  # identities there are not known yet, or none is asked for
@@ -208,9 +208,5 @@ def _open(recipe: Recipe, dataset: str) -> Index:
 
 def _read_by(recipe: Recipe) -> list[str]:
     """The datasets that a run reads."""
-    found = [dataset for name in recipe.run for dataset in _datasets(recipe, recipe.stages[name])]
+    found = [dataset for name in recipe.run for dataset in recipe.datasets(recipe.stages[name])]
     return list(dict.fromkeys([*found, *([recipe.data.target] if recipe.evaluate else [])]))
-
-
-def _datasets(recipe: Recipe, stage: Stage) -> list[str]:
-    return recipe.data.sources if stage.data.from_ == "sources" else [recipe.data.target]

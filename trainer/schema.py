@@ -137,6 +137,11 @@ class Recipe(Strict):
         elif name in self.run and labels not in self.run[:self.run.index(name)]:
             yield f"{key}: is the stage {labels}, which run does not list before it"
 
+    def datasets(self, stage: Stage) -> list[str]:
+        """The datasets that a stage reads, in the order that numbers them."""
+        sources = [] if stage.data.from_ == "target" else self.data.sources
+        return [*sources, *([] if stage.data.from_ == "sources" else [self.data.target])]
+
     def ancestors(self, stage: str) -> list[str]:
         """A stage's ``init``, the ``init`` of that, and so on, as far as they are stages of this recipe."""
         found: list[str] = []

@@ -35,7 +35,6 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
 def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any]:
     stage, data = recipe.stages[name], recipe.data
     keys = stage.model_dump(mode="json", by_alias=True, exclude=_UNSEEN)
-    datasets = data.sources if stage.data.from_ == "sources" else [data.target]
     keys["init"] = before.get(stage.init) or _content(Path(stage.init)) or stage.init
     if stage.data.labels:
         keys["data"]["labels"] = before[stage.data.labels]
@@ -45,7 +44,7 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     return {
         "method": METHOD, "name": name, "seed": recipe.seed, "stage": keys, "model": model,
         "image": [data.image, data.mean, data.std, data.loader],
-        "data": [(dataset, Index.open(data.root / dataset).fingerprint) for dataset in datasets],
+        "data": [(dataset, Index.open(data.root / dataset).fingerprint) for dataset in recipe.datasets(stage)],
     }
 
 

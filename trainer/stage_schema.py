@@ -62,7 +62,7 @@ class AugmentKeys(Strict):
 class StageData(Strict):
     """What a stage reads: P × K for labelled stages, a plain global batch for the others."""
 
-    from_: Literal["sources", "target"] = Field(alias="from")
+    from_: Literal["sources", "target", "all"] = Field(alias="from")
     labels: Name | None = None
     """The clustering stage whose pseudo-labels the target's images bear."""
     P: Count | dict[Name, Count] | None = None
@@ -80,8 +80,8 @@ class StageData(Strict):
     @model_validator(mode="after")
     def _shape(self) -> StageData:
         wrong = []
-        if self.labels and (self.from_ != "target" or self.batch is not None):
-            wrong.append("labels: pseudo-labels are the target's; they go with from: target, P and K")
+        if self.labels and (self.from_ == "sources" or self.batch is not None):
+            wrong.append("labels: pseudo-labels are the target's; they go with from: target or all, P and K")
         if (self.batch is None) == (self.P is None and self.K is None):
             wrong.append("batch: give either P and K (labelled images) or batch (any images)")
         elif self.batch is None and (self.P is None or self.K is None):

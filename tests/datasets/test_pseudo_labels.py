@@ -38,7 +38,7 @@ OUT = ("i03", "i17", "i28")
 
 @pytest.fixture
 def relabelled(originals: Index) -> RelabelledView:
-    return RelabelledView(originals, "train", clusters_of(originals, OUT))
+    return RelabelledView([originals], "train", clusters_of(originals, OUT))
 
 
 def test_identities_lie_side_by_side_in_the_order_of_their_labels(originals: Index, relabelled: RelabelledView) -> None:
@@ -58,7 +58,7 @@ def test_identities_lie_side_by_side_in_the_order_of_their_labels(originals: Ind
 def test_labels_need_not_be_contiguous(originals: Index) -> None:
     labels = np.full(32, -1)
     labels[[2, 9, 30]] = [40, 7, 40]
-    view = RelabelledView(originals, "train", labels)
+    view = RelabelledView([originals], "train", labels)
     assert view.identities[0].tolist() == [[0, 1, 1], [1, 3, 2]]
     assert view.identity(np.arange(3)).tolist() == [0, 1, 1]
     assert view.column("pid", np.arange(3)).tolist() == [7, 40, 40]
@@ -95,13 +95,13 @@ def test_columns_other_than_those_of_identity_are_the_images_own(originals: Inde
 def test_cameras_are_those_of_the_images_that_are_left(tabled: Tabled) -> None:
     index = tabled("set", [(pid, pid % 3) for pid in range(9)])
     labels = np.where(index.camid == 1, -1, 0)
-    assert RelabelledView(index, "train", labels).cameras() == [("set", 0), ("set", 2)]
+    assert RelabelledView([index], "train", labels).cameras() == [("set", 0), ("set", 2)]
     assert View([index], "train").cameras() == [("set", 0), ("set", 1), ("set", 2)]
 
 
 def test_what_the_index_says_of_roles_plays_no_part(tabled: Tabled) -> None:
     index = tabled("set", [(0, 0, "distractor"), (0, 1, "junk"), (1, 0), (1, 1)])
-    view = RelabelledView(index, "train", np.array([0, 0, 0, 1]))
+    view = RelabelledView([index], "train", np.array([0, 0, 0, 1]))
     assert view.identities[0][:, 2].tolist() == [3, 1]
     plan = PKSampler(view, P=2, K=3, seed=0, stage="s")
     assert {int(row) for step in range(20) for row in plan.plan(step)} == {0, 1, 2, 3}
@@ -118,7 +118,7 @@ def test_batches_do_not_depend_on_the_pids_of_the_index(
     assert other.keys.to_pylist() != originals.keys.to_pylist()
     found = []
     for index in (originals, other):
-        view = RelabelledView(index, "train", clusters_of(index, OUT))
+        view = RelabelledView([index], "train", clusters_of(index, OUT))
         plan = PKSampler(view, P=3, K=4, seed=1, stage="s")
         batches = [plan.plan(step) for step in range(12)]
         # By content, since three of the files are the same photograph, two of them on one camera.
@@ -128,9 +128,30 @@ def test_batches_do_not_depend_on_the_pids_of_the_index(
     assert found[0] == found[1]
 
 
+def test_other_datasets_stand_before_it_as_they_are(originals: Index, tabled: Tabled) -> None:
+    one = tabled("one", [(4, 0), (4, 1), (7, 0, "junk"), (7, 2), (None, 1)])
+    two = tabled("two", [(4, 5), (5, 5)])
+    labels = clusters_of(originals, OUT)
+    view, before = RelabelledView([one, two, originals], "train", labels), View([one, two], "train")
+    alone = RelabelledView([originals], "train", labels)
+    rows = np.arange(len(view))
+    assert len(view) == 7 + 29 and view.names == ["one", "two", "set"]
+    assert [table.tolist() for table in view.identities] == [
+        [[0, 2, 2], [2, 4, 1]], [[5, 6, 1], [6, 7, 1]], (alone.identities[0] + [7, 7, 0]).tolist()]
+    for name in ("pid", "labelled", "role", "camid", "crc32"):
+        assert view.column(name, rows).tolist() == [*before.column(name, rows[:7]), *alone.column(name, rows[:29])]
+    mixed = np.array([30, 1, 6, 8])
+    assert view.column("pid", mixed).tolist() == view.column("pid", rows)[mixed].tolist()
+    assert view.fingerprints().tolist() == [*before.fingerprints(), *alone.fingerprints()]
+    assert view.cameras() == sorted([*before.cameras(), *alone.cameras()])
+    plan = PKSampler(view, P=2, K=2, seed=0, stage="s")
+    batches = [view.locate(plan.plan(step))[0] for step in range(40)]
+    assert all(len(set(batch.tolist())) == 1 for batch in batches) and {int(batch[0]) for batch in batches} == {0, 1, 2}
+
+
 def test_every_image_left_out_is_an_error(originals: Index) -> None:
     with pytest.raises(DataError, match="left out every image"):
-        RelabelledView(originals, "train", np.full(32, -1))
+        RelabelledView([originals], "train", np.full(32, -1))
 
 
 def test_labels_come_back_as_they_were_written(originals: Index, tmp_path: Path) -> None:

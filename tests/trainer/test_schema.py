@@ -127,7 +127,7 @@ _ADVERSARIAL = {
     "data": {"from": "target", "batch": 8}, "loss": {"reconstruction": {}, "adversarial": {}},
 }  # fmt: skip
 _CODES = {**_ADVERSARIAL["parts"], "embedding": "frozen", "nuisance": "frozen"}
-_PSEUDO = "data.labels: pseudo-labels are the target's; they go with from: target, P and K"
+_PSEUDO = "data.labels: pseudo-labels are the target's; they go with from: target or all, P and K"
 STAGE |= {
     f"{_PSEUDO}": {"data__labels": "autoencoder"},
     "data.batch: give either P and K (labelled images) or batch (any images) ": {
