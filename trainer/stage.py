@@ -217,8 +217,8 @@ class StageRun:
         on_first_rank(self.world, write)
 
     def state(self) -> dict[str, Tensor]:
-        """The model's whole state on the CPU, on every rank."""
-        return self._turns.state()
+        """The whole state of the model that the stage is for, on the CPU, on every rank."""
+        return self._turns.result()
 
     def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}

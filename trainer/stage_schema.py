@@ -274,6 +274,8 @@ class Stage(Strict):
     optimizer: Optimizer = Optimizer()
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: Positive | None = None
+    ema: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    """Decay, a step, of a moving average of the weights that is exported instead of them."""
     accumulate: Count = 1
     deepspeed: DeepSpeed = DeepSpeed()
     batch_norm: dict[PartName, Literal["batch", "running"]] = {}
@@ -339,7 +341,7 @@ class Stage(Strict):
                 yield f"parts.{part}: trains, but a stage with {self.kind} trains nothing; set it to frozen or absent"
         if self.data.from_ != "target" or self.data.labelled:
             yield f"data: {self.kind} looks at the unlabelled target; give from: target and a batch"
-        for key in ("reinit", *LENGTHS):
+        for key in ("reinit", "ema", *LENGTHS):
             if getattr(self, key):
                 yield f"{key}: belongs to stages that train"
         if self.calibrate and self.calibrate.what == "embedding" and self.use("embedding") == "absent":

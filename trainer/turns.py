@@ -9,9 +9,12 @@ from torch import Tensor
 
 from embae.datasets.batch import Batch
 from embae.trainer.adversary import TERM, Adversary
+from embae.trainer.averaging import Average
 from embae.trainer.engine import Engine
 from embae.trainer.objective import Objective
 from embae.trainer.stage_schema import Stage
+
+_AVERAGE = "average/"
 
 
 class Turns:
@@ -32,6 +35,7 @@ class Turns:
         self.broken = torch.zeros((), device=next(objective.parameters()).device)
         self._turns = list(self._take(objective, keys, name, seed, largest))
         self._engines = list({id(engine): engine for engine, _ in self._turns}.values())
+        self._average = Average(objective.model, keys.ema) if keys.ema else None
 
     def _take(self, objective: Objective, keys: Stage, name: str, seed: int,
               largest: int) -> Iterator[tuple[Engine, Collection[str]]]:
@@ -65,16 +69,24 @@ class Turns:
             found = engine.step(parts, lr, terms)
             loss = report["loss"] + found.pop("loss", 0) if report else found.pop("loss")
             report |= {**found, "loss": loss}
+        if self._average:
+            self._average.update(parts[0].step, self.broken)
         return report
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, on every rank."""
         return self._engines[0].state()
 
+    def result(self) -> dict[str, Tensor]:
+        """As `state`, of the model that the stage is for: its weights' average where it keeps one."""
+        return self.state() | (self._average.whole() if self._average else {})
+
     def moments(self) -> dict[str, Tensor]:
-        """The moments of every engine's optimizer, on every rank."""
-        return {f"{number}/{key}": value for number, engine in enumerate(self._engines)
-                for key, value in engine.moments().items()}
+        """What goes on beside the model, on every rank: the moments of every engine's optimizer, and the average."""
+        average = self._average.whole() if self._average else {}
+        return {**{f"{number}/{key}": value for number, engine in enumerate(self._engines)
+                   for key, value in engine.moments().items()},
+                **{_AVERAGE + key: value for key, value in average.items()}}
 
     def restore_moments(self, found: dict[str, Tensor]) -> None:
         """Goes on with what `moments` gave.
@@ -82,6 +94,9 @@ class Turns:
         Raises:
             ValueError: They are of other parameters.
         """
+        average = {key.removeprefix(_AVERAGE): value for key, value in found.items() if key.startswith(_AVERAGE)}
+        if self._average:
+            self._average.restore(average)
         for number, engine in enumerate(self._engines):
             engine.restore_moments({key.removeprefix(f"{number}/"): value for key, value in found.items()
                                     if key.startswith(f"{number}/")})

@@ -47,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
         "batch_norm": {part: "running" for part in ("embedding", "nuisance", "decoder")}} for zero in (0, 2)},
     "trained backbone and its reference, ZeRO 2": {
         **RECONSTRUCTION, "parts": parts_in("train", "train", "train", "train"), "deepspeed": {"zero_stage": 2}},
+    **{f"averaged weights, ZeRO {zero}": {**RECONSTRUCTION, "ema": 0.9, "deepspeed": {"zero_stage": zero}}
+       for zero in (1, 3)},
     "adversarial": {
         **RECONSTRUCTION, "parts": {**RECONSTRUCTION["parts"], "discriminator": "train"},
         "data": {**TRIPLET["data"], "augment": {"flip": True}},
@@ -239,14 +241,17 @@ def test_on_other_ranks_every_tensor_is_the_saved_one(
                 assert torch.equal(found[key].view(-1).view(torch.uint8), value.view(-1).view(torch.uint8)), key
     optimizer = CASES[case].get("optimizer", ADAM)
     per_weight = {"adam": 3, "adamw": 3, "sgd": int(optimizer.get("momentum", 0) > 0)}[optimizer["name"]]
-    model, moments = saved.state()
+    model, beside = saved.state()
+    moments = {key: value for key, value in beside.items() if not key.startswith("average/")}
     trained = {part for part, use in CASES[case]["parts"].items() if use == "train"}
     weights = [key for key in model if key.split(".")[0] in trained and key.endswith((".weight", ".bias"))]
     if case == "heads of cameras":
         assert 0 < len(moments) < per_weight * len(weights)  # heads that no image came to have none
     else:
         assert len(moments) == per_weight * len(weights)
-    assert all(value.isfinite().all() for value in moments.values())
+    averaged = [key for key, value in model.items() if key.split(".")[0] in trained and value.is_floating_point()]
+    assert len(beside) - len(moments) == (len(averaged) if CASES[case].get("ema") else 0)
+    assert all(value.isfinite().all() for value in beside.values())
     assert all(value.abs().max() > 0 for key, value in moments.items() if "decoder" in key)
 
 
