@@ -18,7 +18,8 @@ from embae.trainer.parts import EmbAE
 class Average:
     """The average of a model's trained parameters and of the running statistics beside them.
 
-    The average of step t moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights: early ones are soon forgotten.
+    The average of step t moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so that the first ones are
+    soon forgotten.
     Under ZeRO 3 each rank averages its own piece of every parameter.
 
     Args:

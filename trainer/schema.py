@@ -116,7 +116,8 @@ class Recipe(Strict):
                 yield (f"stages.{name}.deepspeed.zero_stage: is {zero}, but nuisance heads that a batch lacks stay "
                        "unmoved at stage 0 only; set it to 0")
             if several and stage.use("nuisance") == "train" and stage.ema:
-                yield f"stages.{name}.ema: nuisance heads that a batch lacks stay unmoved, and an average moves; leave it out"
+                yield (f"stages.{name}.ema: nuisance heads that a batch lacks stay unmoved, and their average would "
+                       "move; leave it out")
             if stage.init not in self.stages or name not in self.run:
                 continue
             if stage.init not in self.run[:self.run.index(name)]:

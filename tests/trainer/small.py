@@ -43,6 +43,8 @@ stages:
   classification: {init: random, data: {P: 3, K: 2}, schedule: null, epochs: 1}
   cluster: {data: {batch: 16}, cluster: {kmeans: {clusters: 6, similarity: 0.3}}}
   retrain: {data: {P: 2, K: 2}, epochs: 0.5}
+  labelled: {init: random, data: {P: 3, K: 4}, schedule: null, epochs: 1}
+  merged: {data: {P: 2, K: 2}, schedule: {warmup: 0.1, cosine: 0.3}}
 """
 
 

@@ -1,4 +1,4 @@
-"""The average of the weights: that of its definition, on any number of ranks and at any ZeRO stage, and what is exported."""
+"""The average of the weights is that of its definition, on any ranks, at any ZeRO stage, and is what is exported."""
 
 from __future__ import annotations
 
