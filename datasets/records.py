@@ -20,11 +20,11 @@ class Image(Protocol):
     """
 
     def read(self) -> bytes:
-        """Encoded bytes (JPEG, PNG, BMP, …)."""
+        """Encoded bytes (JPEG, PNG, BMP, …); several threads may read different images at once."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileImage:
     """An image file on disk."""
 
@@ -37,7 +37,7 @@ class FileImage:
         return str(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image of a dataset and what its reader knows about it.
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
+import shutil
 import signal
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from embae.datasets.card import CARD
 from embae.datasets.errors import DataError
 from embae.datasets.images import prepare
-from embae.datasets.index_writer import write_whole
+from embae.datasets.index_writer import sync_folder
 from embae.datasets.records import Record
 
 PART = ".part.json"
 TEMPORARY = ".tmp"
+_LOOK = 64  # images between two looks whether another writer has finished the shard
+_READERS, _CHUNK = 4, 8  # threads that read ahead, images that each reads at once
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def start_worker(stop: Connection, counter: Any) -> None:
 def write_shard(task: ShardTask) -> list[str]:
     """Writes ``<stem>.tar`` and its part of the index, ``<stem>.part.json``, each renamed when whole.
 
-    Where an image is bad and ``skip_bad`` is not set, the other images are still checked but nothing is written.
+    Where an image is bad and ``skip_bad`` is not set, the other images are still checked but nothing is written. Nor is
+    it where another writer of the same shard is done first.
 
     Returns:
         A sentence for each image that cannot be read or decoded.
@@ -78,25 +86,49 @@ def write_shard(task: ShardTask) -> list[str]:
     Raises:
         DataError: The shard cannot be written, or reading an image failed in a way that its reader did not foresee.
     """
-    target = task.folder / f"{task.stem}.tar"
-    # The process id keeps two writers apart: a worker may outlive its killed parent by a moment.
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
-    part: dict[str, Any] = {"kept": [], "crc32": [], "height": [], "width": [], "bad": {}}
-    try:
-        with writing(target), temporary.open("wb") as file:
-            _fill(file, task, part)
-            file.flush()
-            os.fsync(file.fileno())
-        if not part["bad"] or task.skip_bad:
-            with writing(target):
-                part["offset"], part["size"] = _members(temporary, [task.records[i].key for i in part["kept"]])
-                part["bytes"] = temporary.stat().st_size
-                if part["kept"]:
-                    os.replace(temporary, target)
-                write_whole(part_path(task.folder, task.stem), lambda file: file.write(json.dumps(part).encode()))
-    finally:
-        temporary.unlink(missing_ok=True)
+    target, part_file = task.folder / f"{task.stem}.tar", part_path(task.folder, task.stem)
+    # A folder of its own: other machines may be writing this shard, and a worker may outlive its killed parent.
+    scratch = task.folder / f"{task.stem}.{secrets.token_hex(8)}{TEMPORARY}"
+    part: dict[str, Any] = {"kept": [], "offset": [], "size": [], "crc32": [], "height": [], "width": [], "bad": {}}
+    before = _stamp(part_file)
+
+    def taken() -> bool:
+        return _stamp(part_file) != before or not task.folder.exists() or (task.folder / CARD).exists()
+
+    with writing(target):
+        try:
+            scratch.mkdir()
+            tar, text = scratch / target.name, scratch / part_file.name
+            with tar.open("w+b") as file:
+                if not _fill(file, task, part, taken):
+                    return []
+                file.flush()
+                os.fsync(file.fileno())
+                part["bytes"] = os.fstat(file.fileno()).st_size
+            if (part["bad"] and not task.skip_bad) or taken():
+                return list(part["bad"].values())
+            with text.open("w") as out:
+                json.dump(part, out)
+                out.flush()
+                os.fsync(out.fileno())
+            if part["kept"]:
+                os.replace(tar, target)
+            os.replace(text, part_file)
+            sync_folder(task.folder)
+        except FileNotFoundError:
+            if not taken():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return list(part["bad"].values())
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def part_path(folder: Path, stem: str) -> Path:
@@ -117,36 +149,88 @@ def writing(path: Path) -> Iterator[None]:
             from error
 
 
-def _fill(file: BinaryIO, task: ShardTask, part: dict[str, Any]) -> None:
+def _fill(file: BinaryIO, task: ShardTask, part: dict[str, Any], taken: Callable[[], bool]) -> bool:
+    """Writes the tar and notes where its images are; False if another writer has finished it meanwhile."""
     import webdataset  # here, as it imports torch, which takes seconds and which the parent does without
 
     # Fixed times, owners and modes: the same images make the same bytes, wherever and by however many workers.
     with webdataset.TarWriter(file, user="embae", group="embae", mode=0o444, mtime=0, encoder=False) as tar:
-        for position, record in enumerate(task.records):
+        for position, (record, read) in enumerate(zip(task.records, _read_ahead(task.records), strict=True)):
+            if position % _LOOK == 0 and taken():
+                _count(len(task.records) - position)
+                return False
             try:
-                data, height, width = _image(record, task.size)
+                data, height, width = _image(record, read, task.size)
             except _BadImage as bad:
                 part["bad"][position] = str(bad)
             else:
                 if not part["bad"] or task.skip_bad:
+                    part["offset"].append(tar.tarstream.offset + tarfile.BLOCKSIZE)
                     tar.write({"__key__": record.key, "jpg": data, "json": sidecar(record, task.dataset)})
                     part["kept"].append(position)
+                    part["size"].append(len(data))
                     part["crc32"].append(zlib.crc32(data))
                     part["height"].append(height)
                     part["width"].append(width)
-            if _counter is not None:
-                with _counter.get_lock():
-                    _counter.value += 1
+            _count(1)
+    _check(file, task, part)
+    return True
+
+
+def _count(images: int) -> None:
+    if _counter is not None:
+        with _counter.get_lock():
+            _counter.value += images
+
+
+def _check(file: BinaryIO, task: ShardTask, part: dict[str, Any]) -> None:
+    """Looks whether the images lie where they are noted to: what the tar says there must be their name and size."""
+    for position, offset, size in zip(part["kept"], part["offset"], part["size"], strict=True):
+        file.seek(offset - tarfile.BLOCKSIZE)
+        header = file.read(136)  # the name's 100 bytes, mode and owners, the size in octal digits
+        if (header[:100].rstrip(b"\0") != f"{task.records[position].key}.jpg".encode()
+                or int(header[124:135] or b"0", 8) != size):
+            raise DataError(f"{task.folder / task.stem}.tar: the tar does not hold the images written to it; check the "
+                            "disk and start again")
+    file.seek(0, os.SEEK_END)
+
+
+def _read_ahead(records: Sequence[Record]) -> Iterator[bytes | Exception]:
+    """The images' bytes, or what reading them raised, in order; read while others are decoded, since a file system that
+    machines share takes longer to answer than an image takes to decode."""
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        running: deque[Future[list[bytes | Exception]]] = deque()
+        for start in range(0, len(records), _CHUNK):
+            running.append(pool.submit(_read, records[start : start + _CHUNK]))
+            if len(running) > _READERS:
+                yield from running.popleft().result()
+        for future in running:
+            yield from future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(records: Sequence[Record]) -> list[bytes | Exception]:
+    found: list[bytes | Exception] = []
+    for record in records:
+        try:
+            found.append(record.image.read())
+        except Exception as error:
+            found.append(error)
+    return found
 
 
 class _BadImage(Exception):
     pass
 
 
-def _image(record: Record, size: tuple[int, int] | None) -> tuple[bytes, int, int]:
+def _image(record: Record, read: bytes | Exception, size: tuple[int, int] | None) -> tuple[bytes, int, int]:
     name = str(record.image)
     try:
-        return prepare(record.image.read(), name, size)
+        if isinstance(read, Exception):
+            raise read
+        return prepare(read, name, size)
     except DataError as error:
         raise _BadImage(str(error)) from error
     except OSError as error:
@@ -155,16 +239,16 @@ def _image(record: Record, size: tuple[int, int] | None) -> tuple[bytes, int, in
         raise DataError(f"{name} (key {record.key}): reading it failed with {error!r}") from error
 
 
+def is_bad(record: Record, size: tuple[int, int] | None) -> bool:
+    """Whether an image cannot be read or decoded."""
+    try:
+        _image(record, _read([record])[0], size)
+    except _BadImage:
+        return True
+    return False
+
+
 def sidecar(record: Record, dataset: str) -> bytes:
     """The ``<key>.json`` of an image."""
     values = {"pid": record.pid, "camid": record.camid, "role": record.role, "split": record.split, "dataset": dataset}
     return json.dumps(values).encode()
-
-
-def _members(tar: Path, keys: list[str]) -> tuple[list[int], list[int]]:
-    """Offset and size of each image, as an independent reader of the tar finds them."""
-    with tarfile.open(tar, "r:") as file:
-        found = [member for member in file if member.name.endswith(".jpg")]
-    if [member.name for member in found] != [key + ".jpg" for key in keys]:
-        raise DataError(f"{tar}: the tar does not hold the images written to it; check the disk and start again")
-    return [member.offset_data for member in found], [member.size for member in found]

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embae.datasets.card import CARD, PARTIAL, read_card
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
+from embae.datasets.index import TABLE, Index
 from embae.datasets.index_writer import Columns, sync_folder, write_index, write_whole
 from embae.datasets.progress import Report, note, progress
 from embae.datasets.records import ROLES, SPLITS, Record
 from embae.datasets.shard_plan import ShardPlan, plan_shards
-from embae.datasets.shard_writer import PART, TEMPORARY, ShardTask, part_path, start_worker, write_shard, writing
+from embae.datasets.shard_queue import CLAIM, ShardQueue
+from embae.datasets.shard_writer import PART, TEMPORARY, ShardTask, is_bad, part_path, start_worker, write_shard, writing
 from embae.datasets.sole_writer import sole_writer
 
-PLAN = "plan.txt"
+PLAN = "plan.json"
 SKIPPED = "skipped.txt"
 _NAMED = 10  # bad images named in one message
 
@@ -40,6 +45,7 @@ def write_shards(
     images_per_shard: int = 4096,
     workers: int | None = None,
     skip_bad: bool = False,
+    join: bool = False,
     licence: str | None = None,
     notes: str | None = None,
     progress: Report = progress,
@@ -47,7 +53,9 @@ def write_shards(
     """Writes ``<out>/<name>``: tars, ``index.arrow``, ``dataset.yaml``.
 
     Work goes on in ``<out>/<name>.partial``, which is renamed when complete. Started again after an interruption with
-    the same records and options, it keeps the shards that are finished; on a complete dataset it does nothing.
+    the same records and options, it keeps the shards that are finished; on a complete dataset it does nothing. With
+    ``join``, machines that share the folder share the work: each writes shards that no other has begun, then those that
+    others have begun and not finished. Whoever finds all of them finished writes the index, and all return then.
 
     Args:
         name: The dataset's name: letters, digits, ``_`` and ``-``.
@@ -58,6 +66,7 @@ def write_shards(
         images_per_shard: At most this many images in one tar.
         workers: Processes; None takes all cores this process may use.
         skip_bad: Leave out what cannot be decoded and list it in ``skipped.txt``, instead of refusing.
+        join: Write the dataset together with other processes that are given the same records and options.
         licence: Terms of the images, kept in the card.
         notes: What later users should know, kept in the card.
         progress: How to report; gets the images as they are done.
@@ -71,29 +80,36 @@ def write_shards(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {key: value for key, value in (("licence", licence), ("notes", notes)) if value is not None}
-    with writing(partial), sole_writer(out / f".{name}.lock"):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    told = {"size": size, "images_per_shard": images_per_shard, "source": dict(source), **about, "images": plan.images,
+            "plan": plan.digest}
+    with writing(partial), sole_writer(out / f".{name}.lock", shared=join):
+        if _is_there(folder):
             return _finished(folder, plan, skip_bad)
-        if not _prepare(partial, plan):
-            done = [stem for stem in plan.shards if _is_done(partial, stem)]
-            if done:
-                note(f"{name}: going on after an interruption, {len(done)} of {len(plan.shards)} shards are finished")
-            tasks = [
-                ShardTask(partial, stem, name, shard, size, skip_bad)
-                for stem, shard in plan.shards.items()
-                if stem not in set(done)
-            ]
-            bad = _write_all(tasks, workers or len(os.sched_getaffinity(0)), f"sharding {name}", progress)
-            if bad and not skip_bad:
-                raise DataError(_bad(name, bad, plan.images))
-            _write_skipped(partial, bad)
-            columns = _assemble(partial, plan, name)
-            about = {"plan": plan.digest, "skipped": len(bad), **about}
-            write_index(partial, name, columns, source=source, about=about)
-        _clean(partial)
-        partial.rename(folder)
-        sync_folder(out)
+        _prepare(partial, told, join)
+        if _is_there(folder):  # since a moment ago, so that the partial folder that was made is nobody's
+            shutil.rmtree(partial, ignore_errors=True)
+        while not _is_there(folder):
+            try:
+                if not (partial / CARD).exists():
+                    workers = workers or len(os.sched_getaffinity(0))
+                    bad = _write_all(partial, plan, name, size, skip_bad, join, workers, progress)
+                    if bad:
+                        raise DataError(_bad(name, bad, plan.images))
+                if not (partial / CARD).exists():
+                    _write_index(partial, plan, name, source, about)
+                _clean(partial)
+                partial.rename(folder)
+                _clean(folder)  # what a late writer left between the two
+                sync_folder(out)
+            except OSError:
+                # Others may find at the same time that all is written: one of them renames, and the rest end up here.
+                if not join or not ((partial / CARD).exists() or _is_there(folder)):
+                    raise
     return Index.open(folder)
+
+
+def _is_there(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _finished(folder: Path, plan: ShardPlan, skip_bad: bool) -> Index:
@@ -114,59 +130,139 @@ def _finished(folder: Path, plan: ShardPlan, skip_bad: bool) -> Index:
     return index
 
 
-def _prepare(partial: Path, plan: ShardPlan) -> bool:
-    """Makes ready the folder to work in, emptied if it is of another plan; True if it only wants renaming."""
-    if partial.exists():
-        names = {path.name for path in partial.iterdir()}
-        if CARD in names:
-            if read_card(partial).get("plan") == plan.digest:
-                return True
-        elif PLAN in names:
-            if (partial / PLAN).read_text(encoding="utf-8") == plan.digest:
-                for path in partial.glob(f"*{TEMPORARY}"):
-                    path.unlink()
-                return False
-        elif names - {PLAN + TEMPORARY}:
-            raise DataError(f"{partial} exists and is not of embae shard; it works in a folder of this name: remove it")
+def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
+    """Makes ready the folder to work in, emptied if it is of another plan and nobody else may be at work in it."""
+    told = json.loads(json.dumps(told))
+    if not _is_there(partial):
+        # Made with the plan in it, and renamed: that fails where another one has just done so.
+        scratch = partial.with_name(f".{partial.name}.{secrets.token_hex(8)}")
+        scratch.mkdir()
+        write_whole(scratch / PLAN, lambda file: file.write(json.dumps(told, indent=1).encode()))
+        try:
+            scratch.rename(partial)
+            return
+        except OSError as error:
+            shutil.rmtree(scratch)
+            if not join or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    there = _told(partial, told)
+    if join:
+        if differing := [key for key in {**told, **there} if there.get(key) != told.get(key)]:
+            options = [f"{key} is {there.get(key)!r} there and {told.get(key)!r} here" for key in differing if key != "plan"]
+            raise DataError(f"{partial} is of other records or options: {'; '.join(options) or 'other images or labels'}; "
+                            "give the same to all that join, or remove it first")
+    elif there.get("plan") == told["plan"]:
+        for path in partial.iterdir():
+            if path.name.endswith((CLAIM, TEMPORARY)):  # nobody else is at work
+                _remove(path)
+    else:
         shutil.rmtree(partial)
-    partial.mkdir()
-    write_whole(partial / PLAN, lambda file: file.write(plan.digest.encode()))
-    return False
+        _prepare(partial, told, join)
 
 
-def _is_done(partial: Path, stem: str) -> bool:
-    """Whether a shard is finished. One that left out bad images is not: they may have been mended since."""
+def _told(partial: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What those were told who began to write a dataset; of one that only wants renaming, no more than its plan."""
     try:
-        part = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
-        return not part["bad"] and (partial / f"{stem}.tar").stat().st_size == part["bytes"]
+        if (partial / CARD).exists():
+            return {**told, "plan": read_card(partial).get("plan")}
+        return dict(json.loads((partial / PLAN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        if not partial.exists() or (partial / CARD).exists():  # renamed, or about to be, in this moment
+            return dict(told)
+        raise DataError(f"{partial} exists and is not of embae shard; it works in a folder of this name: remove it") \
+            from None
+    except ValueError:
+        return {}  # damaged by the disk
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_part(partial: Path, stem: str) -> dict[str, Any] | None:
+    """A shard's part of the index, if the shard is finished."""
+    try:
+        part: dict[str, Any] = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
+        if part["kept"] and (partial / f"{stem}.tar").stat().st_size != part["bytes"]:
+            return None
+        return part if part["bad"] is not None else None
     except (FileNotFoundError, ValueError, KeyError):  # not there, or damaged by the disk
-        return False
+        return None
 
 
-def _write_all(tasks: list[ShardTask], workers: int, label: str, report: Report) -> list[str]:
-    """Writes shards in worker processes; returns a sentence for each bad image."""
-    if not tasks:
+def _unfinished(partial: Path, plan: ShardPlan, size: tuple[int, int] | None, skip_bad: bool) -> list[str]:
+    """Shards to write. One that left out bad images is among them if they have been mended since."""
+    left = []
+    for stem, records in plan.shards.items():
+        part = _read_part(partial, stem)
+        if part is None or (part["bad"] and not skip_bad):
+            left.append(stem)
+        elif not all(is_bad(records[int(position)], size) for position in part["bad"]):
+            part_path(partial, stem).unlink(missing_ok=True)
+            left.append(stem)
+    return left
+
+
+def _write_all(
+    partial: Path,
+    plan: ShardPlan,
+    name: str,
+    size: tuple[int, int] | None,
+    skip_bad: bool,
+    join: bool,
+    workers: int,
+    report: Report,
+) -> list[str]:
+    """Writes shards in worker processes until all are finished; returns a sentence for each image that forbids that."""
+    def is_done(stem: str) -> bool:
+        part = _read_part(partial, stem)
+        return part is not None and (skip_bad or not part["bad"])
+
+    left = _unfinished(partial, plan, size, skip_bad)
+    if len(left) < len(plan.shards):
+        done = f"{len(plan.shards) - len(left)} of {len(plan.shards)} shards are finished"
+        note(f"{name}: going on with what others have begun, {done}" if join else
+             f"{name}: going on after an interruption, {done}")
+    if not left:
         return []
+    queue, label = ShardQueue(partial, left, is_done, join), f"sharding {name}"
     # Not forked from here: the parent may be large, with threads. The server loads the libraries once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["webdataset", write_shard.__module__])
     counter = context.Value("q", 0)
     stop, alive = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(min(workers, len(tasks)), context, start_worker, (stop, counter))
+    workers = min(workers, len(left))
+    executor = ProcessPoolExecutor(workers, context, start_worker, (stop, counter))
+    bad: dict[str, list[str]] = {}
+    running: dict[Future[list[str]], str] = {}
     shown = 0
     try:
-        with report(label, sum(len(task.records) for task in tasks)) as advance:
-            futures: list[Future[list[str]]] = [executor.submit(write_shard, task) for task in tasks]
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        with report(label, sum(len(plan.shards[stem]) for stem in left)) as advance:
+            while True:
+                while len(running) < workers and (stem := queue.next()):
+                    task = ShardTask(partial, stem, name, plan.shards[stem], size, skip_bad)
+                    running[executor.submit(write_shard, task)] = stem
+                if not running and not queue.waiting:
+                    break
+                if running:
+                    done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                else:
+                    done = set()
+                    time.sleep(0.5)
+                for future in done:
+                    stem = running.pop(future)
+                    queue.written(stem)
+                    if (sentences := future.result()) and not skip_bad:
+                        bad[stem] = sentences
                 count = counter.get_obj().value  # without its lock, which a killed worker may have kept
+                count += sum(len(plan.shards[stem]) for stem in queue.elsewhere)
                 advance(count - shown)
                 shown = count
-                for future in done:
-                    future.result()
         executor.shutdown()
-        return [sentence for future in futures for sentence in future.result()]
+        return [sentence for stem in plan.shards for sentence in bad.get(stem, [])]
     except BrokenProcessPool as error:
         raise DataError(
             f"{label}: a worker process was killed, perhaps for want of memory; start again with fewer workers, "
@@ -187,49 +283,74 @@ def _bad(name: str, bad: list[str], images: int) -> str:
     return "\n  ".join(lines[:-1]) + "\n" + lines[-1]
 
 
-def _write_skipped(partial: Path, bad: list[str]) -> None:
-    path = partial / SKIPPED
-    path.unlink(missing_ok=True)
-    if bad:
-        write_whole(path, lambda file: file.write("".join(f"{sentence}\n" for sentence in bad).encode()))
+def _write_index(
+    partial: Path, plan: ShardPlan, name: str, source: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
+    """The index and the card, from the parts; in a folder of its own first, as others may be doing the same."""
+    scratch = partial / f"index.{secrets.token_hex(8)}{TEMPORARY}"
+    scratch.mkdir()
+    try:
+        columns, bad = _assemble(partial, plan)
+        if bad:
+            write_whole(scratch / SKIPPED, lambda file: file.write("".join(f"{why}\n" for why in bad).encode()))
+            os.replace(scratch / SKIPPED, partial / SKIPPED)
+        else:
+            (partial / SKIPPED).unlink(missing_ok=True)
+        if columns is None:
+            raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
+        write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad), **about})
+        os.replace(scratch / TABLE, partial / TABLE)
+        sync_folder(partial)
+        os.replace(scratch / CARD, partial / CARD)
+        sync_folder(partial)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _assemble(partial: Path, plan: ShardPlan, name: str) -> Columns:
-    """The index, from its parts."""
+def _assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]:
+    """The index, from its parts, None where it has no row; and what was wrong with each image that is left out."""
     kept: list[Record] = []
     shards: list[str] = []
-    numbers: list[int] = []
-    values: dict[str, list[int]] = {column: [] for column in ("offset", "size", "crc32", "height", "width")}
+    bad: list[str] = []
+    lengths: list[int] = []
+    names = ("offset", "size", "crc32", "height", "width")
+    values: list[npt.NDArray[np.int64]] = []  # 5 × images, for each shard: of numbers in lists, ten million take gigabytes
     for stem, records in plan.shards.items():
         part = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
+        bad += part["bad"].values()
         if not part["kept"]:
             continue  # all of its images were bad: there is no tar
         kept.extend(records[position] for position in part["kept"])
-        numbers.extend([len(shards)] * len(part["kept"]))
+        lengths.append(len(part["kept"]))
         shards.append(f"{stem}.tar")
-        for column, entries in values.items():
-            entries.extend(part[column])
+        values.append(np.array([part[column] for column in names], dtype=np.int64))
     if not kept:
-        raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
-    return Columns(
-        keys=pa.array([record.key for record in kept], type=pa.string()),
-        split=np.array([SPLITS.index(record.split) for record in kept], dtype=np.int8),
-        pid=np.array([-1 if record.pid is None else record.pid for record in kept], dtype=np.int64),
-        labelled=np.array([record.pid is not None for record in kept], dtype=np.bool_),
-        camid=np.array([record.camid for record in kept], dtype=np.int32),
-        role=np.array([ROLES.index(record.role) for record in kept], dtype=np.int8),
-        shard=np.array(numbers, dtype=np.int32),
-        offset=np.array(values["offset"], dtype=np.int64),
-        size=np.array(values["size"], dtype=np.int32),
-        crc32=np.array(values["crc32"], dtype=np.uint32),
-        height=np.array(values["height"], dtype=np.int32),
-        width=np.array(values["width"], dtype=np.int32),
+        return None, bad
+    offset, size, crc32, height, width = np.concatenate(values, axis=1)
+    columns = Columns(
+        keys=pa.array((record.key for record in kept), type=pa.string(), size=len(kept)),
+        split=_column((SPLITS.index(record.split) for record in kept), np.int8, kept),
+        pid=_column((-1 if record.pid is None else record.pid for record in kept), np.int64, kept),
+        labelled=_column((record.pid is not None for record in kept), np.bool_, kept),
+        camid=_column((record.camid for record in kept), np.int32, kept),
+        role=_column((ROLES.index(record.role) for record in kept), np.int8, kept),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), lengths),
+        offset=offset,
+        size=size.astype(np.int32),
+        crc32=crc32.astype(np.uint32),
+        height=height.astype(np.int32),
+        width=width.astype(np.int32),
         shards=shards,
     )
+    return columns, bad
 
 
-def _clean(partial: Path) -> None:
+def _column(values: Iterator[int], dtype: type, kept: Sequence[Record]) -> npt.NDArray[Any]:
+    return np.fromiter(values, dtype=dtype, count=len(kept))
+
+
+def _clean(folder: Path) -> None:
     """Removes what only an unfinished dataset needs."""
-    for path in partial.iterdir():
-        if path.name == PLAN or path.name.endswith((PART, TEMPORARY)):
-            path.unlink()
+    for path in folder.iterdir():
+        if path.name == PLAN or path.name.endswith((PART, CLAIM, TEMPORARY)):
+            _remove(path)

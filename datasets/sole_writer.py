@@ -1,4 +1,4 @@
-"""A lock that keeps two processes from writing the same dataset."""
+"""A lock that keeps two processes from writing the same dataset, unless they are told to share the work."""
 
 from __future__ import annotations
 
@@ -13,38 +13,57 @@ from embae.datasets.progress import note
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
+def sole_writer(path: Path, shared: bool = False) -> Iterator[None]:
     """Holds ``path`` as a lock file. The kernel lets go of it when this process ends, however it ends.
+
+    Args:
+        path: The lock file.
+        shared: Keep out only those who want it for themselves. It then is a courtesy: what writers that share do is right
+            without any lock, since not every file system of several machines keeps one.
 
     Raises:
         DataError: Another process holds it.
     """
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, shared)
     try:
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        if not shared:
+            os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # while held: whoever waits for this file finds it gone and makes another
+        if not shared or _is_last(descriptor):
+            path.unlink(missing_ok=True)  # while held: whoever waits for this file finds it gone and makes another
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, shared: bool) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode("ascii", "replace")
             os.close(descriptor)
             raise DataError(
-                f"{path}: process {holder or 'unknown'} is writing this dataset; wait until it is done, or stop it"
+                f"{path}: {f'process {holder} is' if holder else 'others are'} writing this dataset; wait until it is "
+                "done, or stop it; where several are to write one dataset, all of them want --join"
             ) from None
         except FileNotFoundError:
             pass  # the last holder removed it in this moment
         except OSError as error:
-            note(f"{path}: this file system has no locks ({error.strerror}); see that only one process writes here")
+            if not shared:
+                note(f"{path}: this file system has no locks ({error.strerror}); see that only one process writes here")
             return descriptor
         os.close(descriptor)
+
+
+def _is_last(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks here
+    return True

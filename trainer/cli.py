@@ -47,6 +47,7 @@ def shard(
     size: Annotated[str | None, typer.Option(help="Store images at HEIGHTxWIDTH, such as 288x144.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, what cannot be decoded.")] = False,
+    join: Annotated[bool, typer.Option("--join", help="Share the work with machines that are given the same.")] = False,
     debug: Debug = False,
 ) -> None:
     """Turn a folder of images into WebDataset shards with an index.
@@ -59,7 +60,7 @@ def shard(
     records = read(source, root, chosen)
     about = {"reader": source, "root": str(root.resolve()) if root else None, "options": chosen}
     index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers,
-                         skip_bad=skip_bad)
+                         skip_bad=skip_bad, join=join)
     print(f"{index.root}: {len(index):,} images in {len(index.shards)} shards")
 
 

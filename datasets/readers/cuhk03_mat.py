@@ -7,6 +7,7 @@ person), both from 1.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from typing import Any
 
 from embae.datasets.errors import DataError
 from embae.datasets.records import SPLITS, Split
+
+
+_LOCK = threading.Lock()  # closing a file of HDF5 may end what another thread does with the same file
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class MatImage:
         import h5py
         import PIL.Image
 
-        with h5py.File(self.mat, "r") as file:
+        with _LOCK, h5py.File(self.mat, "r") as file:
             pixels = file[self.array][()].T  # (3, W, H) → (H, W, 3)
         encoded = io.BytesIO()
         PIL.Image.fromarray(pixels).save(encoded, "PNG")
