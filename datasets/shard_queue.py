@@ -1,10 +1,10 @@
 """Which shard is written next, where several machines may write shards of one dataset into a folder that they share.
 
-A shard's bytes follow from the plan, and a shard is renamed into place when it is whole: two writers of the same one waste
-time and do no harm. So nothing here has to be right for the result to be right, and no locks are used, which network file
-systems keep unreliably, nor clocks, which differ. A claim is a file that only one process can create (O_EXCL, which holds
-on NFS too). It says that somebody began, and is never taken back. A shard that is claimed and does not come, because its
-writer has died or is slow, is written once more by a machine that has nothing else to do.
+A shard's bytes follow from the plan, and a shard is renamed into place when it is whole: two writers of the same one
+waste time and do no harm. So nothing here has to be right for the result to be right, and no locks are used, which
+network file systems keep unreliably, nor clocks, which differ. A claim is a file that only one process can create
+(O_EXCL, which holds on NFS too). It says that somebody began, and is never taken back. A shard that is claimed and does
+not come, because its writer has died or is slow, is written once more by a machine that has nothing else to do.
 """
 
 from __future__ import annotations

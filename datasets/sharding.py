@@ -27,7 +27,16 @@ from embae.datasets.progress import Report, note, progress
 from embae.datasets.records import ROLES, SPLITS, Record
 from embae.datasets.shard_plan import ShardPlan, plan_shards
 from embae.datasets.shard_queue import CLAIM, ShardQueue
-from embae.datasets.shard_writer import PART, TEMPORARY, ShardTask, is_bad, part_path, start_worker, write_shard, writing
+from embae.datasets.shard_writer import (
+    PART,
+    TEMPORARY,
+    ShardTask,
+    is_bad,
+    part_path,
+    start_worker,
+    write_shard,
+    writing,
+)
 from embae.datasets.sole_writer import sole_writer
 
 PLAN = "plan.json"
@@ -148,9 +157,10 @@ def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
     there = _told(partial, told)
     if join:
         if differing := [key for key in {**told, **there} if there.get(key) != told.get(key)]:
-            options = [f"{key} is {there.get(key)!r} there and {told.get(key)!r} here" for key in differing if key != "plan"]
-            raise DataError(f"{partial} is of other records or options: {'; '.join(options) or 'other images or labels'}; "
-                            "give the same to all that join, or remove it first")
+            options = [f"{key} is {there.get(key)!r} there and {told.get(key)!r} here"
+                       for key in differing if key != "plan"] or ["other images or labels"]
+            raise DataError(f"{partial} is of other records or options: {'; '.join(options)}; give the same to all "
+                            "that join, or remove it first")
     elif there.get("plan") == told["plan"]:
         for path in partial.iterdir():
             if path.name.endswith((CLAIM, TEMPORARY)):  # nobody else is at work
@@ -314,7 +324,7 @@ def _assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]
     bad: list[str] = []
     lengths: list[int] = []
     names = ("offset", "size", "crc32", "height", "width")
-    values: list[npt.NDArray[np.int64]] = []  # 5 × images, for each shard: of numbers in lists, ten million take gigabytes
+    values: list[npt.NDArray[np.int64]] = []  # 5 × images of each shard; lists of ten million numbers take gigabytes
     for stem, records in plan.shards.items():
         part = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
         bad += part["bad"].values()

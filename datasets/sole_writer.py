@@ -18,8 +18,8 @@ def sole_writer(path: Path, shared: bool = False) -> Iterator[None]:
 
     Args:
         path: The lock file.
-        shared: Keep out only those who want it for themselves. It then is a courtesy: what writers that share do is right
-            without any lock, since not every file system of several machines keeps one.
+        shared: Keep out only those who want it for themselves. What writers that share do is right without any lock,
+            as not every file system of several machines keeps one.
 
     Raises:
         DataError: Another process holds it.

@@ -34,6 +34,7 @@ def slurm(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="An array: a run with each of the seeds 0, 1, …")] = None,
+    array: Annotated[int | None, typer.Option(min=1, help="An array: so many jobs shard the dataset together.")] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Let srun start the ranks, without torchrun.")] = False,
     warn: Annotated[int | None, typer.Option(min=1, max=65535, show_default="120; 60 for shard", help=(
         "Seconds before the time limit at which the job stops with a checkpoint."))] = None,
@@ -58,10 +59,14 @@ def slurm(
                      ("--direct", direct)) if value]:
             raise RecipeError(f"{wrong[0]}: is for training; what embae shard is to get stands behind --")
         _check_shard(arguments)
+        if array:
+            options |= {"array": f"0-{array - 1}", "output": "%x-%A_%a.log"}
     else:
         from embae.trainer.recipe import load
         if gpus_per_node and ranks_per_node:
             raise RecipeError("--ranks-per-node: is for nodes without GPUs; with GPUs, each has a rank")
+        if array:
+            raise RecipeError("--array: is for sharding; runs with several seeds are --seeds")
         found = load(recipe, arguments, settings or [])
         if seeds and any(word.partition("=")[0] == "seed" for word in arguments):
             raise RecipeError("seed: each run of --seeds has its own")

@@ -17,7 +17,6 @@ from typing import Any
 from embae.datasets.errors import DataError
 from embae.datasets.records import SPLITS, Split
 
-
 _LOCK = threading.Lock()  # closing a file of HDF5 may end what another thread does with the same file
 
 

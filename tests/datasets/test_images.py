@@ -173,3 +173,28 @@ def test_metadata_without_an_orientation_pass_through() -> None:
     exif[0x010F] = "maker"
     data = encode(scene(), "JPEG", exif=exif)
     assert prepare(data, "x")[0] == data
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:4:4"}])
+def test_what_is_passed_through_is_checked_as_well_as_if_all_of_it_were_decoded(options: dict[str, object]) -> None:
+    """Only an eighth of the pixels are made of it: that finds whatever making all of them does."""
+    data, draw = encode(scene(), "JPEG", **options), np.random.default_rng(0)
+    refused = accepted = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in draw.integers(2, len(data) - 2, draw.integers(1, 4)):
+            damaged[position] = draw.integers(0, 256)
+        try:
+            check_jpeg(bytes(damaged), "x")
+            with Image.open(io.BytesIO(damaged), formats=["JPEG"]) as image:
+                if image.mode != "RGB":
+                    continue
+                image.load()
+        except Exception:
+            refused += 1
+            with pytest.raises(DataError):
+                prepare(bytes(damaged), "x")
+        else:
+            accepted += 1
+            prepare(bytes(damaged), "x")
+    assert refused > 20 and accepted > 20

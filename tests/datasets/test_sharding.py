@@ -172,7 +172,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 # A run in a process of its own, to be killed: reading an image of an identity above 1 takes long.
 SLOW = textwrap.dedent("""
-    import os, signal, sys, time
+    import os, secrets, signal, sys, time
     from dataclasses import dataclass
     from pathlib import Path
     from embae.datasets.records import FileImage, Record
@@ -182,28 +182,32 @@ SLOW = textwrap.dedent("""
         def read(self):
             if sys.argv[3] == "die":
                 os.kill(os.getpid(), 9)
-            if int(self.path.name[0]) > 1:
+            while sys.argv[3] == "pause" and not Path(sys.argv[2], "../go").exists():
+                time.sleep(0.05)
+            if sys.argv[3] == "slow" and int(self.path.name[0]) > 1:
                 time.sleep(60)
             return super().read()
 
     if __name__ == "__main__":
         # As at a terminal. A shell that starts tests in the background hands SIGINT down ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        secrets.randbelow = lambda n: 0  # who joins begins with the first shard
         records = []
         for line in Path(sys.argv[1]).read_text().splitlines():
             key, split, pid, camid, role, path = line.split()
             pid = None if pid == "None" else int(pid)
             records.append(Record(key, split, pid, int(camid), Image(Path(path)), role))
-        write_shards("set", records, Path(sys.argv[2]), images_per_shard=5, workers=2, source={"reader": "test"})
+        write_shards("set", records, Path(sys.argv[2]), images_per_shard=5, workers=2, source={"reader": "test"},
+                     join="join" in sys.argv)
 """)
 
 
-def start(records: list[Record], out: Path, how: str = "slow") -> subprocess.Popen[str]:
-    out.mkdir(parents=True)
+def start(records: list[Record], out: Path, how: str = "slow", *more: str) -> subprocess.Popen[str]:
+    out.mkdir(parents=True, exist_ok=True)
     script, listing = out.parent / "slow.py", out.parent / "records.txt"
     script.write_text(SLOW)
     listing.write_text("".join(f"{r.key} {r.split} {r.pid} {r.camid} {r.role} {r.image}\n" for r in records))
-    command = [sys.executable, str(script), str(listing), str(out), how]
+    command = [sys.executable, str(script), str(listing), str(out), how, *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

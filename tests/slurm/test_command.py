@@ -94,6 +94,7 @@ def test_sbatch_lines_hold_no_more_than_they_can(value: str) -> None:
     (["tiny.yaml", "--seeds", 2, "seed=3"], "seed: "),
     (["tiny.yaml", "--nodes", 0], "--nodes"),
     (["shard", "--nodes", 2, "--", "synthetic"], "--nodes: is for training"),
+    (["tiny.yaml", "--array", 3], "--array: is for sharding"),
     (["shard", "--", "synthetic", "--rot", "x"], "No such option: --rot"),
 ], ids=str)
 @pytest.mark.parametrize("submit", [[], ["--submit"]], ids=["print", "submit"])
@@ -116,3 +117,8 @@ def test_sharding_gets_what_stands_behind_the_dashes(folder: Path) -> None:
                      cwd=folder)
     assert options(script)["partition"] == "io"
     assert "\nset -- folder 'pattern=cam(?P<camid>\\d+)/' --root 'a b' \"$@\"\n" in script
+
+
+def test_an_array_shards_together(folder: Path) -> None:
+    assert options(printed("shard", "--array", 3, "--", "synthetic", cwd=folder)).items() >= {
+        ("array", "0-2"), ("output", "%x-%A_%a.log")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import tiny
 from cluster import Cluster
 from jobs import SHARD
 from network import until
@@ -47,3 +48,45 @@ def test_sharding_that_is_stopped_goes_on(cluster: Cluster, tmp_path: Path) -> N
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log.read_text()
         assert "stopped; queued again" in log.read_text()
     assert [len(Index.open(tmp_path / f"drawn{number}")) > 8 for number in range(2)] == [True, True]
+
+
+# Stands in for the environment's Python: one job of an array claims a shard and does not write it, once, and the others
+# begin after that.
+ONE_HANGS = """#!{python}
+import os, sys, time
+claimed = {claimed!r}
+if os.environ["SLURM_ARRAY_TASK_ID"] == "7" and "SLURM_RESTART_COUNT" not in os.environ:
+    from embae.datasets.shard_queue import ShardQueue
+    from embae.trainer.cli import main
+    take = ShardQueue.next
+    def hang(queue):
+        assert take(queue)
+        open(claimed, "w").close()
+        time.sleep(120)
+    ShardQueue.next = hang
+    sys.argv = ["embae", *sys.argv[3:]]
+    main()
+while not os.path.exists(claimed):
+    time.sleep(0.1)
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+"""
+
+
+def test_the_jobs_of_an_array_make_one_dataset(cluster: Cluster, tmp_path: Path) -> None:
+    """Whatever their numbers; one of them is preempted with a shard begun. The same as one process makes, to a byte."""
+    python, claimed = tmp_path / "python", tmp_path / "claimed"
+    python.write_text(ONE_HANGS.format(python=sys.executable, claimed=str(claimed)))
+    python.chmod(0o755)
+    array = cluster.submit("--array=4-10:3", "--cpus-per-task=1", "--output=%x-%A_%a.log", SHARD, *DRAW, "--out",
+                           tmp_path / "shared", cwd=tmp_path, EMBAE_PYTHON=str(python))
+    alone = tiny.embae("shard", *DRAW, "--out", "alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    until(claimed.exists, 60, "the shard that is begun")
+    cluster.run("scancel", "--signal=TERM", f"{array}_7")
+    for task, restarts in ((4, "0"), (7, "1"), (10, "0")):
+        ended, log = cluster.wait(f"{array}_{task}"), tmp_path / f"embae-shard-{array}_{task}.log"
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), log.read_text()
+    made, wanted = ({path.name: path.read_bytes() for path in (tmp_path / out / "synthetic").iterdir()}
+                    for out in ("shared", "alone"))
+    assert made == wanted
+    assert len(Index.open(tmp_path / "shared" / "synthetic").shards) == 3

@@ -1,0 +1,178 @@
+"""Several writers of one dataset in a folder that they share: the same bytes, whoever dies, hangs or comes late."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path
+
+from test_sharding import contents, make_images, session, shard, start, until
+
+from embae.datasets import shard_queue, sharding
+from embae.datasets.errors import DataError
+from embae.datasets.records import Record
+from embae.datasets.sole_writer import sole_writer
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_queue, "_PATIENCE", 0.2)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def whole(records: list[Record], tmp_path: Path) -> dict[str, bytes]:
+    """What one process makes."""
+    return contents(shard(records, tmp_path / "whole").root)
+
+
+def all_written(records: list[Record], out: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path:
+    """A folder of finished shards whose writer was killed before the index."""
+    def killed(*_: object) -> None:
+        raise InterruptedError
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "_write_index", killed)
+        with pytest.raises(DataError):
+            shard(records, out, join=True, **options)
+    return out / "set.partial"
+
+
+def test_processes_share_the_shards(records: list[Record], whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    processes = [start(records, out, "fast", "join") for _ in range(3)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert contents(out / "set") == whole
+    assert os.listdir(out) == ["set"]
+
+
+@pytest.mark.parametrize("fate", ["killed", "stuck"])
+def test_shards_of_one_that_is_lost_are_written_by_another(
+    records: list[Record], whole: dict[str, bytes], tmp_path: Path, fate: str
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out" / "set.partial"
+    process = start(records, out, "slow", "join")
+    try:
+        until(lambda: len(list(partial.glob("*.claim"))) > len(list(partial.glob("*.part.json"))) > 0)
+        until(lambda: list(partial.glob("*.tmp/*.tar")))  # in the middle of one
+        finished = [path.name.replace(".part.json", ".tar") for path in partial.glob("*.part.json")]
+        before = {name: (partial / name).stat().st_ino for name in finished}
+        if fate == "killed":
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+        index = shard(records, out, join=True)
+        assert {name: (index.root / name).stat().st_ino for name in finished} == before
+        assert contents(index.root) == whole
+    finally:
+        for pid in session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    assert sorted(os.listdir(out)) == ([".set.lock", "set"] if fate == "stuck" else ["set"])
+
+
+def test_exactly_one_of_those_who_find_all_finished_renames(
+    records: list[Record], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = all_written(records, tmp_path / "out", monkeypatch)
+    barrier = threading.Barrier(4)
+
+    def join(out: Path) -> dict[str, bytes]:
+        barrier.wait()
+        return contents(shard(records, out, join=True).root)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(25):
+            out = tmp_path / str(number)
+            shutil.copytree(partial, out / "set.partial")
+            for found in [future.result() for future in [pool.submit(join, out) for _ in range(4)]]:
+                # The last one out may be clearing away what a late writer left.
+                assert {name: data for name, data in found.items() if not name.endswith(".tmp")} == whole
+            assert contents(out / "set") == whole
+            assert os.listdir(out) == ["set"]
+
+
+def test_a_late_writer_of_a_shard_leaves_the_complete_dataset_alone(
+    records: list[Record], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out" / "set.partial"
+    process = start(records, out, "pause", "join")  # its workers hold shards until there is a file
+    try:
+        until(lambda: list(partial.glob("*.tmp/*.tar")))
+        assert contents(shard(records, out, join=True).root) == whole
+        (tmp_path / "go").touch()
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        for pid in session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert process.returncode == 0, errors
+    assert contents(out / "set") == whole
+    assert os.listdir(out) == ["set"]
+
+
+def test_other_options_are_refused_by_name(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = all_written(records, tmp_path / "out", monkeypatch)
+    before = contents(partial)
+    for options, said in (
+        ({"size": (36, 18)}, r"size is None there and \[36, 18\] here"),
+        ({"images_per_shard": 6}, "images_per_shard is 5 there and 6 here"),
+        ({"source": {"reader": "other"}}, "source is .*'test'.* there and .*'other'.* here"),
+        ({"licence": "CC0"}, "licence is None there and 'CC0' here"),
+    ):
+        with pytest.raises(DataError, match=f"set.partial is of other records or options: {said}; give"):
+            shard(records, tmp_path / "out", join=True, **options)
+    with pytest.raises(DataError, match="images is 24 there and 23 here"):
+        shard(records[1:], tmp_path / "out", join=True)
+    with pytest.raises(DataError, match="other images or labels"):
+        shard([replace(records[0], camid=9), *records[1:]], tmp_path / "out", join=True)
+    assert contents(partial) == before
+
+
+def test_nobody_joins_who_was_not_told_to(records: list[Record], tmp_path: Path) -> None:
+    lock = tmp_path / "out" / ".set.lock"
+    lock.parent.mkdir()
+    said = f"process {os.getpid()} is writing .*all of them want --join"
+    with sole_writer(lock), pytest.raises(DataError, match=said):
+        shard(records, tmp_path / "out", join=True)
+    with sole_writer(lock, shared=True):
+        with sole_writer(lock, shared=True), pytest.raises(DataError, match="others are writing this dataset"):
+            shard(records, tmp_path / "out")
+        with pytest.raises(DataError, match="others are writing"):  # one of them has ended
+            shard(records, tmp_path / "out")
+    assert not lock.exists()
+
+
+def test_bad_images_of_all_are_listed(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [records[number].image.path for number in (1, 12)]  # type: ignore[attr-defined]
+    good = paths[0].read_bytes()
+    for path in paths:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 24 images cannot be used"):
+        shard(records, tmp_path / "out", join=True)
+    partial = all_written(records, tmp_path / "out", monkeypatch, skip_bad=True)
+    before = {path.name: path.stat().st_ino for path in partial.glob("*.tar")}
+    shutil.copytree(partial, tmp_path / "mended" / "set.partial")
+    index = shard(records, tmp_path / "out", join=True, skip_bad=True)
+    assert {path.name: path.stat().st_ino for path in index.root.glob("*.tar")} == before  # nobody did them again
+    assert index.card["skipped"] == 2
+    listed = (index.root / "skipped.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in listed] == [str(path) for path in paths]
+    paths[0].write_bytes(good)
+    index = shard(records, tmp_path / "mended", join=True, skip_bad=True)
+    assert (index.card["skipped"], len(index)) == (1, 23)
