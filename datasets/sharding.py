@@ -258,11 +258,11 @@ def _write_all(
                 if not running and not queue.waiting:
                     break
                 if running:
-                    done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                    ended = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
                 else:
-                    done = set()
+                    ended = set()
                     time.sleep(0.5)
-                for future in done:
+                for future in ended:
                     stem = running.pop(future)
                     queue.written(stem)
                     if (sentences := future.result()) and not skip_bad:
