@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Margin = Literal["soft"] | float
+ANCHORS = 1024
+"""Mined at a time, so that memory grows with the batch and not with its square."""
 
 
 def batch_hard(embeddings: Tensor, identity: Tensor, margin: Margin = "soft") -> tuple[Tensor, dict[str, Tensor]]:
@@ -26,7 +28,9 @@ def batch_hard(embeddings: Tensor, identity: Tensor, margin: Margin = "soft") ->
         than to their nearest negative, and the mean distances ``d_ap`` and ``d_an`` to these.
     """
     with torch.no_grad():
-        positive, negative = _hardest(torch.cdist(embeddings, embeddings), identity)
+        mined = [_hardest(torch.cdist(anchors, embeddings), identity, number * ANCHORS)
+                 for number, anchors in enumerate(embeddings.split(ANCHORS))]
+        positive, negative = map(torch.cat, zip(*mined, strict=True))
     # Mined without a graph, then measured on the chosen pairs alone: B×D numbers to differentiate, not B×B×D.
     d_ap = _distance(embeddings, embeddings[positive])
     d_an = _distance(embeddings, embeddings[negative])
@@ -61,11 +65,12 @@ def batch_all(embeddings: Tensor, identity: Tensor, margin: Margin = "soft") -> 
 MINING = {"batch-hard": batch_hard, "batch-all": batch_all}
 
 
-def _hardest(distance: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
-    """Farthest positive and nearest negative of each anchor: two `(B,)`."""
-    same = identity[:, None] == identity[None, :]
-    itself = torch.eye(len(identity), dtype=torch.bool, device=identity.device)
-    return distance.masked_fill(~same | itself, -1).argmax(1), distance.masked_fill(same, torch.inf).argmin(1)
+def _hardest(distance: Tensor, identity: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Farthest positive and nearest negative of some anchors, given their distances `(A, B)`: two `(A,)`."""
+    rows = torch.arange(first, first + len(distance), device=identity.device)
+    other = identity[rows, None] != identity[None, :]
+    itself = rows[:, None] == torch.arange(len(identity), device=identity.device)
+    return distance.masked_fill(other | itself, -1).argmax(1), distance.masked_fill(~other, torch.inf).argmin(1)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -43,8 +43,12 @@ def literal(z: np.ndarray, identity: list[int], margin: Literal["soft"] | float)
     return total / len(z), right / len(z)
 
 
+@pytest.mark.parametrize("anchors", [1024, 5])  # all at a time, or in three parts
 @pytest.mark.parametrize("margin", ["soft", 0.2, 1.0])
-def test_batch_hard_is_its_formula(margin: Literal["soft"] | float) -> None:
+def test_batch_hard_is_its_formula(
+    monkeypatch: pytest.MonkeyPatch, margin: Literal["soft"] | float, anchors: int
+) -> None:
+    monkeypatch.setattr(losses, "ANCHORS", anchors)
     z = _embeddings() + IDENTITY[:, None] * (torch.arange(6) < 3)
     loss, report = losses.batch_hard(z, IDENTITY, margin)
     wanted, right = literal(z.numpy(), IDENTITY.tolist(), margin)

@@ -28,7 +28,8 @@ from embae.trainer.stage_folder import EXPORT, done
 from embae.trainer.stage_schema import PARTS
 
 VARIANTS = ["embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "aae", "pul", "pretrain-merged",
-            "bn-camera", "bn-target", "features-camera", "centred-camera", "bn-camera-embae-fix", "bn-camera-embae-cam"]  # fmt: skip
+            "bn-camera", "bn-target", "features-camera", "centred-camera", "bn-camera-embae-fix",
+            "bn-camera-embae-cam"]  # fmt: skip
 CALIBRATED = [name for name in VARIANTS if "camera" in name or name == "bn-target"]
 
 
