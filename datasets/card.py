@@ -15,6 +15,7 @@ from embae.datasets.records import SPLITS
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 FORMAT = 1
 CARD = "dataset.yaml"
+MERGED = "merged.yaml"  # instead of it: the card of a merged set, see `merged.py`
 PARTIAL = ".partial"  # suffix of the folder that `embae shard` works in
 AGAIN = "remove the folder and shard the dataset again (embae shard)"  # a remedy
 
@@ -79,6 +80,8 @@ def _missing(folder: Path) -> str:
         text = f"{folder}: no such dataset"
     elif not os.path.isdir(folder):
         text = f"{folder} is a file; wanted the folder of a sharded dataset"
+    elif os.path.isfile(folder / MERGED):
+        return f"{folder} is a merged set ({MERGED}), which stands for several datasets; wanted one: name a member"
     else:
         text = f"{folder} is not a complete dataset: it has no {CARD}"
     if inside:

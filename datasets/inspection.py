@@ -11,6 +11,7 @@ from rich.table import Table
 
 from embae.datasets.index import Index
 from embae.datasets.index_writer import counts
+from embae.datasets.merged import Merged
 from embae.datasets.records import ROLES, SPLITS
 
 
@@ -51,6 +52,28 @@ def describe(index: Index) -> dict[str, Any]:
 def render(description: dict[str, Any]) -> RenderableType:
     """The tables of what `describe` returned, for a rich console."""
     return Group(_facts(description), _splits(description), _cameras(description))
+
+
+def describe_merged(merged: Merged) -> dict[str, Any]:
+    """What a merged set holds, plain values: ``name``, ``root``, ``images``, ``members`` as its card has them."""
+    return {"name": merged.name, "root": str(merged.root), "images": sum(member.images for member in merged.members),
+            "members": [vars(member) for member in merged.members]}
+
+
+def render_merged(description: dict[str, Any]) -> RenderableType:
+    """The table of what `describe_merged` returned, for a rich console."""
+    members = description["members"]
+    table = Table(title=f"{description['name']}: {len(members)} datasets, {description['images']:,} images",
+                  title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("dataset")
+    for name in ("images", "identities", "cameras", "weight"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    for member in members:
+        counts = (f"{member[key]:,}" for key in ("images", "identities", "cameras"))
+        table.add_row(member["name"], *counts, f"{member['weight']:g}" if member["weight"] else "by images",
+                      member["path"])
+    return table
 
 
 def _range(values: np.ndarray) -> dict[str, int]:

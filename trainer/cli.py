@@ -20,6 +20,7 @@ import typer
 from embae.datasets.errors import DataError
 from embae.slurm.command import slurm
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
+from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.schema import TTA, Recipe
 from embae.trainer.stopping import stopping
 
@@ -66,7 +67,7 @@ def shard(
 
 @app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="A sharded dataset, such as shards/market1501.")],
+    shards: Annotated[Path, typer.Argument(help="A sharded dataset, such as shards/market1501, or a merged set.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read every image and check its checksum.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) here.")] = None,
     as_json: Json = False,
@@ -81,7 +82,11 @@ def inspect(
     from embae.datasets.contact_sheet import contact_sheet
     from embae.datasets.index import Index
     from embae.datasets.inspection import describe, render
+    from embae.datasets.merged import is_merged
     from embae.datasets.verification import verify as find_problems
+    if is_merged(shards):
+        inspect_merged(shards, as_json, looked_into=verify or bool(sheet))
+        return
     index = Index.open(shards)
     description = describe(index)
     problems = find_problems(index) if verify else []
@@ -247,6 +252,7 @@ def evaluate(
     rescore(run, dataset, tta, to)
 
 
+app.command()(merge)
 app.command()(slurm)
 
 

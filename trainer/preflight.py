@@ -8,6 +8,7 @@ from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import CARD, Index
+from embae.datasets.merged import Merged, check_apart, is_merged
 from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.datasets.progress import note, progress
 from embae.datasets.pseudo_labels import RelabelledView, read_labels
@@ -48,7 +49,7 @@ def open_view(recipe: Recipe, name: str, run: Path | None = None) -> View:
         DataError: A dataset is missing or damaged.
     """
     stage = recipe.stages[name]
-    indexes = [_open(recipe, dataset) for dataset in recipe.datasets(stage)]
+    indexes = open_all(recipe, recipe.datasets(stage))
     if stage.data.labels and run:
         labels = read_labels(run / stage.data.labels / EXPORT, indexes[-1], "train")
         return RelabelledView(indexes, "train", labels)
@@ -74,7 +75,8 @@ def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler 
         if isinstance(mapping, dict) and set(mapping) != set(view.names):
             raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
                             f"wanted each of {', '.join(view.names)}")
-    return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=data.weights, mix=data.mix)
+    weights = data.weights or _merged_weights(recipe, _datasets(recipe, recipe.stages[name]), view)
+    return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix)
 
 
 def check_inits(recipe: Recipe) -> None:
@@ -118,7 +120,8 @@ def check(recipe: Recipe, world_size: int) -> None:
     bad = set()
     for dataset in _read_by(recipe):
         try:
-            check_rows(_open(recipe, dataset))
+            for index in open_all(recipe, [dataset]):
+                check_rows(index)
         except DataError as error:
             wrong.append(str(error))
             bad.add(dataset)
@@ -204,6 +207,30 @@ def _open(recipe: Recipe, dataset: str) -> Index:
         return Index.open(recipe.data.root / dataset)
     except DataError as error:
         raise DataError(f"{error} (data.root is {recipe.data.root})") from error
+
+
+def open_all(recipe: Recipe, datasets: Sequence[str]) -> list[Index]:
+    """The indexes that names in a recipe stand for: one each, or those of a merged set's members.
+
+    Raises:
+        DataError: A dataset is missing or damaged, a merged set's has changed since, or two cannot be told apart.
+    """
+    found: list[Index] = []
+    for dataset in datasets:
+        folder = recipe.data.root / dataset
+        found += Merged.open(folder).indexes if is_merged(folder) else [_open(recipe, dataset)]
+    check_apart(found)
+    return found
+
+
+def _merged_weights(recipe: Recipe, datasets: Sequence[str], view: View) -> dict[str, float] | None:
+    """Weights of all datasets of a view where a merged set among them has some."""
+    folders = [recipe.data.root / dataset for dataset in datasets]
+    merged = [one for one in (Merged.open(folder) for folder in folders if is_merged(folder)) if one.weighted]
+    if not merged:
+        return None
+    images = {name: int(table[:, 2].sum()) for name, table in zip(view.names, view.identities, strict=True)}
+    return {**images, **{name: weight for one in merged for name, weight in one.weights(images).items()}}
 
 
 def _read_by(recipe: Recipe) -> list[str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from embae.datasets.index import Index
+from embae.datasets.merged import Merged, is_merged
 from embae.trainer.schema import Recipe
 
 METHOD = 1
@@ -44,8 +46,16 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     return {
         "method": METHOD, "name": name, "seed": recipe.seed, "stage": keys, "model": model,
         "image": [data.image, data.mean, data.std, data.loader],
-        "data": [(dataset, Index.open(data.root / dataset).fingerprint) for dataset in recipe.datasets(stage)],
+        "data": [entry for dataset in recipe.datasets(stage) for entry in _data(data.root / dataset)],
     }
+
+
+def _data(folder: Path) -> list[Sequence[Any]]:
+    """Name and content of a dataset, or of each member of a merged set, with its weight where it has one."""
+    if not is_merged(folder):
+        return [(folder.name, Index.open(folder).fingerprint)]
+    return [(member.name, member.fingerprint, *([member.weight] if member.weight else []))
+            for member in Merged.open(folder).members]
 
 
 def _content(init: Path) -> str | None:
