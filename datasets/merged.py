@@ -183,7 +183,9 @@ def check_apart(indexes: Sequence[Index]) -> None:
 def _described(index: Index, home: Path, weight: float | None) -> Member:
     """A member's line: what a reader may want to know of it without opening it."""
     persons = index.pid[index.labelled & (index.role == ROLES.index("person"))]
-    path = Path(os.path.relpath(os.path.realpath(index.root), home)).as_posix()
+    # Not through a link that is the dataset itself: it is the user's way to say where it lies.
+    place = os.path.join(os.path.realpath(index.root.parent), index.root.name)
+    path = Path(os.path.relpath(place, home)).as_posix()
     return Member(index.name, path, index.fingerprint, len(index), len(np.unique(persons)), len(np.unique(index.camid)),
                   weight)
 

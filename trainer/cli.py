@@ -40,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def shard(
     source: Annotated[str, typer.Argument(help="market1501, dukemtmc, cuhk03, cuhk01, viper, ward, msmt17, pku-reid, "
-                                               "folder, csv or synthetic.")],
+                                               "luperson, luperson-nl, folder, csv or synthetic.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The source's options.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the original images.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all sharded datasets.")] = Path("shards"),

@@ -24,6 +24,8 @@ from embae.datasets.readers import (
     cuhk03,
     dukemtmc,
     folder,
+    luperson,
+    luperson_nl,
     market1501,
     msmt17,
     pku_reid,
@@ -48,6 +50,8 @@ SOURCES: dict[str, Reader] = {
     "ward": ward.records,
     "msmt17": msmt17.records,
     "pku-reid": pku_reid.records,
+    "luperson": luperson.records,
+    "luperson-nl": luperson_nl.records,
     "folder": folder.records,
     "csv": table.records,
 }

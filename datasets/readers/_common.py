@@ -30,8 +30,10 @@ def locate(root: Path, needed: Sequence[str], official: Sequence[str] = ()) -> P
     raise DataError(f"{root}: has no {', no '.join(missing)}; wanted the folder with {', '.join(needed)}{parent}")
 
 
-def images(folder: Path) -> list[Path]:
-    """Every image below `folder`, sorted. Dot files, `Thumbs.db` and whatever else is no image are passed over.
+def listing(folder: Path) -> list[str]:
+    """Every image below `folder`, as a path relative to it with ``/``, sorted; no image is opened or looked at.
+
+    Dot files, `Thumbs.db` and whatever else is no image are passed over.
 
     Raises:
         DataError: There is no such folder, it cannot be listed, or it holds no image.
@@ -42,26 +44,27 @@ def images(folder: Path) -> list[Path]:
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; wanted one of images")
-    found = []
+    found: list[str] = []
+    base = len(os.path.join(folder, ""))
     for top, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         folders[:] = (name for name in folders if not name.startswith("."))
-        found += [Path(top, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        prefix = f"{top[base:]}/" if len(top) > base else ""
+        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     if not found:
         raise DataError(f"{folder}: holds no image; wanted {', '.join(SUFFIXES)}")
-    return sorted(found, key=str)
+    return sorted(found)
 
 
 def matches(
     folder: Path, pattern: re.Pattern[str], wanted: str, remedy: str = "rename them or move them away"
-) -> list[tuple[Path, re.Match[str]]]:
-    """Every image below `folder` with what `pattern` finds in its path relative to `folder`.
+) -> list[tuple[str, re.Match[str]]]:
+    """The `listing` of `folder`, with what `pattern` finds in each path.
 
     Raises:
-        DataError: The pattern is not found in some of the paths, or `images` raises.
+        DataError: The pattern is not found in some of the paths, or `listing` raises.
     """
-    found = [(path, pattern.search(path.relative_to(folder).as_posix())) for path in images(folder)]
-    bad = [path.relative_to(folder).as_posix() for path, match in found if match is None]
-    refuse(folder, bad, f"images are not named {wanted}", remedy)
+    found = [(path, pattern.search(path)) for path in listing(folder)]
+    refuse(folder, [path for path, match in found if match is None], f"images are not named {wanted}", remedy)
     return [(path, match) for path, match in found if match is not None]
 
 

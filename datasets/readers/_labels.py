@@ -38,7 +38,12 @@ def numbered(values: Iterable[str | None]) -> dict[str, int]:
     labels = sorted({value for value in values if value is not None})
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):  # 18 digits fit the index's int64
         return {label: int(label) for label in labels}
-    return {label: number for number, label in enumerate(labels)}
+    return numbered_names(labels)
+
+
+def numbered_names(values: Iterable[str]) -> dict[str, int]:
+    """What number each name stands for, from 0 in sorted order, whole numbers too."""
+    return {value: number for number, value in enumerate(sorted(set(values)))}
 
 
 def cameras(place: Path, names: Sequence[str], values: Sequence[str | None]) -> list[int]:

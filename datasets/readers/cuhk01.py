@@ -27,7 +27,7 @@ def records(root: Path, *, split: Literal["485", "871", "all"] = "485", counts: 
     """
     home = root / "campus" if (root / "campus").is_dir() else root
     found = [
-        record(home, path, int(match[1]), 1 if match[2] in "12" else 2)
+        record(home, home / path, int(match[1]), 1 if match[2] in "12" else 2)
         for path, match in matches(home, re.compile(r"^(\d{4})00([1-4])\.\w+$"), "PPPPIII.png, image 001 to 004")
     ]
     if split != "all":

@@ -75,7 +75,7 @@ def records(
         found = [_person(name, image) for name, image in cuhk03_mat.images(mat, labels)]
     elif extracted:
         wanted = "PAIR_PERSON_VIEW_IMAGE.png"
-        found = [_person(path.stem, FileImage(path)) for path, _ in matches(extracted, NAME, wanted)]
+        found = [_person(Path(path).stem, FileImage(extracted / path)) for path, _ in matches(extracted, NAME, wanted)]
     elif copy:
         if labels == "detected":
             raise DataError(f"{copy}: the detected/val of this copy repeats its labeled/val; labels=labeled is sound")
@@ -114,7 +114,7 @@ def _person(name: str, image: Image) -> Record:
 
 def _copied(root: Path) -> list[Record]:
     return [
-        record(root, path, int(match[1]) + offset, 1 if match[2] in "01234" else 2)
+        record(root, root / folder / path, int(match[1]) + offset, 1 if match[2] in "01234" else 2)
         for folder, offset in (("train", 0), ("val", VAL_PIDS))
         for path, match in matches(root / folder, re.compile(r"^(\d{4})_0(\d)\.\w+$"), "PPPP_II.jpg")
     ]

@@ -1,15 +1,22 @@
 """Anyone's own images in folders.
 
 train/…  query/…  gallery/…      the top folder says the split; whatever lies elsewhere trains
+
+Any nesting will do, and the pattern says what is what, tracklets among others:
+
+0001/0001C1T0002F003.jpg         pattern=/(?P<pid>\\d{4})C(?P<camid>\\d)T                  MARS
+cam1/person001/frame7.png        pattern=cam(?P<camid>\\d)/person(?P<pid>\\d+)/            iLIDS-VID, PRID 2011
+door/track-17/0003.jpg           pattern=^(?P<pid>(?P<camid>[^/]+)/[^/]+)/                 a tracklet is a person
+door/2024-05-01/0003.jpg         pattern=^(?P<camid>[^/]+)/                                unlabelled, cameras by folder
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from embae.datasets.readers._common import images, matches, record
+from embae.datasets.readers._common import listing, matches
 from embae.datasets.readers._labels import cameras, compile_pattern, numbered
-from embae.datasets.records import SPLITS, Record, Role, Split
+from embae.datasets.records import SPLITS, FileImage, Record, Role, Split
 
 
 def records(
@@ -27,22 +34,22 @@ def records(
         distractor_pid: The pid, as it is written in the path, of images that are nobody's match.
     """
     if pattern is None:
-        return [record(root, path, None, 0, _split(root, path)) for path in images(root)]
+        return [Record(path, _split(path), None, 0, FileImage(root / path)) for path in listing(root)]
     found = matches(
         root, compile_pattern(pattern), f"as pattern={pattern} wants", "mend the pattern, or move them away"
     )
     labels = [match.groupdict() for _, match in found]
     pids = [label.get("pid") for label in labels]
-    names = [path.relative_to(root).as_posix() for path, _ in found]
-    camids = cameras(root, names, [label.get("camid") for label in labels])
+    camids = cameras(root, [path for path, _ in found], [label.get("camid") for label in labels])
     numbers = numbered(pids)
     roles: dict[str | None, Role] = {distractor_pid: "distractor", junk_pid: "junk", None: "person"}
     return [
-        record(root, path, None if pid is None else numbers[pid], camid, _split(root, path), roles.get(pid, "person"))
+        Record(path, _split(path), None if pid is None else numbers[pid], camid, FileImage(root / path),
+               roles.get(pid, "person"))
         for (path, _), pid, camid in zip(found, pids, camids, strict=True)
     ]
 
 
-def _split(root: Path, path: Path) -> Split:
-    top = path.relative_to(root).parts[0]
+def _split(path: str) -> Split:
+    top = path.partition("/")[0]
     return next((split for split in SPLITS if split == top), "train")

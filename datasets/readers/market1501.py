@@ -38,7 +38,7 @@ def bounding_boxes(root: Path, official: str, roles: dict[int, Role]) -> list[Re
     root = locate(root, list(FOLDERS), [official])
     pattern = re.compile(r"^(-?\d+)_c(\d)")
     return [
-        record(root, path, pid := int(match[1]), int(match[2]), split, roles.get(pid, "person"))
+        record(root, root / folder / path, pid := int(match[1]), int(match[2]), split, roles.get(pid, "person"))
         for folder, split in FOLDERS.items()
         for path, match in matches(root / folder, pattern, "PERSON_cCAMERA….jpg")
     ]

@@ -43,7 +43,7 @@ def records(
         raise DataError(f"{root}: has no train and val/all_imgs, so no division of its own; split=half makes one")
     folders = [root / "train", root / "val" / "all_imgs"] if subset else [root]
     found = [
-        record(root, path, int(match[1]), int(match[2]))
+        record(root, folder / path, int(match[1]), int(match[2]))
         for folder in folders
         for path, match in matches(folder, re.compile(r"^(\d+)[_/](\d+)_\d\.\w+$"), "PERSON_CAMERA_ORIENTATION.png")
     ]

@@ -30,7 +30,7 @@ def records(
     """
     home = locate(root, list(CAMERAS), ["VIPeR"])
     found = [
-        record(home, path, int(match[1]), camid)
+        record(home, home / name / path, int(match[1]), camid)
         for name, camid in CAMERAS.items()
         for path, match in matches(home / name, re.compile(r"^(\d+)_"), "PERSON_ANGLE.bmp")
     ]

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from embae.datasets.errors import DataError
@@ -72,3 +74,31 @@ def test_roles(draw):
 def test_patterns_that_do_not_do(draw, pattern, message):
     with pytest.raises(DataError, match=message):
         read("folder", draw(["a.jpg", "1.jpg"]), {"pattern": pattern})
+
+
+TREES = {
+    "MARS": (["0001/0001C1T0002F003.jpg", "0002/0002C6T0001F001.jpg"], r"/(?P<pid>\d{4})C(?P<camid>\d)T",
+             [(1, 1), (2, 6)]),
+    "iLIDS-VID": (["cam1/person001/f7.png", "cam2/person001/f1.png"], r"cam(?P<camid>\d)/person(?P<pid>\d+)/",
+                  [(1, 1), (1, 2)]),
+    "a tracklet is a person": (["door/track-1/1.jpg", "door/track-2/1.jpg", "gate/track-1/1.jpg"],
+                               r"^(?P<pid>(?P<camid>[^/]+)/[^/]+)/", [(0, 0), (1, 0), (2, 1)]),
+    "cameras by folder": (["door/2024/05/1.jpg", "gate/1.jpg"], r"^(?P<camid>[^/]+)/", [(None, 0), (None, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_trees_of_tracklets_and_cameras(draw, name):
+    paths, pattern, labels = TREES[name]
+    assert [(one.pid, one.camid) for one in read("folder", draw(paths), {"pattern": pattern})] == labels
+
+
+def test_listing_neither_opens_nor_asks_for_the_images(draw, monkeypatch):
+    root = draw([f"a/{number}.jpg" for number in range(50)])
+    asked = []
+    for name in ("stat", "lstat", "open"):
+        there = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *rest, there=there, **more: asked.append(path) or
+                            there(path, *rest, **more))
+    assert len(read("folder", root, {})) == 50
+    assert not [path for path in asked if str(path).endswith(".jpg")]

@@ -31,7 +31,8 @@ def plugin(monkeypatch):
 
 def test_sources():
     assert list(SOURCES) == [
-        "market1501", "dukemtmc", "cuhk03", "cuhk01", "viper", "ward", "msmt17", "pku-reid", "folder", "csv",
+        "market1501", "dukemtmc", "cuhk03", "cuhk01", "viper", "ward", "msmt17", "pku-reid", "luperson",
+        "luperson-nl", "folder", "csv",
     ]  # fmt: skip
 
 

@@ -1,0 +1,35 @@
+"""LUPerson: 4 million unlabelled people from street videos (Fu et al., CVPR 2021).
+
+COUNTRY/CITY[/VIDEO]/00000123_0004.jpg            as the authors' extract.py writes them: frame, person in the frame
+lup_lmdb/data.mdb                                 as their convert_lmdb.py writes them: keys COUNTRY_CITY_VIDEO_IMAGE
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embae.datasets.readers import lmdb_images
+from embae.datasets.readers._common import listing
+from embae.datasets.readers._labels import numbered_names
+from embae.datasets.records import FileImage, Record
+
+KEY = re.compile(r"(\d+_\d+_\d+)_\d+")
+
+
+def records(root: Path) -> list[Record]:
+    """All of it trains, nobody has a pid; a video is a camera, numbered from 0 in sorted order.
+
+    The layouts are known from the authors' code (github.com/DengpanFu/LUPerson). Where extract.py wrote the images of a
+    city's videos into one folder, that folder is taken for a camera.
+
+    Args:
+        root: The folder of images (their ``luperson``), the LMDB environment (``lup_lmdb``), or a folder that has it.
+    """
+    if environment := lmdb_images.find(root):
+        found = lmdb_images.matches(environment, KEY, "COUNTRY_CITY_VIDEO_IMAGE")
+        cameras = numbered_names(match[1] for _, match in found)
+        return [Record(image.key, "train", None, cameras[match[1]], image) for image, match in found]
+    paths = listing(root)
+    cameras = numbered_names(path.rpartition("/")[0] for path in paths)
+    return [Record(path, "train", None, cameras[path.rpartition("/")[0]], FileImage(root / path)) for path in paths]
