@@ -22,8 +22,12 @@ from embae.datasets.progress import Report, progress
 from embae.datasets.records import SPLITS
 
 DISTANCE = 12
-"""Bits of 256 that two images may differ in and still be taken for one. Measured on the 13,245 people of CUHK03, CUHK01
-and PKU-Reid; the figures are in ``tests/benchmarks/bench_duplicates.py``.
+"""Bits of 256 that two images may differ in and still be taken for one.
+
+Measured on the 13,245 images of CUHK03, CUHK01 and PKU-Reid, each encoded anew at quality 50, 75 and 95 with halved
+chroma, in its own size and resized to 128×64 and 256×128: 99.9 % are within 12 bits of the original (the worst of the
+nine, quality 50: 99.8 %), all within 18. Of 46 million pairs from different sets none is nearer than 66 bits. Of other
+images of one set, 16 pairs are equal (frames stored twice); the next is at 33 bits, of other people at 43.
 """
 
 COLUMNS = ("dataset", "split", "key", "other_dataset", "other_split", "other_key", "distance")

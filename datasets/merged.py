@@ -9,7 +9,6 @@ is the name, the weights, and that a member which has changed since is refused.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,8 +141,8 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
         raise DataError(f"--weight: there is none of {', '.join(lacking)}; give every dataset one, or none at all, and "
                         "they take turns in proportion to their images")
     for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight > 0):
-            raise DataError(f"--weight {name}={weight}: wanted a number above 0")
+        if not _is_weight(weight):
+            raise DataError(f"--weight {name}={weight}: wanted {_WEIGHT}")
     members = tuple(_described(index, home, weights.get(index.name)) for index in indexes)
     found = None
     if duplicates:
@@ -222,14 +221,18 @@ def _read(path: Path) -> tuple[Member, ...]:
     return members
 
 
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 1e-6 <= value <= 1e6  # no sum or ratio of which overflows
+
+
 _COUNT = "a whole number from 0"
+_WEIGHT = "a number from 0.000001 to 1,000,000"
 _KEYS = {
     "name": ("up to 100 letters, digits, _ and -", lambda value: isinstance(value, str) and NAME.fullmatch(value)),
     "path": ("the path of a dataset from here", lambda value: isinstance(value, str) and 0 < len(value) < 4096),
     "fingerprint": ("text", lambda value: isinstance(value, str)),
     **{key: (_COUNT, lambda value: type(value) is int and value >= 0) for key in ("images", "identities", "cameras")},
-    "weight": ("a number above 0, or null", lambda value: value is None or (
-        type(value) in (int, float) and math.isfinite(value) and value > 0)),
+    "weight": (f"{_WEIGHT}, or null", lambda value: value is None or _is_weight(value)),
 }
 
 
