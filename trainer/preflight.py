@@ -75,7 +75,7 @@ def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler 
         if isinstance(mapping, dict) and set(mapping) != set(view.names):
             raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
                             f"wanted each of {', '.join(view.names)}")
-    weights = data.weights or _merged_weights(recipe, _datasets(recipe, recipe.stages[name]), view)
+    weights = data.weights or _merged_weights(recipe, recipe.datasets(recipe.stages[name]), view)
     return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix)
 
 
