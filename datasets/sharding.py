@@ -9,22 +9,19 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from embae.datasets.card import CARD, PARTIAL, read_card
 from embae.datasets.errors import DataError
-from embae.datasets.index import TABLE, Index
-from embae.datasets.index_writer import Columns, sync_folder, write_index, write_whole
+from embae.datasets.index import Index
+from embae.datasets.index_writer import sync_folder, write_whole
 from embae.datasets.progress import Report, note, progress
-from embae.datasets.records import ROLES, SPLITS, Record
+from embae.datasets.records import Record
+from embae.datasets.shard_index import SKIPPED, write_shard_index
 from embae.datasets.shard_plan import ShardPlan, plan_shards
 from embae.datasets.shard_queue import CLAIM, ShardQueue
 from embae.datasets.shard_writer import (
@@ -40,7 +37,6 @@ from embae.datasets.shard_writer import (
 from embae.datasets.sole_writer import sole_writer
 
 PLAN = "plan.json"
-SKIPPED = "skipped.txt"
 _NAMED = 10  # bad images named in one message
 
 
@@ -105,7 +101,7 @@ def write_shards(
                     if bad:
                         raise DataError(_bad(name, bad, plan.images))
                 if not (partial / CARD).exists():
-                    _write_index(partial, plan, name, source, about)
+                    write_shard_index(partial, plan, name, source, about)
                 _clean(partial)
                 partial.rename(folder)
                 _clean(folder)  # what a late writer left between the two
@@ -291,72 +287,6 @@ def _bad(name: str, bad: list[str], images: int) -> str:
         lines.append(f"and {len(bad) - _NAMED:,} more")
     lines.append("Mend or remove them and start again (finished shards are kept), or leave them out with --skip-bad.")
     return "\n  ".join(lines[:-1]) + "\n" + lines[-1]
-
-
-def _write_index(
-    partial: Path, plan: ShardPlan, name: str, source: Mapping[str, Any], about: Mapping[str, Any]
-) -> None:
-    """The index and the card, from the parts; in a folder of its own first, as others may be doing the same."""
-    scratch = partial / f"index.{secrets.token_hex(8)}{TEMPORARY}"
-    scratch.mkdir()
-    try:
-        columns, bad = _assemble(partial, plan)
-        if bad:
-            write_whole(scratch / SKIPPED, lambda file: file.write("".join(f"{why}\n" for why in bad).encode()))
-            os.replace(scratch / SKIPPED, partial / SKIPPED)
-        else:
-            (partial / SKIPPED).unlink(missing_ok=True)
-        if columns is None:
-            raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
-        write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad), **about})
-        os.replace(scratch / TABLE, partial / TABLE)
-        sync_folder(partial)
-        os.replace(scratch / CARD, partial / CARD)
-        sync_folder(partial)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]:
-    """The index, from its parts, None where it has no row; and what was wrong with each image that is left out."""
-    kept: list[Record] = []
-    shards: list[str] = []
-    bad: list[str] = []
-    lengths: list[int] = []
-    names = ("offset", "size", "crc32", "height", "width")
-    values: list[npt.NDArray[np.int64]] = []  # 5 × images of each shard; lists of ten million numbers take gigabytes
-    for stem, records in plan.shards.items():
-        part = json.loads(part_path(partial, stem).read_text(encoding="utf-8"))
-        bad += part["bad"].values()
-        if not part["kept"]:
-            continue  # all of its images were bad: there is no tar
-        kept.extend(records[position] for position in part["kept"])
-        lengths.append(len(part["kept"]))
-        shards.append(f"{stem}.tar")
-        values.append(np.array([part[column] for column in names], dtype=np.int64))
-    if not kept:
-        return None, bad
-    offset, size, crc32, height, width = np.concatenate(values, axis=1)
-    columns = Columns(
-        keys=pa.array((record.key for record in kept), type=pa.string(), size=len(kept)),
-        split=_column((SPLITS.index(record.split) for record in kept), np.int8, kept),
-        pid=_column((-1 if record.pid is None else record.pid for record in kept), np.int64, kept),
-        labelled=_column((record.pid is not None for record in kept), np.bool_, kept),
-        camid=_column((record.camid for record in kept), np.int32, kept),
-        role=_column((ROLES.index(record.role) for record in kept), np.int8, kept),
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), lengths),
-        offset=offset,
-        size=size.astype(np.int32),
-        crc32=crc32.astype(np.uint32),
-        height=height.astype(np.int32),
-        width=width.astype(np.int32),
-        shards=shards,
-    )
-    return columns, bad
-
-
-def _column(values: Iterator[int], dtype: type, kept: Sequence[Record]) -> npt.NDArray[Any]:
-    return np.fromiter(values, dtype=dtype, count=len(kept))
 
 
 def _clean(folder: Path) -> None:

@@ -30,8 +30,9 @@ from PIL import Image
 
 from embae.datasets.images import QUALITY, SUBSAMPLING
 from embae.datasets.records import FileImage, Record
+from embae.datasets.shard_index import assemble
 from embae.datasets.shard_plan import plan_shards
-from embae.datasets.sharding import _assemble, write_shards
+from embae.datasets.sharding import write_shards
 
 SIZE = (288, 144)
 Way = Callable[[list[Path], Path, int], None]
@@ -110,7 +111,7 @@ def plan(folder: Path, count: int) -> None:
                 for name in ("offset", "size", "crc32", "height", "width")}
         (folder / f"{stem}.part.json").write_text(json.dumps({**part, "kept": list(range(len(shard))), "bad": {}}))
     start = time.perf_counter()
-    _assemble(folder, planned)
+    assemble(folder, planned)
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"its parts become columns: {time.perf_counter() - start:.1f} s, {(now - peak) / count:,.0f} bytes more")
 

@@ -44,7 +44,7 @@ def all_written(records: list[Record], out: Path, monkeypatch: pytest.MonkeyPatc
     def killed(*_: object) -> None:
         raise InterruptedError
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "_write_index", killed)
+        patch.setattr(sharding, "write_shard_index", killed)
         with pytest.raises(DataError):
             shard(records, out, join=True, **options)
     return out / "set.partial"
