@@ -24,6 +24,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
+from embae.trainer.fixed_point import blocks, check_finite, fixed_point
+
 # Numbers held at a time by the blocks: of similarities (twice 128 MiB), and of sums and their terms.
 _SIMILARITIES, _SUMS, _TERMS = 2**24, 2**20, 2**21
 # Rows at a time of sparse products.
@@ -55,7 +57,10 @@ def jaccard_distances(
     """
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1 = {k1} and k2 = {k2} must be at least 1")
-    x = _unit(features)
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"features must be (N, F), not of shape {features.shape}")
+    check_finite(features, "the features of image {} are")
+    x = fixed_point(features)
     nearest = _nearest(x, max(k1, k2))
     weights = _weights(x, _expanded(_reciprocal(nearest, k1), _reciprocal(nearest, round(k1 / 2) + 1)))
     del x
@@ -66,34 +71,12 @@ def jaccard_distances(
     return _distances(weights, farthest)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    """Unit vectors `(N, F)` in float64, components rounded to 2^-26.
-
-    Products of such components and all partial sums of them fit a float64 exactly. So a similarity doesn't depend on
-    BLAS, blocks or threads, and equal features tie.
-    """
-    x = np.array(features, dtype=np.float64, order="C")
-    if x.ndim != 2 or not x.size:
-        raise ValueError(f"features must be (N, F), not of shape {x.shape}")
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"the features of image {np.argmin(finite)} are not finite ({np.sum(~finite)} such)")
-    # The largest component first: the square of a huge or tiny one would leave float64.
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    x /= np.where(largest > 0, largest, 1)
-    x /= np.where(largest > 0, np.linalg.norm(x, axis=1, keepdims=True), 1)
-    x *= 2.0**26
-    np.rint(x, out=x)
-    x *= 2.0**-26
-    return x
-
-
 def _nearest(x: np.ndarray, k: int) -> np.ndarray:
     """The k nearest images of each, `(N, min(k, N))` int64: itself, then by distance, then by index."""
     count = len(x)
     k = min(k, count)
     nearest = np.empty((count, k), dtype=np.int64)
-    for rows in _blocks(count, max(1, _SIMILARITIES // count)):
+    for rows in blocks(count, max(1, _SIMILARITIES // count)):
         # Distance (in steps of 2^-28, far below what float32 features tell apart) and index in one integer: selecting
         # the smallest is quick, and there are no ties.
         steps = x[rows] @ x.T
@@ -125,7 +108,7 @@ def _expanded(close: sparse.csr_matrix, half: sparse.csr_matrix) -> sparse.csr_m
     """R*(i): positive numbers, `(N, N)`, sorted indices; every row holds itself."""
     sizes = np.diff(half.indptr)
     parts = []
-    for rows in _blocks(close.shape[0], _ROWS):
+    for rows in blocks(close.shape[0], _ROWS):
         own = close[rows]
         # How many of the half's neighbours are in R(i): `half` is symmetric, a transpose isn't needed.
         shared = (own @ half).multiply(own).tocsr()
@@ -205,10 +188,6 @@ def _shared(
     least = np.minimum(np.repeat(weights.data[entries], times), by_column.data[other])
     place = np.repeat(row * count, times) + by_column.indices[other]
     return np.bincount(place, weights=least, minlength=(rows.stop - rows.start) * count)
-
-
-def _blocks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _balanced(terms: np.ndarray, most: int) -> Iterator[slice]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import run
+from threading import Barrier
 
 import numpy as np
 import pytest
 
 from embae.trainer import ranking
+from embae.trainer.fixed_point import fixed_point
 from embae.trainer.ranking import rank_distances, rank_embeddings, score, score_distances
 from embae.trainer.scores import Labels, PerQuery, interval
+from embae.trainer.spread import Spread
 
 
 def literally(distances, query_pid, query_camid, query_role, gallery_pid, gallery_camid, gallery_role):
@@ -186,7 +190,7 @@ def test_products_are_exact():
     # What a plain matmul gets wrong: equal rows at the edge of a block differ in the last bit.
     rng = np.random.default_rng(3)
     for images, dimensions in ((1, 128), (2, 2048), (3, 5), (17, 64), (67, 257), (1003, 129)):
-        q, g = (ranking._fixed_point(rng.standard_normal((n, dimensions)), "query") for n in (5, images))
+        q, g = (fixed_point(rng.standard_normal((n, dimensions))) for n in (5, images))
         whole_q, whole_g = (np.rint(x * 2**26).astype(np.int64) for x in (q, g))
         exact = whole_q @ whole_g.T  # integers below 2^53
         np.testing.assert_array_equal((q @ g.T) * 2.0**52, exact)
@@ -210,27 +214,109 @@ def test_separated_people_score_fully():
     assert found.to_dict() == {**dict.fromkeys(found.to_dict(), 1.0), "queries": 40, "unmatched": 0}
 
 
-@pytest.mark.parametrize(("chunk", "threads"), [(1, 1), (1, 2), (3, 2), (7, 1), (39, 3), (1000, 1)])
-def test_chunks_and_threads_change_no_bit(chunk, threads):
+@pytest.mark.parametrize("part", [10, 501, 2000])
+@pytest.mark.parametrize(("chunk", "threads"), [(1, 2), (7, 1), (39, 3), (1000, 1)])
+def test_chunks_parts_and_threads_change_no_bit(chunk, threads, part):
     query, gallery = crowd()
     rng = np.random.default_rng(5)
     q, g = rng.standard_normal((40, 128)).astype(np.float32), rng.standard_normal((1003, 128)).astype(np.float32)
     distances = rng.random((40, 1003))
     for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
         whole = rank(*given, query, gallery)
-        parts = rank(*given, query, gallery, chunk=chunk, threads=threads)
-        for name, values in vars(whole).items():
-            np.testing.assert_array_equal(getattr(parts, name), values)
+        parts = rank(*given, query, gallery, chunk=chunk, part=part, spread=Spread(threads=threads))
+        assert_same(parts, whole)
 
 
-def test_chunks_are_what_bounds_memory(monkeypatch):
+def assert_same(found: PerQuery, wanted: PerQuery) -> None:
+    """Bit for bit."""
+    for name, values in vars(wanted).items():
+        np.testing.assert_array_equal(getattr(found, name), values)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7, 60])
+def test_ranks_change_no_bit(world_size):
+    query, gallery = crowd(images=40 if world_size > 7 else 1003)
+    rng = np.random.default_rng(5)
+    q, g = rng.standard_normal((40, 16)), rng.standard_normal((len(gallery), 16))
+    distances = rng.integers(9, size=(40, len(gallery)))
+    for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
+        whole = rank(*given, query, gallery)
+        for found in together(world_size, lambda spread: rank(*given, query, gallery, spread=spread)):  # noqa: B023
+            assert_same(found, whole)
+
+
+def together(world_size, run):
+    """What a few ranks of `world_size` return, all of which run as threads; see test_evaluate.py for real ones."""
+    meet, given = Barrier(world_size), {}
+
+    def work(number):
+        def add(array):
+            meet.wait()
+            given[number] = array
+            meet.wait()
+            return sum(given.values())
+
+        return run(Spread(number, world_size, add, threads=1))
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(work, range(world_size)))[:3]
+
+
+def test_blocks_are_what_bounds_memory(monkeypatch):
     query, gallery = crowd()
     shapes = []
-    rank = ranking._rank
+
+    def watched(*given):
+        distances = ranking_distances(*given)
+
+        def of(images):
+            block = distances(images)
+
+            def measured(queries):
+                shapes.append((len(queries), len(images)))
+                return block(queries)
+
+            return measured
+
+        return of
+
+    ranking_distances = ranking.squared_distances
     monkeypatch.setattr(ranking, "_BLOCK", 4012)
-    monkeypatch.setattr(ranking, "_rank", lambda rows, *rest: shapes.append(rows.shape) or rank(rows, *rest))
+    monkeypatch.setattr(ranking, "squared_distances", watched)
     rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery)
-    assert shapes == [(4, 1003)] * 10
+    # First the positives, of few images each, with the queries of these images' identities alone.
+    few = -(-np.isin(gallery.pid, query.pid).sum() // 128)
+    assert all(queries <= 20 and images <= 128 for queries, images in shapes[:few])
+    assert shapes[few:] == [(4, 1003)] * 10
+    shapes.clear()
+    rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery, part=500)
+    assert shapes[few:] == [(8, 500)] * 10 + [(40, 3)]
+
+
+def test_memory_does_not_grow_with_the_product():
+    """A process's peak: 60 million distances take little more than 2 million."""
+    program = (
+        "import sys, resource, numpy as np\n"
+        "from embae.trainer.ranking import rank_embeddings\n"
+        "from embae.trainer.spread import Spread\n"
+        "from embae.trainer.scores import Labels\n"
+        "queries, images = int(sys.argv[1]), 40000\n"
+        "rng = np.random.default_rng(0)\n"
+        "labels = [Labels(rng.integers(4000, size=n), rng.integers(3, size=n), np.ones(n, bool), np.zeros(n, bool))"
+        " for n in (queries, images)]\n"
+        "q, g = (rng.standard_normal((n, 32), dtype=np.float32) for n in (queries, images))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "rank_embeddings(q, g, *labels, spread=Spread(threads=2))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    few, many = (
+        int(run([sys.executable, "-c", program, str(queries)], check=True, capture_output=True).stdout)
+        for queries in (50, 1500)
+    )
+    # What the formula of `ranking.py` says, and the allocator's slack; all distances at once would be 240 MB in float32.
+    bound = 8 * (1500 + 2**15) * 32 + 2 * 13 * 2**20 + 40 * 1500 * 10
+    assert many < 2 * bound < 90e6
+    assert many < few + 30e6
 
 
 def test_parts_of_ranks_go_together():
