@@ -241,15 +241,22 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(
         help="A dataset's name below data.root, or the folder of its shards; by default the target.")] = None,
     tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
+    rerank: Annotated[bool | None, typer.Option("--rerank/--no-rerank", show_default=False, help=(
+        "Rank by k-reciprocal re-ranking; by default as the recipe says."))] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the scores here as JSON.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     debug: Debug = False,
 ) -> None:
     """Score a run's models on a dataset's query and gallery.
 
     Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
     """
+    from embae.trainer.launch import launch
     from embae.trainer.rescore import rescore
-    rescore(run, dataset, tta, to)
+    if "RANK" in os.environ or (ranks := _ranks(nproc)) == 1:
+        rescore(run, dataset, tta, rerank, to)
+    elif code := launch(["evaluate", *sys.argv[2:]], ranks):
+        raise typer.Exit(code)
 
 
 app.command()(merge)
@@ -330,10 +337,10 @@ def main() -> None:
 
 
 def train_main() -> None:
-    """``python -m embae.trainer``: ``embae train`` without the word, or ``compare …``; a rank of either."""
+    """``python -m embae.trainer``: ``embae train`` without the word, or ``compare …``, ``evaluate …``; a rank of it."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    comparison = sys.argv[1:2] == ["compare"]
-    if comparison:
+    command = {"compare": compare, "evaluate": evaluate}.get(" ".join(sys.argv[1:2]))
+    if command:
         del sys.argv[1]
-    one.command()(compare if comparison else train)
+    one.command()(command or train)
     _run(one)

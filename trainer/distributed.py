@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -121,8 +122,25 @@ def gather_rows(rows: Tensor, total: int) -> Tensor:
     return _Gather.apply(rows, total)
 
 
+def barrier() -> None:
+    """Waits for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(array: np.ndarray, device: torch.device) -> np.ndarray:
+    """The sum of every rank's array, on every rank; the array is overwritten."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return array
+    total = torch.from_numpy(array).to(device)
+    dist.all_reduce(total)
+    return total.cpu().numpy()
+
+
 def broadcast_object(value: Any) -> Any:
     """What rank 0 holds, on every rank."""
+    if not dist.is_initialized():
+        return value
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]

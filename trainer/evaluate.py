@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,22 @@ import torch
 from torch import Tensor
 
 from embae.datasets.augment import ImageSpec
+from embae.datasets.batch import Batch
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName
-from embae.datasets.plan import share
 from embae.datasets.progress import note
 from embae.datasets.records import ROLES
 from embae.datasets.view import View
-from embae.trainer.distributed import World, gather_rows
-from embae.trainer.features import extract
+from embae.trainer.distributed import World, barrier, broadcast_object, sum_over_ranks
+from embae.trainer.features import content_key, extract, fill, finish
+from embae.trainer.fixed_point import blocks
 from embae.trainer.parts import EmbAE
 from embae.trainer.ranking import rank_embeddings
+from embae.trainer.rerank import rank_again
 from embae.trainer.schema import TTA
 from embae.trainer.scores import Labels, interval
+from embae.trainer.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,13 @@ def read_size(spec: ImageSpec, tta: TTA) -> tuple[int, int]:
     return spec.margin if tta == "ten-crop" else spec.size
 
 
-def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading,
-          rows: np.ndarray | None = None) -> np.ndarray:
-    """Raw embeddings of a view, every rank computing its share: `(images, Z)` float32, on every rank.
+@contextmanager
+def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path,
+             rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Raw embeddings of a view, each rank computing its share: `(images, Z)` float32, on every rank.
+
+    They lie in a memory-mapped file, one copy a node, for as long as the context lasts; a start after a kill goes on
+    where the last one was. The same bit for bit on any number of ranks.
 
     Args:
         model: In eval mode, on the rank's device.
@@ -72,20 +81,33 @@ def embed(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, rea
         tta: Test-time augmentation.
         world: This rank.
         reading: How images are read.
+        folder: Where the file lies, on a file system that all ranks see.
         rows: `(N,)`, which of them, and in which order they are computed and returned; by default all as they lie.
     """
     rows = np.arange(len(view)) if rows is None else rows
-    own = share(len(rows), world.rank, world.world_size)
-    found = torch.empty(own.stop - own.start, model.z, device=world.device)
-    done = 0
-    with torch.inference_mode():
-        for batch in extract(view, rows[own], spec, world.device, loader=reading.loader, threads=reading.threads,
-                             read=read_size(spec, tta), size=reading.batch):
-            which = model.cameras_of(batch)
-            crops = [model(crop, which) for crop in views(batch.inputs, spec, tta)]
-            found[done:done + len(batch.rows)] = torch.stack(crops).mean(0)
-            done += len(batch.rows)
-    return gather_rows(found, len(rows)).cpu().numpy()
+    device, loader, size = world.device, reading.loader, reading.batch
+    through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras]
+    path = folder / f"embeddings-{content_key(through, view.fingerprints()[rows], model)}.npy"
+
+    def compute(batch: Batch) -> Tensor:
+        which = model.cameras_of(batch)
+        return torch.stack([model(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0).float()
+
+    if not broadcast_object(path.exists()):
+        batches = partial(extract, view, spec=spec, device=device, loader=loader, threads=reading.threads,
+                          read=read_size(spec, tta))
+        fill(path, rows, (model.z,), batches, compute, world, size=size)
+        if world.first:
+            finish(path)
+    barrier()
+    try:
+        yield np.load(path, mmap_mode="r")
+        barrier()  # a network file system takes a file away from those who still read it
+    finally:
+        if world.first:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder holds other things
+                folder.rmdir()
 
 
 def labels(view: View) -> Labels:
@@ -96,23 +118,9 @@ def labels(view: View) -> Labels:
                   role == ROLES.index("junk"))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A dataset's scores, and what they were made of.
-
-    Attributes:
-        scores: JSON-ready: `Scores.to_dict` and, under ``interval``, 95 % intervals over resampled identities.
-        query: `(Q, Z)` float32 raw embeddings.
-        gallery: `(N, Z)`.
-    """
-
-    scores: dict[str, Any]
-    query: np.ndarray
-    gallery: np.ndarray
-
-
-def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading) -> Evaluation:
-    """Ranks a dataset's gallery for each of its queries.
+def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,
+             rerank: bool = False, keep: Path | None = None) -> dict[str, Any]:
+    """Ranks a dataset's gallery for each of its queries: spread over the ranks, the same bit for bit on any number.
 
     Args:
         model: In eval mode, on the rank's device.
@@ -121,37 +129,62 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         tta: Test-time augmentation.
         world: This rank.
         reading: How images are read.
+        folder: Where embeddings lie meanwhile, on a file system that all ranks see.
+        rerank: Whether to rank by k-reciprocal re-ranking, with the settings of its authors.
+        keep: Where to keep the raw embeddings of query and gallery, in the order of the index; .npz.
+
+    Returns:
+        JSON-ready scores, on every rank: `Scores.to_dict` and, under ``interval``, 95 % intervals over resampled
+        identities.
 
     Raises:
         DataError: The dataset has no query or no gallery, or no query has a match.
         FloatingPointError: An embedding is not finite.
     """
-    views = View([index], "query"), View([index], "gallery")
-    strange = {camera for view in views for camera in view.cameras()} - set(model.cameras)
+    both = View([index], "query"), View([index], "gallery")
+    strange = {camera for view in both for camera in view.cameras()} - set(model.cameras)
     if model.cameras and strange and world.first:
         note(f"{index.name}: the model is not calibrated on {len(strange)} of its cameras "
              f"({', '.join(str(camid) for _, camid in sorted(strange)[:5])}); their images go through the statistics "
              "that all cameras share")
-    found = [embed(model, view, spec, tta, world, reading) for view in views]
-    for view, embeddings in zip(views, found, strict=True):
-        broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
-        if len(broken):
-            raise FloatingPointError(f"{index.name}: embeddings of {len(broken)} of {len(view)} images are not finite; "
-                                     "try a smaller optimizer.lr, or clip: 1.0")
-    known = [labels(view) for view in views]
-    ranked = rank_embeddings(found[0], found[1], known[0], known[1])
-    values = ranked.values()
-    if np.isnan(values["mAP"]).all():
-        raise DataError(f"{index.root}: none of {len(found[0])} queries has an image of its identity on another camera "
-                        "of the gallery, so there is nothing to score; look at pids and camids with embae inspect")
+    with (embedded(model, both[0], spec, tta, world, reading, folder) as query,
+          embedded(model, both[1], spec, tta, world, reading, folder) as gallery):
+        for embeddings in (query, gallery):
+            _check(embeddings, index, world)
+        known = labels(both[0]), labels(both[1])
+        rank = rank_again if rerank else rank_embeddings
+        values = (ranked := rank(query, gallery, *known, spread=spread_over(world))).values()
+        if np.isnan(values["mAP"]).all():
+            raise DataError(f"{index.root}: none of {len(query)} queries has an image of its identity on another "
+                            "camera of the gallery, so there is nothing to score; look at pids and camids with embae "
+                            "inspect")
+        if keep and world.first:
+            write_embeddings(keep, query, gallery)
     intervals = {name: interval(values[name], known[0]) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
-    return Evaluation({**ranked.scores().to_dict(), "interval": intervals}, found[0], found[1])
+    return {**ranked.scores().to_dict(), "interval": intervals}
 
 
-def write_embeddings(path: Path, found: Evaluation) -> None:
-    """Keeps the raw embeddings of query and gallery, in the order of the index, to a temporary name first."""
+def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
+    """Each rank looks at its share; all raise, or none."""
+    broken = np.zeros(1, np.int64)
+    own = spread_over(world).own(len(embeddings))
+    for rows in blocks(own.stop - own.start, 4096):
+        broken += np.count_nonzero(~np.isfinite(embeddings[own][rows]).all(1))
+    if count := int(sum_over_ranks(broken, world.device)[0]):
+        raise FloatingPointError(f"{index.name}: embeddings of {count} of {len(embeddings)} images are not finite; "
+                                 "try a smaller optimizer.lr, or clip: 1.0")
+
+
+def spread_over(world: World) -> Spread:
+    """This rank's part in work on arrays, with its share of the machine's threads."""
+    here = max(1, Spread().threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return Spread(world.rank, world.world_size, lambda array: sum_over_ranks(array, world.device), here)
+
+
+def write_embeddings(path: Path, query: np.ndarray, gallery: np.ndarray) -> None:
+    """Keeps raw embeddings, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, query=found.query, gallery=found.gallery)
-    os.replace(partial, path)
+    written = path.with_suffix(".partial")
+    with written.open("wb") as file:
+        np.savez(file, query=query, gallery=gallery)
+    os.replace(written, path)

@@ -7,18 +7,19 @@ content: batches in the index's order, which knows identities, would let these r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
@@ -26,7 +27,7 @@ from embae.datasets.index_writer import write_whole
 from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.plan import SequentialSampler, by_content
 from embae.datasets.view import View
-from embae.trainer.distributed import World, broadcast_object
+from embae.trainer.distributed import World, barrier, broadcast_object
 from embae.trainer.parts import EmbAE
 
 EXTRACT = 128  # images at a time
@@ -93,67 +94,87 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
         loader: What decodes.
         threads: Decoding threads.
     """
-    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras]
-    key = hashlib.sha256(json.dumps(through).encode())
     order = by_content(view)
-    key.update(view.fingerprints()[order].tobytes())
-    for name, value in sorted(model.backbone.state_dict().items()):
-        key.update(name.encode())
-        key.update(value.detach().cpu().numpy().tobytes())
-    path = folder / f"features-{key.hexdigest()[:16]}.npy"
+    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras]
+    key = content_key(through, view.fingerprints()[order], model.backbone)
+    path = folder / f"features-{key}.npy"
     took = path.with_suffix(".seconds")
     # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
     if not broadcast_object(path.exists()):
-        _compute(model, view, order, path, spec, world, bf16=bf16, loader=loader, threads=threads)
+        def compute(batch: Batch) -> torch.Tensor:
+            which = model.cameras_of(batch)
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                return torch.stack([model.extract(images, which).float()
+                                    for images in (batch.inputs, batch.inputs.flip(3))], 1)
+
+        batches = partial(extract, view, spec=spec, device=world.device, loader=loader, threads=threads)
+        fill(path, order, (2, model.features), batches, compute, world)
         if world.first:
             chunks = path.with_suffix(".chunks")
-            seconds = sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix)
-            _write_seconds(took, seconds)
-            os.replace(path.with_suffix(".partial"), path)
-            shutil.rmtree(chunks)
-    dist.barrier()
+            _write_seconds(took, sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix))
+            finish(path)
+    barrier()
     place = np.empty(len(view), np.int64)
     place[order] = np.arange(len(view))
     return Cached(Features(np.load(path, mmap_mode="r"), place), float(took.read_text(encoding="utf-8")))
 
 
-def _compute(model: EmbAE, view: View, order: np.ndarray, path: Path, spec: ImageSpec, world: World, *, bf16: bool,
-             loader: LoaderName, threads: int | None) -> None:
-    """Fills a file of features, chunk by chunk over the ranks; those that an earlier start has computed are kept.
+def content_key(through: list[Any], fingerprints: np.ndarray, weights: torch.nn.Module) -> str:
+    """A name for what is computed of images: by these, by weights, and by all that it went through."""
+    key = hashlib.sha256(json.dumps(through).encode())
+    key.update(fingerprints.tobytes())
+    for name, value in sorted(weights.state_dict().items()):
+        key.update(name.encode())
+        key.update(value.detach().cpu().numpy().tobytes())
+    return key.hexdigest()[:16]
 
-    Batches are those of a chunk whatever the world size, so that features are the same to the last bit.
+
+def fill(path: Path, rows: np.ndarray, shape: tuple[int, ...], batches: Callable[..., Generator[Batch, None, None]],
+         compute: Callable[[Batch], torch.Tensor], world: World, *, size: int = EXTRACT) -> None:
+    """Fills a file, chunk by chunk over the ranks; chunks that an earlier start has computed are kept.
+
+    Batches are those of a chunk whatever the world size, so that what is computed is the same to the last bit.
+
+    Args:
+        path: The file, on a file system that all ranks see; it is there once `finish` has been called.
+        rows: `(N,)`, the images in the order of the file.
+        shape: Of what is computed of an image.
+        batches: Given `rows` and `size`, batches of them.
+        compute: Given a batch, `(B, *shape)` float32.
+        world: This rank.
+        size: Images at a time.
     """
-    partial, chunks = path.with_suffix(".partial"), path.with_suffix(".chunks")
+    part, chunks = path.with_suffix(".partial"), path.with_suffix(".chunks")
     if world.first and not chunks.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(view), 2, model.features))
+        np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(rows), *shape))
         chunks.mkdir()  # last: where it is, the file is there
-    numbers = range(-(-len(view) // CHUNK))
-    missing = broadcast_object([number for number in numbers if not (chunks / f"{number}").exists()]
-                               if world.first else None)
+    chunk = CHUNK // EXTRACT * size
+    missing = broadcast_object([number for number in range(-(-len(rows) // chunk))
+                                if not (chunks / f"{number}").exists()] if world.first else None)
     own = missing[world.rank::world.world_size]
     if own:
-        rows = np.concatenate([order[number * CHUNK:(number + 1) * CHUNK] for number in own])
-        out = np.load(partial, mmap_mode="r")
+        pieces = {number: rows[number * chunk:(number + 1) * chunk] for number in own}
+        out = np.load(part, mmap_mode="r")
         begin, row_bytes = out.offset, out.strides[0]
-        batches = extract(view, rows, spec, world.device, loader=loader, threads=threads)
+        read = batches(rows=np.concatenate(list(pieces.values())), size=size)
         # Not through the memory map: on a network file system, pages that two ranks write get lost.
-        with partial.open("r+b", buffering=0) as file:
-            for number in own:
-                since, at = time.perf_counter(), number * CHUNK
-                for _ in range(-(-len(order[at:at + CHUNK]) // EXTRACT)):
-                    batch = next(batches)
-                    which = model.cameras_of(batch)
-                    with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                        found = torch.stack([model.extract(images, which).float()
-                                             for images in (batch.inputs, batch.inputs.flip(3))], 1)
-                    file.seek(begin + at * row_bytes)
-                    file.write(found.cpu().numpy().tobytes())
-                    at += len(batch.rows)
+        with part.open("r+b", buffering=0) as file, contextlib.closing(read):
+            for number, piece in pieces.items():
+                since = time.perf_counter()
+                file.seek(begin + number * chunk * row_bytes)
+                for _ in range(-(-len(piece) // size)):
+                    with torch.inference_mode():
+                        file.write(compute(next(read)).cpu().numpy().tobytes())
                 os.fsync(file.fileno())
                 _write_seconds(chunks / f"{number}", time.perf_counter() - since)
-        batches.close()
-    dist.barrier()
+    barrier()
+
+
+def finish(path: Path) -> None:
+    """Makes a file that every rank has filled appear; called by one of them."""
+    os.replace(path.with_suffix(".partial"), path)
+    shutil.rmtree(path.with_suffix(".chunks"))
 
 
 def _write_seconds(path: Path, seconds: float) -> None:

@@ -16,7 +16,7 @@ from embae.trainer.calibration import calibrate
 from embae.trainer.clustering import dbscan, kmeans, near_centres
 from embae.trainer.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.errors import RunError
-from embae.trainer.evaluate import Reading, embed
+from embae.trainer.evaluate import Reading, embedded
 from embae.trainer.initial import initial_model
 from embae.trainer.jaccard import jaccard_distances
 from embae.trainer.monitor import Monitor
@@ -49,7 +49,8 @@ def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monito
         assert keys.cluster is not None
         clustering, order = keys.cluster, by_content(view)  # the index's order knows pids, and rounding would tell
         found = np.empty((len(view), model.z), np.float32)
-        found[order] = embed(model, view, spec, "none", world, reading, rows=order)
+        with embedded(model, view, spec, "none", world, reading, run / "cache", rows=order) as embeddings:
+            found[order] = embeddings
         labels = broadcast_object(on_first_rank(world, lambda: cluster(found, clustering, view, recipe.seed)))
         _report(labels, view, name, monitor)
     if world.first:

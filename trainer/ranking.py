@@ -16,10 +16,10 @@ no full sort of the gallery::
     mINP              G/r_G (Ye et al. 2021)
 
 The gallery is taken a part at a time, and numbers of parts add up: no row of distances is ever whole, and ranks take a
-share of the gallery each. What is held: query and one part of the gallery in fixed point, a block of distances a thread,
-and three numbers a positive. With D numbers an embedding, T threads and G positives of all queries, at most
-8 (Q + P) D + 13 T 2^20 + 40 G bytes, with P = min(N, 2^15, 2^25/D): 0.4 GB for 10,000 queries, 512-d, 16 threads and 30
-positives a query, whatever N is.
+share of the gallery each. Held are query and one part of the gallery in fixed point, a block of distances a thread, and
+some numbers a positive. With D numbers an embedding, T threads and G positives of all queries that is at most
+8 (Q + 2 P) D + 13 T 2^20 + 40 G bytes, P = min(N, 2^15, 2^25/D), whatever N is: 0.5 GB for 10,000 queries, 512-d, 16
+threads and 30 positives a query. Pages of memory-mapped embeddings come on top where a system counts these.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from embae.datasets.errors import DataError
@@ -17,13 +18,14 @@ from embae.trainer.stage_folder import is_done
 from embae.trainer.table import score_table, write_scores
 
 
-def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) -> None:
+def rescore(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None, to: Path | None) -> None:
     """Prints the score table of a run's rows, or of one export, on a dataset.
 
     Args:
         run: A run folder, or the export folder of a stage.
         dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
         tta: Test-time augmentation; None takes the recipe's.
+        rerank: Whether to re-rank; None takes the recipe's.
         to: Where to write the scores as JSON.
 
     Raises:
@@ -44,26 +46,34 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, to: Path | None) ->
     else:
         raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
     tta = tta or (recipe.scoring.tta if recipe else "flip")
+    if rerank is None:
+        rerank = recipe.scoring.rerank if recipe else False
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     check_rows(index)
     if not can_score(index):
         raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
 
-    from embae.trainer.distributed import join, leave  # and with it torch, which takes seconds: not before an error
+    # And with it torch, which takes seconds: not before an error.
+    from embae.trainer.distributed import broadcast_object, join, leave
     from embae.trainer.evaluate import Reading, evaluate
     from embae.trainer.export import Export
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
+        # Beside the models, which all ranks see, unless that may not be written to.
+        other = None if os.access(run, os.W_OK) else tempfile.mkdtemp(prefix="embae-")
+        folder = Path(broadcast_object(other) or run / "cache")
         scores = {}
-        for row, folder in exports.items():
-            opened = Export.open(folder)
-            scores[row] = evaluate(opened.restore().to(world.device), index, opened.spec, tta, world, reading).scores
+        for row, export in exports.items():
+            opened = Export.open(export)
+            scores[row] = evaluate(opened.restore().to(world.device), index, opened.spec, tta, world, reading, folder,
+                                   rerank=rerank)
     finally:
         leave()
-    if to:
-        write_scores(to, index.name, tta, scores)
-    print(score_table(index.name, tta, scores))
+    if world.first:
+        if to:
+            write_scores(to, index.name, tta, scores, rerank)
+        print(score_table(index.name, tta, scores, rerank))
 
 
 def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:

@@ -62,6 +62,8 @@ class Scoring(Strict):
 
     tta: TTA = "flip"
     batch: Count = 256
+    rerank: bool = False
+    """Whether by k-reciprocal re-ranking (Zhong et al. 2017) instead of plain distances."""
 
 
 class Checkpoints(Strict):

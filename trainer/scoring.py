@@ -24,7 +24,7 @@ from embae.datasets.plain import read_json
 from embae.datasets.plan import by_content
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object
-from embae.trainer.evaluate import Evaluation, Reading, evaluate, write_embeddings
+from embae.trainer.evaluate import Reading, evaluate
 from embae.trainer.examine import Codes, codes, measure
 from embae.trainer.export import Export
 from embae.trainer.features import cached_features, standard
@@ -37,13 +37,14 @@ from embae.trainer.stage_folder import EXPORT, done
 from embae.trainer.table import SHOWN, are_numbers, are_scores, score_table, write_scores
 
 
-def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, world: World, monitor: Monitor,
-                target: Index) -> Evaluation:
-    """Scores a model on the target, and records it."""
-    reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch)
-    found = evaluate(model, target, spec_of(recipe), recipe.scoring.tta, world, reading)
-    monitor.record("eval", stage, step, {"dataset": target.name, **found.scores})
-    monitor.say(_line(found.scores, stage, step, target))
+def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, run: Path, world: World, monitor: Monitor,
+                target: Index, keep: Path | None = None) -> dict[str, Any]:
+    """Scores a model on the target, and records it; see `evaluate` for `keep` and what it returns."""
+    reading, how = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch), recipe.scoring
+    found = evaluate(model, target, spec_of(recipe), how.tta, world, reading, run / "cache", rerank=how.rerank,
+                     keep=keep)
+    monitor.record("eval", stage, step, {"dataset": target.name, **found})
+    monitor.say(_line(found, stage, step, target))
     return found
 
 
@@ -65,11 +66,11 @@ def score_run(recipe: Recipe, run: Path, world: World, monitor: Monitor, target:
     probes = {row: scorer.probes(row) for row in rows} if target.count("train") else {}
     if world.first:
         folder = run / "evaluation"
-        write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows)
+        write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows, recipe.scoring.rerank)
         _write(folder / f"{target.name}-probes.json", probes)
         for stage in recipe.evaluate.values():
             shutil.copyfile(scorer.path(stage).with_suffix(".npz"), folder / f"{target.name}-{stage}.npz")
-    monitor.say("\n" + score_table(target.name, recipe.scoring.tta, rows))
+    monitor.say("\n" + score_table(target.name, recipe.scoring.tta, rows, recipe.scoring.rerank))
     dist.barrier()
 
 
@@ -90,13 +91,11 @@ class _Scorer:
 
         def take() -> dict[str, Any]:
             self._monitor.take_back("eval", stage, steps)
-            found = score_model(self._recipe, self._model(stage), stage, steps, self._world, self._monitor,
-                                self._target)
-            if self._world.first:
-                write_embeddings(path.with_suffix(".npz"), found)
-            return found.scores
+            return score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
+                               self._target, path.with_suffix(".npz"))
 
-        asked = {"tta": self._recipe.scoring.tta, "loader": self._recipe.data.loader}
+        how = self._recipe.scoring
+        asked = {"tta": how.tta, "loader": self._recipe.data.loader, "rerank": how.rerank}
         return self._kept(path, asked, take, are_scores)
 
     def probes(self, row: str) -> dict[str, float]:

@@ -11,18 +11,21 @@ from typing import Any
 SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
 
 
-def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], rerank: bool = False) -> str:
     """Rows × scores as text: what a person reads first after a run.
 
     Args:
         dataset: What was scored.
         tta: Test-time augmentation.
         rows: Scores by name of the row, as in ``evaluation/<dataset>.json``.
+        rerank: Whether they are of re-ranked galleries.
     """
     first = max(len("model"), *(len(row) for row in rows))
     head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
     queries = next(iter(rows.values()))["queries"]
-    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}, mAP by trapezoid", head, "─" * len(head)]
+    again = ", k-reciprocal re-ranking" if rerank else ""
+    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}{again}, mAP by trapezoid", head,
+             "─" * len(head)]
     for row, scores in rows.items():
         low, high = scores["interval"]["Rank-1"]
         numbers = "".join(f"  {scores[name]:9.3f}" for name in SHOWN)
@@ -47,9 +50,11 @@ def are_scores(tree: Any) -> bool:
                     for pair in intervals.values()))
 
 
-def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes ``{"dataset", "tta", "rows": {row: scores}}``, to a temporary name first."""
+def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]],
+                 rerank: bool = False) -> None:
+    """Writes ``{"dataset", "tta", "rerank", "rows": {row: scores}}``, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"dataset": dataset, "tta": tta, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({"dataset": dataset, "tta": tta, "rerank": rerank, "rows": rows}, indent=1) + "\n",
+                       encoding="utf-8")
     os.replace(partial, path)

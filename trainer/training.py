@@ -116,8 +116,8 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
             if every and step % every == 0 and step < stage.stop and can_score(target):
                 stage.keeper.save(step)
                 with stopping.at_once(), watch.patient():
-                    found = score_model(recipe, stage.snapshot(), name, step, world, monitor, target)
-                stage.keeper.scored(step, found.scores)
+                    found = score_model(recipe, stage.snapshot(), name, step, run, world, monitor, target)
+                stage.keeper.scored(step, found)
     except (DataError, FloatingPointError) as error:
         raise RunError(str(error)) from error
     stage.export()

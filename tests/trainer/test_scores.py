@@ -313,7 +313,7 @@ def test_memory_does_not_grow_with_the_product():
         int(run([sys.executable, "-c", program, str(queries)], check=True, capture_output=True).stdout)
         for queries in (50, 1500)
     )
-    # What the formula of `ranking.py` says, and the allocator's slack; all distances at once would be 240 MB in float32.
+    # The formula of `ranking.py`, and the allocator's slack; all distances at once would be 240 MB in float32.
     bound = 8 * (1500 + 2**15) * 32 + 2 * 13 * 2**20 + 40 * 1500 * 10
     assert many < 2 * bound < 90e6
     assert many < few + 30e6
