@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -339,8 +340,7 @@ def main() -> None:
 def train_main() -> None:
     """``python -m embae.trainer``: ``embae train`` without the word, or ``compare …``, ``evaluate …``; a rank of it."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    command = {"compare": compare, "evaluate": evaluate}.get(" ".join(sys.argv[1:2]))
-    if command:
-        del sys.argv[1]
-    one.command()(command or train)
+    commands: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate}
+    command = commands[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in commands else train
+    one.command()(command)
     _run(one)

@@ -18,7 +18,7 @@ _BLOCK = 2**16
 def fixed_point(embeddings: np.ndarray) -> np.ndarray:
     """Unit vectors `(N, D)` in float64, components rounded to 2^-26; a zero vector stays zero. A copy."""
     found = np.empty(embeddings.shape, dtype=np.float64)
-    for rows in blocks(len(found), _BLOCK // max(1, found.shape[1])):
+    for rows in blocks(len(found), _BLOCK // max(1, embeddings.shape[1])):
         x = found[rows]
         x[...] = embeddings[rows]
         # The largest component first: the square of a huge or tiny one would leave float64.

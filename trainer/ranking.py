@@ -194,7 +194,7 @@ class _People:
 
     def of(self, query: Labels) -> tuple[np.ndarray, np.ndarray]:
         """Where in `places` those of each query's identity start and stop: two `(Q,)`."""
-        start, stop = (np.searchsorted(self.pid, query.pid, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+        start, stop = (np.searchsorted(self.pid, query.pid, side=side) for side in ("left", "right"))
         return start, np.where(query.known, stop, start)
 
 

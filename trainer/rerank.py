@@ -16,8 +16,8 @@ where the ranking asks for it (see `ranking.py`). Of N images together, V takes 
 numbers and the lists 4 (k1 + 1) bytes an image: half a GB for a million; while V is made it is about three times that.
 The search for neighbours takes N² D products, and ranks share it.
 
-d is rounded to 2^-20 as in plain ranking, so that a collapsed embedding doesn't score; ties go to the image itself, then
-to the query, then to the lower index. Junk takes no part. A zero vector is taken to be at distance 2 from all others
+d is rounded to 2^-20 as in plain ranking, so that a collapsed embedding doesn't score; ties go to the image itself,
+then to queries, then to the lower index. Junk takes no part. A zero vector is taken to be at distance 2 from all others
 where neighbours are looked for.
 """
 

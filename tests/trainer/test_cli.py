@@ -260,15 +260,15 @@ def test_evaluation_files(desk: Path, finished: subprocess.CompletedProcess[str]
     assert f"{found['rows']['EmbAE-cam']['mAP']:.3f}" in line.split()
 
 
-def test_two_ranks_embed_as_one_does(desk: Path, finished: subprocess.CompletedProcess[str]) -> None:
-    opened = Export.open(desk / "runs" / "tiny" / "embedding" / "export")
-    alone = World(0, 0, 1, torch.device("cpu"))
-    found = evaluate(
-        opened.restore(), Index.open(desk / "shards" / "park"), opened.spec, "flip", alone, Reading(threads=1)
-    )
-    kept = np.load(desk / "runs" / "tiny" / "evaluation" / "park-embedding.npz")
-    np.testing.assert_allclose(found.query, kept["query"], atol=1e-6)
-    np.testing.assert_allclose(found.gallery, kept["gallery"], atol=1e-6)
+def test_two_ranks_embed_as_one_does(
+    desk: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    opened, keep = Export.open(desk / "runs" / "tiny" / "embedding" / "export"), tmp_path / "park.npz"
+    alone, park = World(0, 0, 1, torch.device("cpu")), Index.open(desk / "shards" / "park")
+    evaluate(opened.restore(), park, opened.spec, "flip", alone, Reading(threads=1), tmp_path, keep=keep)
+    kept, found = np.load(desk / "runs" / "tiny" / "evaluation" / "park-embedding.npz"), np.load(keep)
+    np.testing.assert_array_equal(found["query"], kept["query"])
+    np.testing.assert_array_equal(found["gallery"], kept["gallery"])
 
 
 def test_stages_freeze_what_they_say(desk: Path, finished: subprocess.CompletedProcess[str]) -> None:
@@ -440,6 +440,22 @@ def test_evaluate_a_run_gives_the_scores_of_its_end(
     assert done.stdout.splitlines() == finished.stdout.splitlines()[-5:]
     wanted = json.loads((desk / "runs" / "tiny" / "evaluation" / "park.json").read_text())
     assert json.loads((tmp_path / "new" / "scores.json").read_text()) == wanted
+
+
+def test_evaluate_on_two_ranks_with_re_ranking(
+    desk: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    found = {}
+    for ranks in (1, 2):
+        words = ("--rerank", "--nproc", ranks, "--json", tmp_path / f"{ranks}.json")
+        done = embae("evaluate", "runs/tiny", *words, cwd=desk)
+        assert done.returncode == 0, done.stderr
+        found[ranks] = (tmp_path / f"{ranks}.json").read_text(), done.stdout
+        assert done.stdout.startswith("park, ") and "augmentation: flip, k-reciprocal re-ranking" in done.stdout
+    assert found[1] == found[2]
+    plain = json.loads((desk / "runs" / "tiny" / "evaluation" / "park.json").read_text())
+    again = json.loads(found[1][0])
+    assert again["rerank"] and not plain["rerank"] and again["rows"] != plain["rows"]
 
 
 def test_evaluate_another_dataset(

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 from PIL import Image
+from ranks import on_ranks
 
 from embae.datasets.augment import ImageSpec
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.reading import ViewReader
-from embae.datasets.records import FileImage, Record
+from embae.datasets.records import FileImage, Record, Split
 from embae.datasets.sharding import write_shards
 from embae.datasets.view import View
+from embae.trainer import evaluate as evaluation
 from embae.trainer.distributed import World
-from embae.trainer.evaluate import Reading, embed, evaluate, labels, read_size, views, write_embeddings
+from embae.trainer.evaluate import Reading, embedded, evaluate, labels, read_size, views
 from embae.trainer.parts import EmbAE
 from embae.trainer.preflight import can_score
 from embae.trainer.ranking import score
+from embae.trainer.rerank import rank_again
 from embae.trainer.schema import TTA, Model
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -62,20 +69,28 @@ def plain_loop(index: Index, spec: ImageSpec, tta: TTA) -> np.ndarray:
     return np.stack(rows)
 
 
+def embed(split: Split, spec: ImageSpec, tta: TTA, folder: Path, reading: Reading = READING) -> np.ndarray:
+    """A copy of what is in the file, which is gone with the context."""
+    with embedded(model(), View([park()], split), spec, tta, ALONE, reading, folder / "here") as found:
+        assert isinstance(found, np.memmap) and not found.flags.writeable
+        copy = np.array(found)
+    assert not (folder / "here").exists()
+    return copy
+
+
 @pytest.mark.parametrize("tta, spec", [("none", ImageSpec(40, 20)), ("flip", ImageSpec(40, 20)), ("ten-crop", SPEC)])
-def test_embeddings_are_those_of_a_plain_loop(tta: TTA, spec: ImageSpec) -> None:
+def test_embeddings_are_those_of_a_plain_loop(tta: TTA, spec: ImageSpec, tmp_path: Path) -> None:
     wanted = plain_loop(park(), spec, tta)
     spread = np.linalg.norm(wanted - wanted.mean(0), axis=1).mean()
-    found = embed(model(), View([park()], "gallery"), spec, tta, ALONE, READING)
+    found = embed("gallery", spec, tta, tmp_path)
     assert found.dtype == np.float32 and np.abs(found - wanted).max() < 1e-4 * spread
     # DALI decodes JPEG with other roundings: a grey level here and there.
-    dali = embed(model(), View([park()], "gallery"), spec, tta, ALONE, Reading("dali", 1, batch=7))
+    dali = embed("gallery", spec, tta, tmp_path, Reading("dali", 1, batch=7))
     assert np.linalg.norm(dali - wanted, axis=1).max() < 0.05 * spread
 
 
-def test_the_ways_of_looking_differ() -> None:
-    view = View([park()], "query")
-    found = [embed(model(), view, SPEC, tta, ALONE, READING) for tta in ("none", "flip", "ten-crop")]
+def test_the_ways_of_looking_differ(tmp_path: Path) -> None:
+    found = [embed("query", SPEC, tta, tmp_path) for tta in ("none", "flip", "ten-crop")]
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(found, found[1:] + found[:1], strict=True))
 
 
@@ -134,13 +149,76 @@ def test_labels(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
-def test_scores_are_those_of_the_embeddings() -> None:
-    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING)
+@pytest.mark.parametrize("rerank", [False, True])
+def test_scores_are_those_of_the_embeddings(rerank: bool, tmp_path: Path) -> None:
+    keep = tmp_path / "new" / "park.npz"
+    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path, rerank=rerank, keep=keep)
     known = [labels(View([park()], split)) for split in ("query", "gallery")]  # type: ignore[arg-type]
-    wanted = score(found.query, found.gallery, *known).to_dict()
-    assert {key: found.scores[key] for key in wanted} == wanted and wanted["queries"] == park().count("query")
-    for name, (low, high) in found.scores["interval"].items():
-        assert 0 <= low <= found.scores[name] <= high <= 1
+    with np.load(keep) as kept:
+        query, gallery = kept["query"], kept["gallery"]
+    assert np.array_equal(query, embed("query", ImageSpec(40, 20), "none", tmp_path))
+    wanted = (rank_again(query, gallery, *known).scores() if rerank else score(query, gallery, *known)).to_dict()
+    assert {key: found[key] for key in wanted} == wanted and wanted["queries"] == park().count("query")
+    for name, (low, high) in found["interval"].items():
+        assert 0 <= low <= found[name] <= high <= 1
+    # Nothing else is left, least of all half a file.
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")] == [Path("new/park.npz")]
+
+
+@on_ranks(1, 2, 3)
+def ways(world: World, folder: Path) -> dict[str, Any]:
+    """Scores, and the embeddings that they are of, plain and re-ranked."""
+    shards, found = shared_park(world, folder), {}
+    for name, rerank in (("plain", False), ("again", True)):
+        keep = folder / f"{name}.npz"
+        found[name] = evaluate(model(), Index.open(shards / "park"), ImageSpec(40, 20), "flip", world,
+                               Reading("webdataset", 1, batch=1), folder / "meanwhile", rerank=rerank, keep=keep)
+        dist.barrier()
+        with np.load(keep) as kept:
+            found[f"{name} embeddings"] = [torch.from_numpy(kept[split]) for split in ("query", "gallery")]
+    found["left"] = (folder / "meanwhile").exists()
+    return found
+
+
+def shared_park(world: World, folder: Path) -> Path:
+    """The dataset park, drawn once for all launches of a session."""
+    root = folder.parent / "park-shards"
+    if world.first and not root.exists():
+        shutil.copytree(tiny.shards(), root)
+    dist.barrier()
+    return root
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_score_as_one_process_does(computed: Callable[..., Any], world_size: int) -> None:
+    (alone,) = computed(ways, 1)
+    for found in computed(ways, world_size):
+        for name in ("plain", "again"):
+            assert found[name] == alone[name] and found[name]["queries"] == 8
+            pairs = zip(found[f"{name} embeddings"], alone[f"{name} embeddings"], strict=True)
+            assert all(torch.equal(*pair) for pair in pairs)
+        assert not found["left"]
+    assert alone["plain"] != alone["again"]
+
+
+def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks whose marker is there are kept, all others are computed anew."""
+    wanted = embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
+    calls = []
+    views_of = evaluation.views
+
+    def dying(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 12:  # in the second chunk of eight batches
+            raise KeyboardInterrupt
+        return views_of(*given)
+
+    monkeypatch.setattr(evaluation, "views", dying)
+    with pytest.raises(KeyboardInterrupt):
+        embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
+    assert [path.suffix for path in sorted((tmp_path / "here").iterdir())] == [".chunks", ".partial"]
+    found = embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
+    assert np.array_equal(found, wanted) and len(calls) == 12 + len(wanted) - 8
 
 
 def test_what_can_be_scored(tmp_path: Path) -> None:
@@ -158,20 +236,12 @@ def test_what_can_be_scored(tmp_path: Path) -> None:
 def test_a_dataset_without_a_match_is_told(tmp_path: Path) -> None:
     index = make(tmp_path, [("query", 1, 1, "person"), ("gallery", 1, 1, "person"), ("gallery", 2, 2, "person")])
     with pytest.raises(DataError, match="none of 1 queries has an image of its identity on another camera"):
-        evaluate(model(), index, ImageSpec(40, 20), "none", ALONE, READING)
+        evaluate(model(), index, ImageSpec(40, 20), "none", ALONE, READING, tmp_path)
 
 
-def test_a_model_that_diverged_is_told() -> None:
+def test_a_model_that_diverged_is_told(tmp_path: Path) -> None:
     broken = model()
     with torch.no_grad():
         next(broken.embedding.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"park: embeddings of \d+ of \d+ images are not finite"):
-        evaluate(broken, park(), ImageSpec(40, 20), "none", ALONE, READING)
-
-
-def test_embeddings_are_kept_whole(tmp_path: Path) -> None:
-    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING)
-    write_embeddings(tmp_path / "new" / "park.npz", found)
-    kept = np.load(tmp_path / "new" / "park.npz")
-    assert np.array_equal(kept["query"], found.query) and np.array_equal(kept["gallery"], found.gallery)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["park.npz"]
+        evaluate(broken, park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path)

@@ -234,7 +234,7 @@ def test_a_head_changes_through_the_images_of_its_own_camera_alone(computed: Cal
 def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     """Cached features, and embeddings to cluster, of the target with and without labels, by image."""
     from embae.datasets.plan import by_content
-    from embae.trainer.evaluate import Reading, embed
+    from embae.trainer.evaluate import Reading, embedded
     from embae.trainer.features import cached_features
     from embae.trainer.passes import cluster
     from embae.trainer.stage import spec_of
@@ -249,12 +249,13 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
         order = np.argsort(view.fingerprints(), kind="stable")
         assert len(np.unique(view.fingerprints())) == len(view)
         reading, rows = Reading("webdataset", 1, 16), by_content(view)
-        embedded = torch.from_numpy(embed(made, view, spec_of(recipe), "none", world, reading, rows=rows))
+        with embedded(made, view, spec_of(recipe), "none", world, reading, folder / "order", rows=rows) as memmap:
+            vectors = torch.from_numpy(memmap.copy())
         random = np.random.default_rng(0).random((len(view), 8), dtype=np.float32)
         embeddings = np.empty_like(random)
         embeddings[order] = random  # the same image, the same numbers
         clusters = cluster(embeddings, Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), view, 0)
-        found[labels] = torch.from_numpy(cached.features[order].copy()), embedded, torch.from_numpy(clusters[order])
+        found[labels] = torch.from_numpy(cached.features[order].copy()), vectors, torch.from_numpy(clusters[order])
     return found
 
 
