@@ -1,6 +1,7 @@
 """Evaluation of large galleries on one and more ranks, plain and re-ranked, with random numbers.
 
-    python tests/benchmarks/bench_scale.py [--queries 10000] [--images 1000000] [--dimensions 128] [--ranks 1 2] [--rerank]
+    python tests/benchmarks/bench_scale.py [--queries 10000] [--images 1000000] [--dimensions 128] [--ranks 1 2]
+                                           [--rerank]
 
 Embeddings of people with 15 images each on six cameras, in memory-mapped files. Ranks are processes that exchange over
 gloo. For each number of ranks: seconds of the slowest, the largest peak (resident) of one, and how much of that is
@@ -91,11 +92,12 @@ def main() -> None:
         print(f"{options.queries:,} × {options.images:,} × {options.dimensions}{', re-ranked' * options.rerank}")
         for ranks in options.ranks:
             common = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            pipe = subprocess.PIPE
             common |= {"EMBAE_STORE": str(folder / f"store-{ranks}"), "CUDA_VISIBLE_DEVICES": ""}
             command = [sys.executable, __file__, "--work", name, *["--rerank"] * options.rerank]
             workers = [
                 subprocess.Popen(
-                    command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+                    command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=pipe, text=True
                 )
                 for rank in range(ranks)
             ]

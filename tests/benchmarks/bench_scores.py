@@ -1,9 +1,9 @@
 """Evaluation at Market-1501 size with random numbers, beside one numpy.argsort and beside the peers' Python loop.
 
-    python tests/benchmarks/bench_scores.py [--runs 3]
+    python tests/benchmarks/bench_scores.py [--runs 3] [--dimensions 128]
 
 3,368 queries of 750 identities; 19,732 gallery images: 13,115 of these identities, 2,798 distractors, 3,819 junk; six
-cameras; 128-d. A line for each way, median over alternated runs:
+cameras. A line for each way, median over alternated runs:
 
 * argsort: one `numpy.argsort(distances, axis=1)`, which is what any evaluation by sorting needs at least;
 * score_distances: all scores, distances given, and its share of argsort's time;
@@ -29,11 +29,11 @@ import numpy as np
 from embae.trainer.ranking import score, score_distances
 from embae.trainer.scores import Labels
 
-QUERIES, PEOPLE, DISTRACTORS, JUNK, IDENTITIES, CAMERAS, DIMENSIONS = 3368, 13115, 2798, 3819, 750, 6, 128
+QUERIES, PEOPLE, DISTRACTORS, JUNK, IDENTITIES, CAMERAS = 3368, 13115, 2798, 3819, 750, 6
 LOOPED = 500
 
 
-def data() -> tuple[np.ndarray, np.ndarray, Labels, Labels]:
+def data(dimensions: int) -> tuple[np.ndarray, np.ndarray, Labels, Labels]:
     """Random embeddings `(Q, D)` and `(N, D)` in float32, and labels."""
     rng = np.random.default_rng(0)
     gallery = PEOPLE + DISTRACTORS + JUNK
@@ -44,7 +44,7 @@ def data() -> tuple[np.ndarray, np.ndarray, Labels, Labels]:
         Labels.of(np.arange(QUERIES) % IDENTITIES + 1, rng.integers(1, CAMERAS + 1, QUERIES)),
         Labels.of(pid[mixed], rng.integers(1, CAMERAS + 1, gallery), role[mixed]),
     )
-    q, g = (rng.standard_normal((count, DIMENSIONS), dtype=np.float32) for count in (QUERIES, gallery))
+    q, g = (rng.standard_normal((count, dimensions), dtype=np.float32) for count in (QUERIES, gallery))
     return q, g, *labels
 
 
@@ -86,9 +86,9 @@ def timed(do: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def alone(what: str) -> None:
+def alone(what: str, dimensions: int) -> None:
     """Do one thing and print the peak resident memory of this process in MB."""
-    q, g, query, gallery = data()
+    q, g, query, gallery = data(dimensions)
     if what == "score":
         score(q, g, query, gallery)
     else:
@@ -104,15 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--alone", choices=["argsort", "score_distances", "score"], help="peak memory of one thing")
+    parser.add_argument("--dimensions", type=int, default=128)
     options = parser.parse_args()
     if options.alone:
-        return alone(options.alone)
+        return alone(options.alone, options.dimensions)
     ways = ("argsort", "score_distances", "score")
-    peaks = {
-        way: float(subprocess.run([sys.executable, __file__, "--alone", way], check=True, capture_output=True).stdout)
-        for way in ways
-    }
-    q, g, query, gallery = data()
+    again = [sys.executable, __file__, "--dimensions", str(options.dimensions), "--alone"]
+    peaks = {way: float(subprocess.run([*again, way], check=True, capture_output=True).stdout) for way in ways}
+    q, g, query, gallery = data(options.dimensions)
     distances = matrix(q, g)
     todo: dict[str, Callable[[], object]] = {
         "argsort": lambda: np.argsort(distances, axis=1),
@@ -124,7 +123,7 @@ def main() -> None:
         for way in ways:
             seconds[way].append(timed(todo[way]))
     sorting = statistics.median(seconds["argsort"])
-    print(f"{len(q)} queries × {len(g)} gallery images, {DIMENSIONS}-d, median of {options.runs} alternated runs")
+    print(f"{len(q)} queries × {len(g)} gallery images, {options.dimensions}-d, median of {options.runs} alternated runs")
     for way in ways:
         median = statistics.median(seconds[way])
         spread = f"{min(seconds[way]):.2f}-{max(seconds[way]):.2f}"
