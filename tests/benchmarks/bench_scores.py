@@ -123,7 +123,8 @@ def main() -> None:
         for way in ways:
             seconds[way].append(timed(todo[way]))
     sorting = statistics.median(seconds["argsort"])
-    print(f"{len(q)} queries × {len(g)} gallery images, {options.dimensions}-d, median of {options.runs} alternated runs")
+    sizes = f"{len(q)} queries × {len(g)} gallery images, {options.dimensions}-d"
+    print(f"{sizes}, median of {options.runs} alternated runs")
     for way in ways:
         median = statistics.median(seconds[way])
         spread = f"{min(seconds[way]):.2f}-{max(seconds[way]):.2f}"
