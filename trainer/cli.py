@@ -149,6 +149,8 @@ def train(
     stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help=(
         "Go on from this checkpoint, RUN/STAGE/checkpoints/step-…; by default from the newest."))] = None,
+    profile: Annotated[bool, typer.Option("--profile", help=(
+        "Leave a trace of a few steps of each stage in RUN/tensorboard, for its profiler or ui.perfetto.dev."))] = False,
     debug: Debug = False,
 ) -> None:
     """Run a recipe's stages and score the target; the same command again goes on where it stopped.
@@ -162,13 +164,14 @@ def train(
     if stage and stage not in found.run:
         raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
     if "RANK" in os.environ:
-        _work(found, run, stage, resume)
+        _work(found, run, stage, resume, profile)
         return
     ranks = _ranks(nproc)
     _prepare(found, run, ranks)
     arguments = [recipe, *(overrides or []), "--out", str(run)]
     arguments += [word for name in settings or [] for word in ("--settings", name)]
     arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
+    arguments += ["--profile"] if profile else []
     arguments += ["--resume", str(resume)] if resume else []
     if code := launch(arguments, ranks):
         raise typer.Exit(code)
@@ -185,7 +188,7 @@ def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
     check(recipe, ranks)
 
 
-def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None) -> None:
+def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None, profile: bool) -> None:
     """One rank of a run, started by our launcher, torchrun or srun."""
     stopping.of(run)
     if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
@@ -193,7 +196,7 @@ def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None) -> 
     from embae.trainer.distributed import join, leave
     world = join(recipe.timeout)
     from embae.trainer.training import train as run_stages
-    run_stages(recipe, run, world, last=stage, resume=resume)
+    run_stages(recipe, run, world, last=stage, resume=resume, profile=profile)
     leave()
 
 

@@ -26,6 +26,7 @@ from embae.datasets.batch import Batch
 from embae.trainer import moments
 from embae.trainer.adversary import Adversary
 from embae.trainer.objective import Objective
+from embae.trainer.phases import Phase, around
 from embae.trainer.stage_schema import Optimizer, Stage
 
 # On CPU, DeepSpeed would compile an exchange through shared memory for minutes; gloo does without.
@@ -106,6 +107,10 @@ class Engine:
             self._engine.step()
             reports.append(report)
         return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
+
+    def around(self, phase: Phase) -> None:
+        """Has forward, backward and optimizer run within phases of these names from now on."""
+        around(self._engine, phase, forward="forward", backward="backward", step="optimizer")
 
     def _leave_unmoved(self, *_: Any) -> None:
         # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.

@@ -29,6 +29,7 @@ from embae.trainer.keeper import Keeper
 from embae.trainer.monitor import Clock, Monitor, line
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
+from embae.trainer.phases import LoaderAround, Phase
 from embae.trainer.schedule import learning_rate, steps
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import Done, finish
@@ -197,6 +198,11 @@ class StageRun:
         values |= {"lr": lr, "epoch": epoch, **clock.read(step)}
         self.monitor.say(line(self.name, step, self.stop, values))
         self.monitor.record("train", self.name, step, {**values, "loader": self.loader.name})
+
+    def around(self, phase: Phase) -> None:
+        """Has loading, forward, backward and optimizer run within phases, for who measures; before it trains."""
+        self.loader = LoaderAround(self.loader, phase)
+        self._turns.around(phase)
 
     def export(self) -> None:
         """Checks that frozen parts are what they were, and writes the export.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from embae.trainer.errors import ExportError, RunError
 from embae.trainer.monitor import Monitor
 from embae.trainer.passes import run_pass
 from embae.trainer.preflight import can_score, open_stage
+from embae.trainer.profiler import profiled
 from embae.trainer.schema import Recipe
 from embae.trainer.scoring import score_model, score_run
 from embae.trainer.stage import StageRun
@@ -26,7 +28,8 @@ from embae.trainer.stopping import stopping, unmark
 from embae.trainer.watch import watch
 
 
-def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resume: Path | None = None) -> None:
+def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resume: Path | None = None,
+          profile: bool = False) -> None:
     """Runs every stage that is not done, then scores the target.
 
     Args:
@@ -35,6 +38,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
         world: This rank.
         last: Stop after this stage, without scoring.
         resume: The checkpoint that its stage goes on from; by default each stage goes on from its newest whole one.
+        profile: Leave a trace of a few steps of each stage beside its curves in TensorBoard, of rank 0.
 
     Raises:
         RecipeError: Another run holds the folder, or one of another recipe lies there.
@@ -50,7 +54,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
             if is_done(run, name):
                 monitor.say(f"[{name}] done before, {done(run, name).steps} steps")
             else:
-                _stage(recipe, name, run, world, monitor, target)
+                _stage(recipe, name, run, world, monitor, target, profile and world.first)
             if name == last:
                 return
         try:
@@ -94,7 +98,8 @@ def _adopt(path: Path, recipe: Recipe, run: Path) -> None:
     write_whole(mark, lambda file: file.write(str(path.resolve()).encode()))
 
 
-def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index) -> None:
+def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index,
+           profile: bool) -> None:
     if not recipe.stages[name].loss:
         run_pass(recipe, name, run, world, monitor)
         return
@@ -111,13 +116,16 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
     monitor.say(f"[{name}] {stage.stop} steps of {plan.batch} images from {', '.join(plan.view.names)} "
                 f"({plan.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
     every = stage.keys.evaluate_every
+    recorded = profiled(stage, run / "tensorboard" / name) if profile else nullcontext(lambda: None)
     try:
-        for step in stage.train():
-            if every and step % every == 0 and step < stage.stop and can_score(target):
-                stage.keeper.save(step)
-                with stopping.at_once(), watch.patient():
-                    found = score_model(recipe, stage.snapshot(), name, step, run, world, monitor, target)
-                stage.keeper.scored(step, found)
+        with recorded as seen:
+            for step in stage.train():
+                seen()
+                if every and step % every == 0 and step < stage.stop and can_score(target):
+                    stage.keeper.save(step)
+                    with stopping.at_once(), watch.patient():
+                        found = score_model(recipe, stage.snapshot(), name, step, run, world, monitor, target)
+                    stage.keeper.scored(step, found)
     except (DataError, FloatingPointError) as error:
         raise RunError(str(error)) from error
     stage.export()

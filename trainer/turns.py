@@ -12,6 +12,7 @@ from embae.trainer.adversary import TERM, Adversary
 from embae.trainer.averaging import Average
 from embae.trainer.engine import Engine
 from embae.trainer.objective import Objective
+from embae.trainer.phases import Phase
 from embae.trainer.stage_schema import Stage
 
 _AVERAGE = "average/"
@@ -72,6 +73,11 @@ class Turns:
         if self._average:
             self._average.update(parts[0].step, self.broken)
         return report
+
+    def around(self, phase: Phase) -> None:
+        """Has what each engine does run within phases from now on."""
+        for engine in self._engines:
+            engine.around(phase)
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, on every rank."""

@@ -94,7 +94,8 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 memory[name] = pool.apply(peak, (name, size))
         said = ", ".join(f"{name} {1e3 * middle[name]:.1f} ms, {memory[name]:.0f} MiB" for name in made)
-        print(f"batch {size}: {said}; {middle['pytorch-metric-learning'] / middle['embae']:.1f} times as fast", flush=True)
+        ratio = middle["pytorch-metric-learning"] / middle["embae"]
+        print(f"batch {size}: {said}; {ratio:.1f} times as fast", flush=True)
 
 
 if __name__ == "__main__":
