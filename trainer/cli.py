@@ -20,8 +20,10 @@ import typer
 
 from embae.datasets.errors import DataError
 from embae.slurm.command import slurm
+from embae.trainer.bench_command import bench
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
 from embae.trainer.merging import inspect_merged, merge
+from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
 from embae.trainer.schema import TTA, Recipe
 from embae.trainer.stopping import stopping
 
@@ -29,13 +31,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Person re-identification embeddings that move to a new camera network without labels.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
 app.add_typer(recipes_app, name="recipes")
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help=(
-    "Keys of the recipe to set, such as data.root=/data/shards."))]
-Settings = Annotated[list[str] | None, typer.Option("--settings", metavar="NAME|FILE", help=(
-    "Settings to go with the recipe, such as quick; may be given several times."))]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -150,7 +145,8 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help=(
         "Go on from this checkpoint, RUN/STAGE/checkpoints/step-…; by default from the newest."))] = None,
     profile: Annotated[bool, typer.Option("--profile", help=(
-        "Leave a trace of a few steps of each stage in RUN/tensorboard, for its profiler or ui.perfetto.dev."))] = False,
+        "Leave a trace of a few steps of each stage in RUN/tensorboard (TensorBoard's profiler, ui.perfetto.dev)."
+    ))] = False,
     debug: Debug = False,
 ) -> None:
     """Run a recipe's stages and score the target; the same command again goes on where it stopped.
@@ -166,7 +162,7 @@ def train(
     if "RANK" in os.environ:
         _work(found, run, stage, resume, profile)
         return
-    ranks = _ranks(nproc)
+    ranks = ranks_here(nproc)
     _prepare(found, run, ranks)
     arguments = [recipe, *(overrides or []), "--out", str(run)]
     arguments += [word for name in settings or [] for word in ("--settings", name)]
@@ -224,7 +220,7 @@ def compare(
     worker, ours = "RANK" in os.environ, "EMBAE_STORE" in os.environ
     if not ours and os.environ.get("RANK", "0") == "0":
         print(f"comparison of {len(runs)} runs in {out}", flush=True)
-        prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else _ranks(nproc))
+        prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else ranks_here(nproc))
     if worker:
         from embae.trainer.distributed import join, leave
         world = join(runs[0].recipe.timeout)
@@ -234,7 +230,7 @@ def compare(
         if world.first and not ours:
             print(report(runs, out, probes))
         return
-    if code := launch(["compare", *sys.argv[2:]], _ranks(nproc)):
+    if code := launch(["compare", *sys.argv[2:]], ranks_here(nproc)):
         raise typer.Exit(code)
     print(report(runs, out, probes))
 
@@ -257,13 +253,14 @@ def evaluate(
     """
     from embae.trainer.launch import launch
     from embae.trainer.rescore import rescore
-    if "RANK" in os.environ or (ranks := _ranks(nproc)) == 1:
+    if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
         rescore(run, dataset, tta, rerank, to)
     elif code := launch(["evaluate", *sys.argv[2:]], ranks):
         raise typer.Exit(code)
 
 
 app.command()(merge)
+app.command()(bench)
 app.command()(slurm)
 
 
@@ -281,22 +278,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not found:
         raise DataError(f"--size {text}: wanted HEIGHTxWIDTH in pixels, such as 288x144")
     return int(found[1]), int(found[2])
-
-
-def _ranks(nproc: int | None) -> int:
-    gpus = _gpus()
-    ranks = nproc or gpus or 1
-    if gpus and ranks > gpus:
-        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
-    return ranks
-
-
-def _gpus() -> int:
-    """GPUs that a run may use, asked of the driver's files: importing torch would take seconds."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
 
 
 def _run(application: typer.Typer) -> None:
@@ -341,9 +322,9 @@ def main() -> None:
 
 
 def train_main() -> None:
-    """``python -m embae.trainer``: ``embae train`` without the word, or ``compare …``, ``evaluate …``; a rank of it."""
+    """``python -m embae.trainer``: ``embae train`` without the word, or another command of ranks; a rank of it."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    commands: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate}
-    command = commands[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in commands else train
+    others: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "bench": bench}
+    command = others[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in others else train
     one.command()(command)
     _run(one)

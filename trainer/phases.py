@@ -42,8 +42,13 @@ def around(owner: Any, phase: Phase, **names: str) -> None:
         names: Method → phase.
     """
     for method, name in names.items():
-        def within(*words: Any, _act: Any = getattr(owner, method), _name: str = name, **keys: Any) -> Any:
-            with phase(_name):
-                return _act(*words, **keys)
+        setattr(owner, method, _within(phase, name, getattr(owner, method)))
 
-        setattr(owner, method, functools.wraps(getattr(owner, method))(within))
+
+def _within(phase: Phase, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(act)
+    def within(*words: Any, **keys: Any) -> Any:
+        with phase(name):
+            return act(*words, **keys)
+
+    return within

@@ -1,0 +1,122 @@
+"""What `embae bench` found: a table, the limit in one sentence, JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+NAMES = {"loader": "loader alone", "model": "model alone", "forward": "  forward", "backward": "  backward",
+         "optimizer": "  optimizer", "exchanges": "exchanges alone", "step": "whole step"}
+
+
+class Timing(NamedTuple):
+    """Seconds a step: the median, and what a tenth of the steps lie below and above."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Of some steps, at least two."""
+        tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+        return cls(statistics.median(seconds), tenths[0], tenths[-1])
+
+
+class Exchanges(NamedTuple):
+    """Exchanges between ranks in a step, and the bytes that a rank sends in them by the ring algorithm."""
+
+    number: int
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A stage as it was measured.
+
+    Attributes:
+        batch: Images of a step, over all ranks.
+        loader: ``dali``, ``webdataset``, or ``features`` where the stage reads cached ones.
+        threads: Decoding threads a rank.
+        resize: Height and width that every image is resized to; None where they are stored so.
+        sent: The exchanges of a step.
+        seconds: By what was measured.
+    """
+
+    recipe: str
+    stage: str
+    ranks: int
+    device: str
+    batch: int
+    steps: int
+    loader: str
+    precision: str
+    threads: int
+    resize: tuple[int, int] | None
+    sent: Exchanges
+    seconds: dict[str, Timing]
+
+    def rate(self, what: str) -> float:
+        """Images/s."""
+        return self.batch / self.seconds[what].median
+
+    @property
+    def limit(self) -> str:
+        """``loader``, ``exchanges`` or ``model``: what a whole step waits for most."""
+        loader, model = self.seconds["loader"].median, self.seconds["model"].median
+        if loader > model:
+            return "loader"
+        exchanges = self.seconds["exchanges"].median if "exchanges" in self.seconds else 0.0
+        return "exchanges" if exchanges > model / 2 else "model"
+
+    def verdict(self) -> str:
+        """The limit and what to change, in one sentence."""
+        loader, model = (f"{self.rate(what):,.0f} images/s" for what in ("loader", "model"))
+        if self.limit == "loader":
+            said = f"The loader is the limit: {loader} against {model.split()[0]} of the model; "
+            if self.loader == "features":
+                said += "it only reads cached features, so give the stage a larger batch"
+            else:
+                said += f"give data.threads (now {self.threads} a rank) more CPUs"
+                said += f", or shard with --size {self.resize[0]}x{self.resize[1]}" if self.resize else ""
+        elif self.limit == "exchanges":
+            share = 100 * self.seconds["exchanges"].median / self.seconds["model"].median
+            said = (f"Exchanges between ranks are the limit: alone they take {share:.0f} % of the model's time; give "
+                    "the ranks a faster network, a larger batch, or start fewer of them")
+        else:
+            phase = max(("forward", "backward", "optimizer"), key=lambda name: self.seconds[name].median)
+            full = self.device != "cpu" and self.precision == "fp32"
+            more = "precision: bf16, or more ranks" if full else "more ranks"
+            said = (f"The model is the limit: {model} against {loader.split()[0]} of the loader, most of it in "
+                    f"{phase}; give it {more}, or a smaller model.backbone or data.image")
+        apart = max(self.seconds["loader"].median, self.seconds["model"].median)
+        if self.device == "cpu" and self.seconds["step"].median > 1.2 * apart:
+            said += f"; loader and model share the CPUs, and together reach {self.rate('step'):,.0f} images/s"
+        return said + "."
+
+    def text(self) -> str:
+        """The table and the verdict."""
+        ranks = f"{self.ranks} ranks" if self.ranks > 1 else "one rank"
+        reads = "cached features (made up)" if self.loader == "features" else f"loader {self.loader}"
+        lines = [f"{self.recipe}, stage {self.stage}: {self.batch} images a step, {ranks} on {self.device}, "
+                 f"{self.precision}, {reads}; medians of {self.steps} steps, and the middle 80 %",
+                 f"{'':16}  {'ms a step':>9}  {'':19}  {'images/s':>9}"]
+        for what, name in NAMES.items():
+            if what in self.seconds:
+                median, low, high = (1000 * value for value in self.seconds[what])
+                spread = f"{low:.1f} … {high:.1f}"
+                rate = f"{self.rate(what):9,.0f}" if not name.startswith(" ") and what != "exchanges" else ""
+                lines.append(f"{name:16}  {median:9.1f}  {spread:19}  {rate}".rstrip())
+        if self.sent.number:
+            lines.append(f"a rank sends {self.sent.bytes / 1e6:,.2f} MB a step in {self.sent.number} exchanges "
+                         "(by the ring algorithm)")
+        else:
+            lines.append("one rank exchanges nothing")
+        return "\n".join([*lines, self.verdict()])
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON: seconds are ``{"median", "low", "high"}``, `sent` has ``number`` and ``bytes``."""
+        return {**asdict(self), "sent": self.sent._asdict(), "limit": self.limit, "verdict": self.verdict(),
+                "seconds": {what: timing._asdict() for what, timing in self.seconds.items()}}

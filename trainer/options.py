@@ -1,0 +1,39 @@
+"""What the commands that start ranks share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+import typer
+
+from embae.trainer.errors import RecipeError
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help=(
+    "Keys of the recipe to set, such as data.root=/data/shards."))]
+Settings = Annotated[list[str] | None, typer.Option("--settings", metavar="NAME|FILE", help=(
+    "Settings to go with the recipe, such as quick; may be given several times."))]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def ranks_here(nproc: int | None) -> int:
+    """Ranks to start on this machine: as many as asked for, or one a GPU, or one.
+
+    Raises:
+        RecipeError: More than there are GPUs.
+    """
+    gpus = _gpus()
+    ranks = nproc or gpus or 1
+    if gpus and ranks > gpus:
+        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
+    return ranks
+
+
+def _gpus() -> int:
+    """GPUs that a run may use, asked of the driver's files: importing torch would take seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
