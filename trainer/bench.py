@@ -33,7 +33,7 @@ from embae.trainer.stage import StageRun
 
 WARM_UP = 5  # steps before each measurement: more than loaders decode ahead
 FOREVER = 10**9  # steps
-STORED = 2**15  # images whose features are made up at most; those of more images are read from the same places
+STORED = 2**13  # images whose features are made up at most; those of more images are read from the same places
 
 
 def with_fresh_weights(recipe: Recipe, name: str) -> Recipe:
@@ -100,7 +100,7 @@ class _Measured(StageRun):
         shape = min(images, STORED), 2, self.model.features
         path = self.run / f"features-{self.world.rank}.npy"
         stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        stored[:] = generator(self.recipe.seed, self.name, "features").random(shape[1:], dtype=np.float32)
+        stored[:] = generator(self.recipe.seed, self.name, "features").random(shape, dtype=np.float32)
         loss = self.keys.loss
         if loss and loss.reconstruction and loss.reconstruction.standardised:
             zeros = torch.zeros(shape[2], device=self.world.device)
