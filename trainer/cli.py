@@ -252,9 +252,10 @@ def evaluate(
     Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
     """
     from embae.trainer.launch import launch
-    from embae.trainer.rescore import rescore
+    from embae.trainer.rescore import question, rescore
+    asked = question(run, dataset, tta, rerank)
     if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
-        rescore(run, dataset, tta, rerank, to)
+        rescore(asked, to)
     elif code := launch(["evaluate", *sys.argv[2:]], ranks):
         raise typer.Exit(code)
 

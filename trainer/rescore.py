@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from embae.datasets.errors import DataError
@@ -13,26 +14,48 @@ from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import can_score
 from embae.trainer.recipe import load
-from embae.trainer.schema import TTA
+from embae.trainer.schema import TTA, Recipe, Scoring
 from embae.trainer.stage_folder import is_done
 from embae.trainer.table import score_table, write_scores
 
 
-def rescore(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None, to: Path | None) -> None:
-    """Prints the score table of a run's rows, or of one export, on a dataset.
+@dataclass(frozen=True)
+class Question:
+    """What is to be scored, and how: checked.
+
+    Attributes:
+        run: A run folder, or the export folder of a stage.
+        recipe: The run's.
+        exports: Row of the table → export.
+        left_out: Rows whose stage is not done, and the stage.
+        index: The dataset.
+        tta: Test-time augmentation.
+        rerank: Whether to re-rank.
+    """
+
+    run: Path
+    recipe: Recipe | None
+    exports: dict[str, Path]
+    left_out: dict[str, str]
+    index: Index
+    tta: TTA
+    rerank: bool
+
+
+def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None) -> Question:
+    """Checks what ``embae evaluate`` was asked, in a moment.
 
     Args:
         run: A run folder, or the export folder of a stage.
         dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
         tta: Test-time augmentation; None takes the recipe's.
         rerank: Whether to re-rank; None takes the recipe's.
-        to: Where to write the scores as JSON.
 
     Raises:
         RecipeError: There is no run, or none of the stages to score is done.
         DataError: The dataset is missing, or has nothing to score.
     """
-    exports, recipe = {}, None
+    exports, rows, recipe = {}, {}, None
     if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
         exports[run.resolve().parent.name] = run
     elif os.path.isfile(run / "recipe.yaml"):
@@ -41,39 +64,47 @@ def rescore(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None
         exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
         if not exports:
             raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
-        for row in rows.keys() - exports.keys():
-            note(f"{row} is left out: its stage, {rows[row]}, is not done")
     else:
         raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
-    tta = tta or (recipe.scoring.tta if recipe else "flip")
-    if rerank is None:
-        rerank = recipe.scoring.rerank if recipe else False
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     check_rows(index)
     if not can_score(index):
         raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
+    scoring = recipe.scoring if recipe else Scoring()
+    return Question(run, recipe, exports, {row: stage for row, stage in rows.items() if row not in exports}, index,
+                    tta or scoring.tta, scoring.rerank if rerank is None else rerank)
 
-    # And with it torch, which takes seconds: not before an error.
+
+def rescore(asked: Question, to: Path | None) -> None:
+    """Prints the table of scores; each of the ranks calls it.
+
+    Args:
+        asked: The question.
+        to: Where to write the scores as JSON.
+    """
     from embae.trainer.distributed import broadcast_object, join, leave
     from embae.trainer.evaluate import Reading, evaluate
     from embae.trainer.export import Export
+    recipe = asked.recipe
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
-        # Beside the models, which all ranks see, unless that may not be written to.
-        other = None if os.access(run, os.W_OK) else tempfile.mkdtemp(prefix="embae-")
-        folder = Path(broadcast_object(other) or run / "cache")
-        scores = {}
-        for row, export in exports.items():
-            opened = Export.open(export)
-            scores[row] = evaluate(opened.restore().to(world.device), index, opened.spec, tta, world, reading, folder,
-                                   rerank=rerank)
+        with tempfile.TemporaryDirectory(prefix="embae-") as temporary:
+            # Beside the models, which all ranks see, unless that may not be written to.
+            folder = asked.run / "cache" if os.access(asked.run, os.W_OK) else Path(broadcast_object(temporary))
+            scores = {}
+            for row, export in asked.exports.items():
+                opened = Export.open(export)
+                scores[row] = evaluate(opened.restore().to(world.device), asked.index, opened.spec, asked.tta, world,
+                                       reading, folder, rerank=asked.rerank)
     finally:
         leave()
     if world.first:
+        for row, stage in asked.left_out.items():
+            note(f"{row} is left out: its stage, {stage}, is not done")
         if to:
-            write_scores(to, index.name, tta, scores, rerank)
-        print(score_table(index.name, tta, scores, rerank))
+            write_scores(to, asked.index.name, asked.tta, scores, asked.rerank)
+        print(score_table(asked.index.name, asked.tta, scores, asked.rerank))
 
 
 def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:

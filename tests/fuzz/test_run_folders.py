@@ -21,7 +21,7 @@ from embae.trainer.export import Export
 from embae.trainer.preflight import check
 from embae.trainer.recipe import check as recipe_of
 from embae.trainer.recipe import load
-from embae.trainer.rescore import rescore
+from embae.trainer.rescore import question
 from embae.trainer.runfolder import check_same, write_recipe
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import Done, done, finish, is_done
@@ -73,7 +73,7 @@ def test_other_things_where_files_and_folders_are_wanted(
     with works_or_refuses(run):
         go_on(run)
     with works_or_refuses(run, "pipe:touch gone") as refusals:
-        rescore(run, "pipe:touch gone", None, None)  # comes as far as the dataset
+        question(run, "pipe:touch gone", None, None)  # comes as far as the dataset
     assert refusals
     shutil.rmtree(run.parent)
 
@@ -138,7 +138,7 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
         with pytest.raises(RecipeError):
             load(text)
         with pytest.raises((RecipeError, DataError)):
-            rescore(Path(text), None, None, None)
+            question(Path(text), None, None, None)
         with pytest.raises(DataError):
-            rescore(whole, text, None, None)
+            question(whole, text, None, None)
     assert not list(tmp_path.iterdir())
