@@ -71,6 +71,12 @@ class PKSampler:
     batches, so none appears twice in a pass; those left out are others each time. The K images of an identity are
     spread over its cameras; they repeat only where it has fewer than K.
 
+    With a `window` of w, shards come in a fresh order per pass too, and an identity of the shard at position s stands
+    at a place drawn from [s, s + w) on a circle as long as there are shards. At every place identities of just w shards
+    come up, and a stretch of length l meets w + ⌈l⌉ at most; a batch is a stretch of P / (identities a shard), about.
+    On a circle, so that the first and last batches of a pass are mixed as well as the others: the w − 1 shards which
+    are under way where it closes come up at both ends of the pass. A window of all shards is a full shuffle.
+
     Args:
         view: What to sample from; only images of persons with an identity are taken.
         P: Identities a batch, one number or one a dataset by name.
@@ -80,14 +86,16 @@ class PKSampler:
         weights: Share of the batches by dataset name; by default in proportion to labelled images.
         mix: Pool the identities of all datasets, so that a batch mixes them: the control for the paper's claim that it
             should not.
+        window: From how many shards of a dataset identities are drawn at a time; None: from all, in the same order
+            however the images are sharded.
 
     Raises:
         DataError: A dataset has no labels, or fewer than P identities.
     """
 
     def __init__(self, view: View, *, P: int | Mapping[str, int], K: int, seed: int, stage: str,
-                 weights: Mapping[str, float] | None = None, mix: bool = False):
-        self.view, self.K, self._key = view, K, (seed, stage)
+                 weights: Mapping[str, float] | None = None, mix: bool = False, window: int | None = None):
+        self.view, self.K, self._key, self._window = view, K, (seed, stage), window
         tables = view.identities
         images = [int(table[:, 2].sum()) for table in tables]
         self._names = view.names
@@ -107,7 +115,8 @@ class PKSampler:
         self._tables, self._P = tables, sizes
         self.batch = max(sizes) * K
         self.images = sum(images)
-        self._passes: dict[int, tuple[int, np.ndarray]] = {}
+        self._shards = [np.unique(view.shards(table[:, 0]), return_inverse=True)[1] for table in tables if window]
+        self._passes: dict[tuple[int, int], np.ndarray] = {}
 
     def plan(self, step: int) -> np.ndarray:
         """Rows of the global batch: `(P·K,)` int64, the K images of an identity side by side."""
@@ -119,16 +128,26 @@ class PKSampler:
 
     def _permutation(self, dataset: int, which: int) -> np.ndarray:
         """The identities of a pass in their order. The n mod P left out go round: others in each pass, all as often."""
-        held = self._passes.get(dataset)
-        if held is None or held[0] != which:
+        held = self._passes.get((dataset, which))
+        if held is None:
             purpose = *self._key, "identities", self._names[dataset]
             n = len(self._tables[dataset])
             left_out = n % self._P[dataset]
             going_round = generator(*purpose).permutation(n)
             taken = going_round[(which * left_out + np.arange(left_out, n)) % n]
-            held = which, generator(*purpose, which).permutation(taken)
-            self._passes[dataset] = held
-        return held[1]
+            held = self._ordered(taken, dataset, generator(*purpose, which))
+            # Who reads ahead may be in the next pass already.
+            near = {key: order for key, order in self._passes.items() if key[0] != dataset or abs(key[1] - which) == 1}
+            self._passes = near | {(dataset, which): held}
+        return held
+
+    def _ordered(self, taken: np.ndarray, dataset: int, draw: np.random.Generator) -> np.ndarray:
+        if not self._window:
+            return draw.permutation(taken)
+        shard = self._shards[dataset][taken]
+        count = int(self._shards[dataset].max()) + 1
+        place = draw.permutation(count)[shard] + draw.random(len(taken)) * min(self._window, count)
+        return taken[np.argsort(place % count)]
 
     def _pick(self, chosen: np.ndarray, step: int) -> np.ndarray:
         """K rows of each identity, its cameras in turn: first one image of each camera, then a second of each, …"""
@@ -154,7 +173,9 @@ class ShuffledSampler:
     """Plain shuffled images, for stages that use no labels.
 
     A pass over the data is ⌊n/B⌋ batches in an order that depends on the images' content, not on their labels nor on
-    how they were sharded: with every pid nulled the batches stay the same.
+    how they were sharded: with every pid nulled the batches stay the same. So there is no window of shards here. A
+    dataset is sharded in the order of its identities, and images of shards that are read together would be of the same
+    people more often than chance has it: the target's labels would reach what must not know them.
 
     Raises:
         DataError: Fewer images than a batch.
@@ -166,15 +187,18 @@ class ShuffledSampler:
                             f"wanted 1 to {len(view)}. Set a smaller batch.")
         self.view, self.batch, self.images, self._key = view, batch, len(view), (seed, stage)
         self._content = view.fingerprints()
-        self._held: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._passes: dict[int, np.ndarray] = {}
 
     def plan(self, step: int) -> np.ndarray:
         """Rows of the global batch, `(B,)` int64."""
         which, position = divmod(step, len(self.view) // self.batch)
-        if self._held[0] != which:
+        held = self._passes.get(which)
+        if held is None:
             salt = generator(*self._key, "images", which).integers(2**64, dtype=np.uint64)
-            self._held = which, np.argsort(scatter(self._content ^ salt), kind="stable")
-        return self._held[1][position * self.batch:(position + 1) * self.batch]
+            held = np.argsort(scatter(self._content ^ salt), kind="stable")
+            near = {key: order for key, order in self._passes.items() if abs(key - which) == 1}
+            self._passes = near | {which: held}
+        return held[position * self.batch:(position + 1) * self.batch]
 
 
 class SequentialSampler:

@@ -59,6 +59,11 @@ class View:
             values[at] = getattr(self.indexes[number], name)[local[at]]
         return values
 
+    def shards(self, rows: np.ndarray) -> np.ndarray:
+        """The shard that each row lies in, `(N,)`, numbered through all datasets."""
+        starts = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
+        return starts[self.locate(rows)[0]] + self.column("shard", rows)
+
     def cameras(self) -> list[tuple[str, int]]:
         """The (dataset, camid) of every camera, sorted: the order of per-camera heads."""
         found = {(self.indexes[number].name, int(camid)) for number, rows in self._pieces

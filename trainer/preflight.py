@@ -76,7 +76,8 @@ def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler 
             raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
                             f"wanted each of {', '.join(view.names)}")
     weights = data.weights or _merged_weights(recipe, recipe.datasets(recipe.stages[name]), view)
-    return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix)
+    return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix,
+                     window=data.window)
 
 
 def check_inits(recipe: Recipe) -> None:

@@ -37,6 +37,8 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
 def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any]:
     stage, data = recipe.stages[name], recipe.data
     keys = stage.model_dump(mode="json", by_alias=True, exclude=_UNSEEN)
+    if not stage.data.window:  # then it does not matter how the images are sharded
+        del keys["data"]["window"]
     keys["init"] = before.get(stage.init) or _content(Path(stage.init)) or stage.init
     if stage.data.labels:
         keys["data"]["labels"] = before[stage.data.labels]
@@ -46,16 +48,18 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     return {
         "method": METHOD, "name": name, "seed": recipe.seed, "stage": keys, "model": model,
         "image": [data.image, data.mean, data.std, data.loader],
-        "data": [entry for dataset in recipe.datasets(stage) for entry in _data(data.root / dataset)],
+        "data": [entry for dataset in recipe.datasets(stage)
+                 for entry in _data(data.root / dataset, bool(stage.data.window))],
     }
 
 
-def _data(folder: Path) -> list[Sequence[Any]]:
+def _data(folder: Path, sharded: bool) -> list[Sequence[Any]]:
     """Name and content of a dataset, or of each member of a merged set, with its weight where it has one."""
-    if not is_merged(folder):
-        return [(folder.name, Index.open(folder).fingerprint)]
-    return [(member.name, member.fingerprint, *([member.weight] if member.weight else []))
-            for member in Merged.open(folder).members]
+    merged = Merged.open(folder) if is_merged(folder) else None
+    weights = [member.weight for member in merged.members] if merged else [None]
+    return [(index.name, index.fingerprint, *([weight] if weight else []),
+             *([hashlib.sha256(index.shard).hexdigest()] if sharded else []))
+            for index, weight in zip(merged.indexes if merged else [Index.open(folder)], weights, strict=True)]
 
 
 def _content(init: Path) -> str | None:

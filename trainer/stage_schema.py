@@ -70,6 +70,8 @@ class StageData(Strict):
     batch: Count | None = None
     weights: dict[Name, Positive] | None = None
     mix: Flag = False
+    window: Count | None = None
+    """Shards of a dataset that identities are drawn from at a time, for data that is far away; null: all of them."""
     augment: AugmentKeys = AugmentKeys()
 
     @property
@@ -86,9 +88,11 @@ class StageData(Strict):
             wrong.append("batch: give either P and K (labelled images) or batch (any images)")
         elif self.batch is None and (self.P is None or self.K is None):
             wrong.append(f"{'P' if self.P is None else 'K'}: missing; a labelled stage needs both P and K")
-        for key in ("weights", "mix"):
+        for key in ("weights", "mix", "window"):
             if self.batch is not None and getattr(self, key):
                 wrong.append(f"{key}: belongs to labelled stages; plain batches are shuffled over all images")
+        if self.labels and self.window:
+            wrong.append("window: the images of a pseudo-label lie in any shards; leave it out")
         if self.mix and self.weights:
             wrong.append("weights: datasets do not take turns where mix is true; give one of them")
         if self.mix and isinstance(self.P, dict):

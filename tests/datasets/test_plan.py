@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Work
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
+from embae.datasets.index_writer import Columns, write_index
 from embae.datasets.plan import PKSampler, Sampler, SequentialSampler, ShuffledSampler, share, turn
 from embae.datasets.records import Record
 from embae.datasets.view import View
@@ -235,6 +239,120 @@ def test_mixed_batches_pool_the_identities(two: View) -> None:
     found = [two.identity(plan.plan(step)) for step in range(3)]
     assert sorted(np.concatenate(found).tolist()) == sorted([*range(21)] * 2)  # a pass over all 21, without a second
     assert any(len(set(two.locate(plan.plan(step))[0])) == 2 for step in range(3))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Callable[..., View]:
+    """``sharded((identities of shard 0, …), …)``: a dataset each, of four images an identity, in such shards."""
+    def make(*datasets: Sequence[int]) -> View:
+        indexes = []
+        for number, sizes in enumerate(datasets):
+            pid = np.repeat(np.arange(sum(sizes)), 4)
+            shard = np.repeat(np.arange(len(sizes)), 4 * np.array(sizes)).astype(np.int32)
+            within = np.arange(len(pid)) - np.searchsorted(shard, shard)
+            names = [f"train-{at:06d}.tar" for at in range(len(sizes))]
+            (folder := tmp_path / f"s{number}").mkdir()
+            for name, identities in zip(names, sizes, strict=True):
+                with (folder / name).open("wb") as file:
+                    file.truncate(40 * identities)
+            rows, one = np.arange(len(pid)), np.ones(len(pid), np.int32)
+            write_index(folder, f"s{number}", Columns(
+                keys=pa.array([f"{row:07d}" for row in rows]), split=np.zeros(len(pid), np.int8), pid=pid,
+                labelled=np.ones(len(pid), np.bool_), camid=np.zeros(len(pid), np.int32),
+                role=np.zeros(len(pid), np.int8), shard=shard, offset=10 * within, size=10 * one,
+                crc32=rows.astype(np.uint32), height=8 * one, width=4 * one, shards=names), source={})
+            indexes.append(Index.open(folder))
+        return View(indexes, "train")
+    return make
+
+
+def shards_of(plan: PKSampler, steps: range) -> list[set[int]]:
+    return [set(plan.view.shards(plan.plan(step)).tolist()) for step in steps]
+
+
+STORED = {"turns": "aad5172351435ee3", "mixed": "79df4a2d66b3013a", "shuffled": "d53cb1c7509d8083"}
+
+
+def test_plans_without_a_window_are_what_they_were(two: View) -> None:
+    """Of fifty steps; taken before there were windows. Runs that go on rely on it."""
+    plans: dict[str, Sampler] = {"turns": sampler(two), "mixed": sampler(two, mix=True),
+                                 "shuffled": ShuffledSampler(two, batch=19, seed=1, stage="s")}
+    rows = {name: np.concatenate([plan.plan(step) for step in range(50)]) for name, plan in plans.items()}
+    assert {name: hashlib.sha256(found.tobytes()).hexdigest()[:16] for name, found in rows.items()} == STORED
+
+
+@pytest.mark.parametrize("window", [1, 3, 20, 99])
+def test_a_pass_through_a_window_takes_each_identity_once(sharded: Callable[..., View], window: int) -> None:
+    view = sharded([9] * 19 + [2])  # 173 identities: 24 batches of 7, and 5 left out
+    plan, left, orders = sampler(view, P=7, K=2, window=window), [], []
+    for number in range(6):
+        seen = [pid for step in range(24) for pid in view.identity(plan.plan(24 * number + step))[::2].tolist()]
+        assert len(seen) == len(set(seen)) == 168
+        left.append(frozenset(range(173)) - set(seen))
+        orders.append(seen)
+    assert all(a != b for a, b in pairwise(orders)) and all(not a & b for a, b in pairwise(left))
+    fresh = sampler(view, P=7, K=2, window=window)
+    for step in (100, 3, 99, 24, 23):  # any step at once, whatever was asked before
+        assert (np.concatenate(parts(fresh, step, 3)) == plan.plan(step)).all()
+
+
+@pytest.mark.parametrize("window", [1, 4, 16])
+@pytest.mark.parametrize("sizes", ["alike", "different"])
+def test_few_shards_come_up_at_a_time(sharded: Callable[..., View], window: int, sizes: str) -> None:
+    """Of w shards at each place of the pass, and of one more for each shard's worth of identities that goes by."""
+    drawn = np.random.default_rng(0).integers(10, 70, 64)
+    view = sharded([40] * 64 if sizes == "alike" else drawn.tolist())
+    plan = sampler(view, P=10, K=2, window=window)
+    steps = len(view.identities[0]) // 10
+    for number in range(2):
+        found = shards_of(plan, range(number * steps, (number + 1) * steps))
+        assert max(map(len, found)) <= window + 2
+        for span in (10, 40):
+            stretches = [set.union(*found[at:at + span]) for at in range(0, steps - span)]
+            # The shortest stretch that could be: identities are drawn, and shards hold fewer here and there.
+            assert max(map(len, stretches)) <= window + 1 + np.ceil(10 * span / 40) * (1.5 if sizes == "alike" else 2.5)
+        under_way = [{step for step, shards in enumerate(found) if shard in shards} for shard in range(64)]
+        both_ends = sum(bool({0, 1} & steps_of) and bool({steps - 1, steps - 2} & steps_of) for steps_of in under_way)
+        assert both_ends <= window + 1
+    without = shards_of(sampler(view, P=10, K=2), range(steps))
+    assert np.mean([len(shards) for shards in without]) > 9
+
+
+def test_a_window_of_all_shards_mixes_them_all(sharded: Callable[..., View]) -> None:
+    """How often two identities of one batch are of one shard: as by chance, 39 / 2559; with a window far oftener."""
+    view = sharded([40] * 64)
+    shard = view.shards(view.identities[0][:, 0])
+
+    def together(window: int | None) -> float:
+        plan = sampler(view, P=10, K=2, window=window)
+        batches = [shard[view.identity(plan.plan(step))[::2]] for step in range(1024)]
+        return float(np.mean([(batch[:, None] == batch).sum() - 10 for batch in batches])) / 90
+
+    chance = 39 / 2559
+    assert abs(together(None) / chance - 1) < 0.15 and abs(together(64) / chance - 1) < 0.15
+    assert abs(together(1000) / chance - 1) < 0.15
+    assert together(4) > 8 * chance
+
+
+def test_each_dataset_has_a_window_of_its_own(sharded: Callable[..., View]) -> None:
+    view = sharded([20] * 12, [20] * 8)
+    plan = sampler(view, P=6, K=2, window=2)
+    for step in range(60):
+        assert len(set(view.shards(plan.plan(step)).tolist())) <= 4
+        assert len(set(view.locate(plan.plan(step))[0].tolist())) == 1
+    mixed = sampler(view, P=6, K=2, window=2, mix=True)
+    found = [set(view.shards(mixed.plan(step)).tolist()) for step in range(60)]
+    assert max(map(len, found)) <= 4 and set.union(*found) == set(range(20))
+
+
+def test_the_next_pass_is_at_hand_while_one_ends(sharded: Callable[..., View], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads ahead is in the next pass already: neither may make the other draw its pass again at each step."""
+    view = sharded([40] * 16)
+    plan, sorts, argsort = sampler(view, P=10, K=2, window=3), [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *given, **more: sorts.append(1) or argsort(*given, **more))
+    for step in range(0, 192):
+        plan.plan(step), plan.plan(step + 30)
+    assert len(sorts) == 4  # passes of 64 steps
 
 
 def test_too_few_identities_names_the_dataset(two: View) -> None:
