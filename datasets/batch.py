@@ -102,15 +102,24 @@ class Work:
         """Most rows of one part."""
         return -(-self.sampler.batch // (self.world_size * self.accumulate))
 
+    def rows(self, number: int) -> np.ndarray:
+        """The rows of the number-th batch alone, `(N,)`."""
+        plan = self.sampler.plan(self.start + number // self.accumulate)
+        return plan[self._slots(number, len(plan))]
+
+    def _slots(self, number: int, rows: int) -> slice:
+        micro = number % self.accumulate
+        return share(rows, self.rank * self.accumulate + micro, self.world_size * self.accumulate)
+
     def part(self, number: int) -> tuple[Batch, Draws]:
         """The number-th batch without its images, and what is to happen to them.
 
         Args:
             number: From 0, counted from `start`.
         """
-        step, micro = self.start + number // self.accumulate, number % self.accumulate
+        step = self.start + number // self.accumulate
         plan = self.sampler.plan(step)
-        slots = share(len(plan), self.rank * self.accumulate + micro, self.world_size * self.accumulate)
+        slots = self._slots(number, len(plan))
         draws = draw(self.augment, self.spec, len(plan), seed=self.seed, stage=self.stage, step=step)
         batch = Batch(None, plan[slots], plan, slots, step, self.sampler.view)
         return batch, draws.take(slots)

@@ -10,6 +10,7 @@ from typing import Any
 from embae.datasets.errors import DataError
 from embae.datasets.plain import MOST, parse_yaml, read_bytes
 from embae.datasets.records import SPLITS
+from embae.datasets.remote import Url
 
 # Files of scores and embeddings bear a dataset's name.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -27,17 +28,18 @@ def datasets_in(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if (p / CARD).is_file() and not p.name.endswith(PARTIAL))
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path | Url) -> dict[str, Any]:
     """Reads and checks ``dataset.yaml``.
 
     Raises:
         DataError: Missing (the message names the datasets nearby), unreadable, or of another format.
     """
     path = folder / CARD
-    if not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
-        raise DataError(_missing(folder))
+    if isinstance(path, Path) and not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
+        raise DataError(_missing(path.parent))
     try:
-        card = parse_yaml(read_bytes(path, MOST).decode(), numbered=True)
+        data = path.read(MOST) if isinstance(path, Url) else read_bytes(path, MOST)
+        card = parse_yaml(data.decode(), numbered=True)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
     if not isinstance(card, dict) or "format" not in card:

@@ -47,7 +47,7 @@ class DaliLoader:
     name = "dali"
 
     def __init__(self, work: Work, *, device: torch.device, threads: int):
-        self._work, self._reader = work, ViewReader(work.sampler.view)
+        self._work, self._reader = work, ViewReader(work.sampler.view, work)
         self._ahead: deque[Batch] = deque()
         self._gpu = device.type == "cuda"
         number = torch.cuda.current_device() if self._gpu and device.index is None else device.index

@@ -6,8 +6,11 @@ dataset's card, which is written last and so marks a complete dataset. `index_wr
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import stat
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from embae.datasets.card import AGAIN, CARD, FORMAT, read_card, some
 from embae.datasets.errors import DataError
 from embae.datasets.jpeg import MAX_PIXELS
 from embae.datasets.records import ROLES, SPLITS, Split
+from embae.datasets.remote import Url
 
 TABLE = "index.arrow"
 
@@ -51,16 +55,18 @@ class Index:
 
     Attributes:
         name: The dataset's name.
-        root: The dataset's folder.
+        root: The dataset's folder, or its url.
+        copies: What the copies of a far dataset's files are called in its cache: a folder there; empty if it is near.
         card: ``dataset.yaml`` as read.
         fingerprint: SHA-256 over keys, splits, pids, camids, roles and image checksums, however they are sharded.
         image: (height, width) in pixels if all images have that one size, else None.
         shards: Shard file names; `shard` holds positions in this list.
     """
 
-    def __init__(self, root: Path, card: dict[str, Any], batch: pa.RecordBatch) -> None:
+    def __init__(self, root: Path | Url, card: dict[str, Any], batch: pa.RecordBatch, copies: str = "") -> None:
         """For `Index.open`, which checks what it hands over."""
         self.root = root
+        self.copies = copies
         self.card = card
         self.name: str = card["name"]
         self.fingerprint: str = card["fingerprint"]
@@ -68,26 +74,80 @@ class Index:
         self._batch = batch
         self.shards: list[str] = batch.column("shard").dictionary.to_pylist()
         self._lengths = np.zeros(len(self.shards), np.int64)  # of the shards in bytes
+        # The rows of a shard lie side by side by rising offset, so its last row says how long the file must be.
+        last = np.searchsorted(self.shard, np.arange(len(self.shards), dtype=np.int32), side="right") - 1
+        self._ends = self.offset[last] + self.size[last]
 
     @classmethod
-    def open(cls, folder: Path) -> Index:
+    def open(cls, folder: Path | Url) -> Index:
         """Opens a dataset, in a time that does not grow with its rows.
 
-        What costs a pass over the data (checksums, the fingerprint) is left to ``embae inspect --verify``.
+        What costs a pass over the data (checksums, the fingerprint) is left to ``embae inspect --verify``. Of a far
+        dataset the card is read each time, as it says whether the dataset is another one now, and the table is fetched
+        once; its shards are not looked at before they are fetched.
 
         Args:
-            folder: ``<root>/<dataset>``.
+            folder: ``<root>/<dataset>``, a folder or a url.
 
         Raises:
             DataError: The folder or a file of it is missing, of another format or cut short, or the files do not
                 belong together.
         """
-        folder = Path(folder)
+        folder = folder if isinstance(folder, Url) else Path(folder)
         card = read_card(folder)
-        batch = _read_batch(folder / TABLE, card)
-        index = cls(folder.absolute(), card, batch)
+        if isinstance(folder, Url):
+            return cls._open_far(folder, card)
+        index = cls(folder.absolute(), card, _read_batch(folder / TABLE, card))
+        index._check_names()
         index._check_shards()
         return index
+
+    @classmethod
+    def _open_far(cls, url: Url, card: dict[str, Any]) -> Index:
+        table = url / TABLE
+        # A dataset that was made anew, be it of the same images in other shards, has copies of its own.
+        known = hashlib.sha256(f"{url}\n{card['fingerprint']}\n{table.version()}".encode()).hexdigest()
+        copies = f"{card['name']}-{known[:24]}"
+        name = f"{copies}/{TABLE}"
+        held = url.cache.hold(name, 0, lambda to: table.copy(to, url.cache.most))
+        try:
+            try:
+                batch = _read_batch(Path(f"/proc/self/fd/{held}"), card, table)
+            except DataError:
+                url.cache.forget(name, held)  # the next try fetches it again
+                raise
+            index = cls(url, card, batch, copies)
+        except BaseException:
+            os.close(held)
+            raise
+        weakref.finalize(index, os.close, held)  # as long as it is mapped, it counts as used
+        index._check_names()
+        index._lengths[:] = 2**62
+        return index
+
+    def open_shard(self, shard: int) -> int:
+        """A file descriptor of a shard; of a far dataset, of its copy, which is fetched if need be and stays meanwhile.
+
+        Raises:
+            OSError: It cannot be opened.
+            DataError: It cannot be fetched.
+        """
+        name = self.shards[shard]
+        if not isinstance(self.root, Url):
+            # Opening a pipe would wait for a writer.
+            return os.open(self.root / name, os.O_RDONLY | os.O_NONBLOCK)
+        far, cache = self.root / name, self.root.cache
+        return cache.hold(f"{self.copies}/{name}", int(self._ends[shard]), lambda to: far.copy(to, cache.most))
+
+    def length(self, shard: int) -> int:
+        """Bytes up to the end of a shard's last image."""
+        return int(self._ends[shard])
+
+    def forget_shard(self, shard: int, held: int) -> bool:
+        """Removes a damaged copy that was held, to be fetched again; False where the shard is no copy."""
+        if isinstance(self.root, Url):
+            self.root.cache.forget(f"{self.copies}/{self.shards[shard]}", held)
+        return isinstance(self.root, Url)
 
     def __len__(self) -> int:
         return self._batch.num_rows
@@ -213,16 +273,16 @@ class Index:
                 row = int(np.argmax(wrong))
                 raise DataError(f"{path}: image {self.key(row)} (row {row}) {said}; copy it again, or {AGAIN}")
 
-    def _check_shards(self) -> None:
-        """The rows of a shard lie side by side by rising offset, so its last row says how long the file must be."""
-        last = np.searchsorted(self.shard, np.arange(len(self.shards), dtype=np.int32), side="right") - 1
-        need = self.offset[last] + self.size[last]
-        missing, short = [], []
-        for number, (name, end) in enumerate(zip(self.shards, need.tolist(), strict=True)):
+    def _check_names(self) -> None:
+        for name in self.shards:
             if not SHARD_NAME.fullmatch(name):
                 raise DataError(f"{self.root / TABLE}: {name!r} is not the name of a tar beside it; {AGAIN}")
+
+    def _check_shards(self) -> None:
+        missing, short = [], []
+        for number, (name, end) in enumerate(zip(self.shards, self._ends.tolist(), strict=True)):
             try:
-                status = (self.root / name).stat()
+                status = os.stat(self.root / name)  # type: ignore[arg-type]
             except FileNotFoundError:
                 missing.append(name)
                 continue
@@ -242,12 +302,13 @@ class Index:
             raise DataError(f"{self.root}: shards are cut short ({some(short)}); copy them again, or shard it again")
 
 
-def _read_batch(path: Path, card: dict[str, Any]) -> pa.RecordBatch:
-    """Maps the table and checks that it is one of ours and belongs to the card."""
-    if not path.is_file():
+def _read_batch(at: Path, card: dict[str, Any], path: Path | Url | None = None) -> pa.RecordBatch:
+    """Maps the table and checks that it is one of ours and belongs to the card; `path` is what messages call it."""
+    path = path or at
+    if not at.is_file():
         raise DataError(f"{path} is missing, though {CARD} is there; copy it here, or {AGAIN}")
     try:
-        file = pa.memory_map(str(path))
+        file = pa.memory_map(str(at))
         reader = pa.ipc.open_file(file)
         batches = reader.num_record_batches
         batch = reader.get_batch(0) if batches == 1 else None
@@ -282,7 +343,7 @@ def _read_batch(path: Path, card: dict[str, Any]) -> pa.RecordBatch:
     return batch
 
 
-def _check_mapped(batch: pa.RecordBatch, file: pa.MemoryMappedFile, path: Path) -> None:
+def _check_mapped(batch: pa.RecordBatch, file: pa.MemoryMappedFile, path: Path | Url) -> None:
     """Columns must be views of the file: what is compressed is a copy in every process, of any size."""
     start, size = file.read_buffer().address if file.seek(0) == 0 else 0, file.size()
     for column in batch.columns:
@@ -291,7 +352,7 @@ def _check_mapped(batch: pa.RecordBatch, file: pa.MemoryMappedFile, path: Path) 
                 raise DataError(f"{path}: its columns are compressed; {AGAIN}")
 
 
-def _texts(dictionary: pa.Array, path: Path) -> list[str]:
+def _texts(dictionary: pa.Array, path: Path | Url) -> list[str]:
     try:
         dictionary.validate(full=True)
         if dictionary.null_count:

@@ -23,6 +23,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index import SCHEMA, SHARD_NAME, TABLE, Index
 from embae.datasets.plain import PlainDumper
 from embae.datasets.records import ROLES, SPLITS
+from embae.datasets.remote import Url
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def counts(columns: Columns | Index) -> dict[str, dict[str, Any]]:
     return result
 
 
-def check_columns(columns: Columns | Index, path: Path) -> None:
+def check_columns(columns: Columns | Index, path: Path | Url) -> None:
     """Checks what `Index.open` relies on without looking.
 
     Raises:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 from PIL import Image
 
+from embae.datasets.ahead import Ahead
+from embae.datasets.batch import Work
 from embae.datasets.images import decoded
 from embae.datasets.jpeg import check_jpeg
 from embae.datasets.shard_reader import ShardReader, where
@@ -14,18 +18,26 @@ from embae.datasets.view import View
 class ViewReader:
     """Reads images of several datasets by their row in a view.
 
+    Args:
+        view: The images.
+        work: The batches that will be read in order, where they are known: far shards are then fetched ahead of need.
+
     Raises:
         DataError: While reading, when bytes do not match their checksum.
     """
 
-    def __init__(self, view: View):
+    def __init__(self, view: View, work: Work | None = None):
         self._view = view
+        far = work and any(index.copies for index in view.indexes)
+        self._ahead, self._batches = Ahead(work) if work and far else None, count()
         # A process may often have only 1,024 files open, and reads for training and for scoring.
         open_files = max(1, 256 // len(view.indexes))
         self._readers = [ShardReader(index, open_files) for index in view.indexes]
 
     def read(self, rows: np.ndarray) -> list[bytes]:
         """The encoded images of these rows, in order."""
+        if self._ahead:
+            self._ahead.reached(next(self._batches))
         return [self._readers[dataset].read(row) for dataset, row in zip(*self._view.locate(rows), strict=True)]
 
     def decode(self, row: int) -> Image.Image:
@@ -41,5 +53,7 @@ class ViewReader:
 
     def close(self) -> None:
         """Closes the shards."""
+        if self._ahead:
+            self._ahead.close()
         for reader in self._readers:
             reader.close()

@@ -103,7 +103,7 @@ def _check_members(index: Index, shard: int, rows: range) -> list[str]:
     sidecars: dict[str, bytes] = {}
     problems = []
     try:
-        with path.open("rb") as tar:
+        with open(index.open_shard(shard), "rb") as tar:
             for member in members(tar):
                 if member.extension == "jpg":
                     images.append(member)

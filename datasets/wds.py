@@ -37,7 +37,7 @@ class WebDatasetLoader:
     name = "webdataset"
 
     def __init__(self, work: Work, *, device: torch.device, threads: int):
-        self._work, self._device, self._reader = work, device, ViewReader(work.sampler.view)
+        self._work, self._device, self._reader = work, device, ViewReader(work.sampler.view, work)
         self._decode = webdataset.imagehandler("rgb8")
         self._mean = torch.tensor(work.spec.mean).view(3, 1, 1) * 255
         self._std = torch.tensor(work.spec.std).view(3, 1, 1) * 255

@@ -63,7 +63,8 @@ def shard(
 
 @app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="A sharded dataset, such as shards/market1501, or a merged set.")],
+    shards: Annotated[str, typer.Argument(help=(
+        "A sharded dataset, such as shards/market1501, a merged set, or the url of one."))],
     verify: Annotated[bool, typer.Option("--verify", help="Read every image and check its checksum.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) here.")] = None,
     as_json: Json = False,
@@ -79,11 +80,13 @@ def inspect(
     from embae.datasets.index import Index
     from embae.datasets.inspection import describe, render
     from embae.datasets.merged import is_merged
+    from embae.datasets.remote import location
     from embae.datasets.verification import verify as find_problems
-    if is_merged(shards):
-        inspect_merged(shards, as_json, looked_into=verify or bool(sheet))
+    place = location(shards)
+    if is_merged(place):
+        inspect_merged(place, as_json, looked_into=verify or bool(sheet))
         return
-    index = Index.open(shards)
+    index = Index.open(place)
     description = describe(index)
     problems = find_problems(index) if verify else []
     if as_json:

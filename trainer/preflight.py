@@ -28,12 +28,14 @@ def draw_synthetic(recipe: Recipe) -> None:
     Raises:
         DataError: An option that the generator does not take.
     """
+    root = recipe.data.root
     for name, options in recipe.data.synthetic.items():
-        if name in (*recipe.data.sources, recipe.data.target) and not (recipe.data.root / name / CARD).exists():
+        assert isinstance(root, Path)  # the schema's promise
+        if name in (*recipe.data.sources, recipe.data.target) and not (root / name / CARD).exists():
             from embae.datasets.readers import read
             from embae.datasets.sharding import write_shards
             records = read("synthetic", Path(), {key: str(value) for key, value in options.items()})
-            write_shards(name, records, recipe.data.root, source={"reader": "synthetic", "options": dict(options)},
+            write_shards(name, records, root, source={"reader": "synthetic", "options": dict(options)},
                          progress=progress)
 
 

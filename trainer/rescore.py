@@ -10,6 +10,7 @@ from pathlib import Path
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.progress import note
+from embae.datasets.remote import Url, location
 from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import can_score
@@ -107,10 +108,11 @@ def rescore(asked: Question, to: Path | None) -> None:
         print(score_table(asked.index.name, asked.tta, scores, asked.rerank))
 
 
-def _dataset(dataset: str | None, root: Path | None, target: str | None) -> Index:
+def _dataset(dataset: str | None, root: Path | Url | None, target: str | None) -> Index:
     name = dataset or target
-    if root is not None and name is not None and (os.path.isdir(root / name) or not os.path.isdir(name)):
+    if root is not None and name is not None and "://" not in name and (
+            not os.path.isdir(name) or (isinstance(root, Path) and os.path.isdir(root / name))):
         return Index.open(root / name)
     if dataset is None:
         raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
-    return Index.open(Path(dataset))
+    return Index.open(location(dataset))

@@ -30,7 +30,7 @@ from embae.trainer.stage_schema import LENGTHS
 def check_same(run: Path, recipe: Recipe) -> None:
     """Checks that a run folder was made by the same recipe.
 
-    Evaluation, checkpoints, the time-out and the length of unfinished stages may differ.
+    Evaluation, checkpoints, the time-out, where far data is copied to and the length of unfinished stages may differ.
 
     Raises:
         RecipeError: Naming the keys that differ, or the file that is damaged.
@@ -39,7 +39,7 @@ def check_same(run: Path, recipe: Recipe) -> None:
     if not path.exists():
         return
     before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (load(str(path)), recipe))
-    free = ["evaluate", "scoring", "checkpoints", "timeout"]
+    free = ["evaluate", "scoring", "checkpoints", "timeout", "data.cache"]
     free += [f"stages.{stage}.evaluate_every" for stage in recipe.run]
     unfinished = [stage for stage in recipe.run if not is_done(run, stage)]
     for stage in recipe.run:

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, model_validator
 
+from embae.datasets.cache import Cache
+from embae.datasets.remote import Url, location
 from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Strict, Whole, checked
 
 TTA = Literal["none", "flip", "ten-crop"]
 # Values of init, and what lies beside the stages in a run folder.
 RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed", "resumed")
+
+
+def _located(value: Any, given: ValidationInfo) -> Path | Url:
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"found {value!r:.80}; wanted the path of a folder, or a url")
+    cache = given.data.get("cache", CacheKeys())
+    return location(value, Cache(cache.folder, cache.gib))
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels
@@ -37,10 +46,19 @@ class Model(Strict):
     nuisance: Nuisance = Nuisance()
 
 
+class CacheKeys(Strict):
+    """Where copies of far shards lie on each machine; see `embae.datasets.cache.Cache`."""
+
+    folder: Path | None = None
+    gib: Positive = 20
+
+
 class Data(Strict):
     """Where the images are, and how they are read."""
 
-    root: Path = Path("shards")
+    cache: CacheKeys = CacheKeys()  # before root, which takes it along
+    root: Annotated[Path | Url, PlainSerializer(str), PlainValidator(_located)] = Path("shards")
+    """A folder, or a url."""
     sources: list[Name] = Field(min_length=1)
     target: Name
     image: tuple[Side, Side] = (256, 128)
@@ -52,9 +70,12 @@ class Data(Strict):
     """Datasets to draw and shard if they are used and not there: name → options of ``embae shard synthetic``."""
 
     @model_validator(mode="after")
-    def _once(self) -> Data:
+    def _consistent(self) -> Data:
         twice = sorted({name for name in self.sources if self.sources.count(name) > 1})
-        return checked(self, [f"sources: {name} stands here twice" for name in twice])
+        wrong = [f"sources: {name} stands here twice" for name in twice]
+        if self.synthetic and isinstance(self.root, Url):
+            wrong.append("synthetic: is drawn into a folder, and root is a url; give one of them")
+        return checked(self, wrong)
 
 
 class Scoring(Strict):

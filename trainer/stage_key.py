@@ -53,12 +53,12 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     }
 
 
-def _data(folder: Path, sharded: bool) -> list[Sequence[Any]]:
+def _data(folder: Location, sharded: bool) -> list[Sequence[Any]]:
     """Name and content of a dataset, or of each member of a merged set, with its weight where it has one."""
     merged = Merged.open(folder) if is_merged(folder) else None
     weights = [member.weight for member in merged.members] if merged else [None]
     return [(index.name, index.fingerprint, *([weight] if weight else []),
-             *([hashlib.sha256(index.shard).hexdigest()] if sharded else []))
+             *([hashlib.sha256(index.shard.tobytes()).hexdigest()] if sharded else []))
             for index, weight in zip(merged.indexes if merged else [Index.open(folder)], weights, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from embae.datasets.index import Index
 from embae.datasets.index_writer import Columns, write_index
 from embae.datasets.records import ROLES, FileImage, Record, Role
 from embae.datasets.sharding import write_shards
+
+# Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
+sys.path.insert(0, str(Path(__file__).parent))
 
 Row = tuple[int | None, int] | tuple[int | None, int, Role]
 
