@@ -1,0 +1,92 @@
+"""How long training waits for data that lies behind a slow web server, with and without a window of shards.
+
+    python tests/benchmarks/bench_remote.py [--steps 120] [--step-ms 100] [--latency-ms 50] [--mb-per-s 4]
+
+Synthetic images in real shards (of 16 identities, P=18, K=4), served whole from 127.0.0.1 with a latency before each
+answer and a bandwidth that all answers share; the cache holds a tenth of the shards, and is empty at first. DALI decodes
+on the CPU. A training step is a sleep of fixed length: it stands for the GPU and takes no CPU time. A line for each:
+share of the time that the consumer waits for its next batch, after the first one (whose seconds stand apart), and bytes
+fetched in units of the dataset. Server, loader and consumer share one machine, so compare lines of one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from embae.datasets.augment import Augment, ImageSpec
+from embae.datasets.batch import Work
+from embae.datasets.cache import Cache
+from embae.datasets.index import Index
+from embae.datasets.loading import open_loader
+from embae.datasets.plan import PKSampler
+from embae.datasets.remote import Url
+from embae.datasets.sharding import write_shards
+from embae.datasets.synthetic import records
+from embae.datasets.view import View
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "datasets"))
+
+import web
+
+SPEC, P, K, IMAGES = ImageSpec(128, 64), 18, 4, 4
+
+
+def consume(index: Index, window: int | None, steps: int, step_s: float) -> tuple[float, float]:
+    """Seconds to the first batch, and the share of the time after it that went in waiting."""
+    sampler = PKSampler(View([index], "train"), P=P, K=K, seed=0, stage="bench", window=window)
+    work = Work(sampler, SPEC, Augment(flip=True, crop=True), 0, "bench", 0, steps)
+    began, waited = time.perf_counter(), 0.0
+    opened = open_loader(work, loader="dali", device=torch.device("cpu"), threads=1)
+    batches = iter(opened)
+    next(batches)
+    first = time.perf_counter() - began
+    for _ in range(steps - 1):
+        time.sleep(step_s)
+        before = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - before
+    whole = time.perf_counter() - began - first
+    opened.close()
+    return first, waited / whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--step-ms", type=float, default=100)
+    parser.add_argument("--latency-ms", type=float, default=50)
+    parser.add_argument("--mb-per-s", type=float, default=4)
+    parser.add_argument("--identities", type=int, default=960)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        drawn = [record for record in records("plaza", identities=2 * given.identities, cameras=2, images_per_camera=2,
+                                              height=144) if record.split == "train"]
+        near = write_shards("set", drawn, folder / "web", source={"reader": "synthetic"}, size=SPEC.margin,
+                            images_per_shard=16 * IMAGES)
+        tars = sum((folder / "web" / "set" / shard).stat().st_size for shard in near.shards)
+        table = (folder / "web" / "set" / "index.arrow").stat().st_size
+        print(f"{len(near):,} images, {len(near.shards)} shards of {tars / len(near.shards) / 1e6:.2f} MB; "
+              f"{given.steps} steps of {given.step_ms:.0f} ms; {given.latency_ms:.0f} ms, {given.mb_per_s:g} MB/s")
+        print(f"{'data':>22} {'first batch':>12} {'waiting':>8} {'fetched':>8}")
+        for window in (None, 4):
+            first, waiting = consume(near, window, given.steps, given.step_ms / 1e3)
+            print(f"{f'folder, window {window}':>22} {first:10.1f} s {waiting:8.1%} {0:8.2f}")
+        for window in (None, 4):
+            with web.serve(folder / "web") as server:
+                server.latency_s, server.bytes_per_s = given.latency_ms / 1e3, given.mb_per_s * 1e6
+                cache = Cache(folder / f"cache-{window}", (table + tars / 10) / 2**30)
+                index = Index.open(Url(server.url, cache) / "set")
+                first, waiting = consume(index, window, given.steps, given.step_ms / 1e3)
+                print(f"{f'http, window {window}':>22} {first:10.1f} s {waiting:8.1%} "
+                      f"{(server.bytes - table) / tars:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
