@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_remote.py [--steps 120] [--step-ms 100] [--latency-ms 50] [--mb-per-s 4]
 
-Synthetic images in real shards (of 16 identities, P=18, K=4), served whole from 127.0.0.1 with a latency before each
-answer and a bandwidth that all answers share; the cache holds a tenth of the shards, and is empty at first. DALI decodes
+Synthetic images in real shards (16 identities, P=18, K=4), served whole from 127.0.0.1 with a latency before each
+answer and a bandwidth that all answers share; the cache holds a tenth of the shards and is empty at first. DALI decodes
 on the CPU. A training step is a sleep of fixed length: it stands for the GPU and takes no CPU time. A line for each:
 share of the time that the consumer waits for its next batch, after the first one (whose seconds stand apart), and bytes
-fetched in units of the dataset. Server, loader and consumer share one machine, so compare lines of one run only.
+fetched in units of the dataset. Server, loader and consumer share one machine, so compare lines of one run only. A
+window that the cache cannot hold twice is of little use.
 """
 
 from __future__ import annotations

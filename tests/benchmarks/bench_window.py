@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,7 +74,7 @@ def main() -> None:
         batches = np.stack([plan.plan(step) for step in range(given.passes * steps)])
         shards = batches // given.identities
         pairs = [meetings(batches[at * steps:(at + 1) * steps]) for at in range(given.passes)]
-        again = np.mean([np.isin(b, a).mean() for a, b in zip(pairs, pairs[1:], strict=False)]) / chance
+        again = np.mean([np.isin(b, a).mean() for a, b in pairwise(pairs)]) / chance
         span = [len(np.unique(shards[at:at + 100])) for at in range(0, len(shards) - 100, 50)]
         misses = fetched(shards, given.shards // 10) / given.passes / given.shards
         print(f"{window or 'all':>7} {np.mean([len(np.unique(batch)) for batch in shards]):8.1f} {np.mean(span):10.1f} "
