@@ -24,6 +24,7 @@ from embae.datasets.index import Index
 from embae.datasets.index_writer import whole_folder
 from embae.datasets.plain import MOST, PlainDumper, parse_yaml, read_bytes
 from embae.datasets.records import ROLES
+from embae.datasets.remote import Missing, Url
 
 if TYPE_CHECKING:
     from embae.datasets.duplicates import Duplicates
@@ -68,20 +69,20 @@ class Merged:
     """
 
     name: str
-    root: Path
+    root: Path | Url
     members: tuple[Member, ...]
     indexes: tuple[Index, ...]
 
     @classmethod
-    def open(cls, folder: Path) -> Merged:
+    def open(cls, folder: Path | Url) -> Merged:
         """Opens a merged set and its members.
 
         Raises:
             DataError: The card is missing or damaged, a member is missing or damaged, or has changed since.
         """
-        folder = Path(folder).absolute()
+        folder = folder if isinstance(folder, Url) else Path(folder).absolute()
         members = _read(folder / MERGED)
-        return cls(folder.name, folder, members, tuple(_member(folder, member) for member in members))
+        return cls(str(folder).rpartition("/")[2], folder, members, tuple(_member(folder, each) for each in members))
 
     def weights(self, images: Mapping[str, int]) -> dict[str, float]:
         """What `PKSampler` takes for the members: together they keep the share that their images give them.
@@ -99,9 +100,21 @@ class Merged:
         return any(member.weight is not None for member in self.members)
 
 
-def is_merged(folder: Path) -> bool:
-    """Whether a folder is a merged set's."""
-    return os.path.isfile(folder / MERGED)  # not Path.is_file, which a name too long makes raise
+def is_merged(folder: Path | Url) -> bool:
+    """Whether a folder is a merged set's.
+
+    Raises:
+        DataError: A url cannot be read.
+    """
+    if not isinstance(folder, Url):
+        return os.path.isfile(folder / MERGED)  # not Path.is_file, which a name too long makes raise
+    for name in (CARD, MERGED):  # in this order: to ask for what is not there, some stores want more rights
+        try:
+            (folder / name).read(MOST)
+        except Missing:
+            continue
+        return name == MERGED
+    return False
 
 
 def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
@@ -168,7 +181,7 @@ def check_apart(indexes: Sequence[Index]) -> None:
     prints: dict[str, Index] = {}
     for index in indexes:
         if other := names.get(index.name):
-            if os.path.realpath(other.root) == os.path.realpath(index.root):
+            if os.path.realpath(str(other.root)) == os.path.realpath(str(index.root)):
                 raise DataError(f"the dataset {index.name} ({index.root}) is there twice; name it once, by itself or "
                                 "by one merged set")
             raise DataError(f"two datasets have the name {index.name} ({other.root}, {index.root}), which tells "
@@ -183,7 +196,8 @@ def _described(index: Index, home: Path, weight: float | None) -> Member:
     """A member's line: what a reader may want to know of it without opening it."""
     persons = index.pid[index.labelled & (index.role == ROLES.index("person"))]
     # Not through a link that is the dataset itself: it is the user's way to say where it lies.
-    place = os.path.join(os.path.realpath(index.root.parent), index.root.name)
+    root = Path(str(index.root))
+    place = os.path.join(os.path.realpath(root.parent), root.name)
     path = Path(os.path.relpath(place, home)).as_posix()
     return Member(index.name, path, index.fingerprint, len(index), len(np.unique(persons)), len(np.unique(index.camid)),
                   weight)
@@ -194,10 +208,10 @@ def _card(members: Iterable[Member]) -> str:
     return yaml.dump(tree, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> tuple[Member, ...]:
+def _read(path: Path | Url) -> tuple[Member, ...]:
     """The members that a card names, each entry looked at."""
     try:
-        card = parse_yaml(read_bytes(path, MOST).decode())
+        card = parse_yaml((path.read(MOST) if isinstance(path, Url) else read_bytes(path, MOST)).decode())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
     if not isinstance(card, dict) or "format" not in card:
@@ -244,9 +258,10 @@ def _lacking(entry: Any) -> list[tuple[str, str]]:
     return wrong + [(str(key)[:40], "no such key") for key in entry if key not in _KEYS]
 
 
-def _member(folder: Path, member: Member) -> Index:
+def _member(folder: Path | Url, member: Member) -> Index:
     """A member's index, if it is what it was."""
-    place = Path(os.path.normpath(os.path.join(os.path.realpath(folder), member.path)))
+    place = (folder.beside(member.path) if isinstance(folder, Url) else
+             Path(os.path.normpath(os.path.join(os.path.realpath(folder), member.path))))
     card = folder / MERGED
     try:
         index = Index.open(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import posixpath
 import re
 import time
 from collections.abc import Callable
@@ -42,6 +43,18 @@ class Url:
 
     def __str__(self) -> str:
         return self.text
+
+    def beside(self, path: str) -> Url:
+        """The url of a relative path, which may lead up.
+
+        Raises:
+            DataError: It leads out of the server or bucket, or is no plain path.
+        """
+        scheme, _, place = self.text.partition("://")
+        found = posixpath.normpath(posixpath.join(place, path))
+        if posixpath.isabs(path) or found.split("/")[0] != place.split("/")[0]:
+            raise DataError(f"{self}: the path {path[:200]!r} from there leads out of {scheme}://{place.split('/')[0]}")
+        return location(f"{scheme}://{found}", self.cache)  # type: ignore[return-value]
 
     def read(self, most: int) -> bytes:
         """A small file.

@@ -81,19 +81,19 @@ def open_plan(recipe: Recipe, name: str) -> PKSampler | ShuffledSampler:
     Raises:
         DataError: The data are missing, damaged or too few.
     """
-    from embae.datasets.pseudo_labels import RelabelledView
-    from embae.trainer.preflight import open_stage, open_view
+    from embae.trainer.preflight import open_stage
+    return open_stage(recipe, name, labels=lambda target: _made_up(recipe, name, target.count("train")))
+
+
+def _made_up(recipe: Recipe, name: str, images: int) -> np.ndarray:
+    """As many clusters as the clustering is asked for."""
     data = recipe.stages[name].data
-    if not data.labels:
-        return open_stage(recipe, name)
-    view, clustering = open_view(recipe, name), recipe.stages[data.labels].cluster
+    clustering = recipe.stages[data.labels or ""].cluster
     assert clustering is not None and data.P is not None and data.K is not None  # the schema's promise
     least = max(data.P.values()) if isinstance(data.P, dict) else data.P
-    # DBSCAN says how many clusters there are only when it has found them.
-    clusters = clustering.kmeans.clusters if clustering.kmeans else max(least, len(view) // (4 * data.K))
-    labels = np.arange(len(view)) % clusters
-    made_up = RelabelledView(view.indexes[0], "train", labels)
-    return PKSampler(made_up, P=data.P, K=data.K, seed=recipe.seed, stage=name)
+    # DBSCAN says how many there are only when it has found them.
+    clusters = clustering.kmeans.clusters if clustering.kmeans else max(least, images // (4 * data.K))
+    return np.arange(images) % clusters
 
 
 def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embae.datasets.errors import DataError
+from embae.datasets.remote import Url
 
 
 def merge(
@@ -40,7 +41,7 @@ def merge(
               else "No image of one dataset is near any of another's.")
 
 
-def inspect_merged(folder: Path, as_json: bool, looked_into: bool) -> None:
+def inspect_merged(folder: Path | Url, as_json: bool, looked_into: bool) -> None:
     """What is in a merged set.
 
     Args:

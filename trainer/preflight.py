@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import CARD, Index
@@ -20,6 +22,9 @@ from embae.trainer.errors import ExportError
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import EXPORT
 from embae.trainer.stage_schema import Stage
+
+Labels = Callable[[Index], np.ndarray]
+"""Pseudo-labels of a dataset's images, `(images,)` int64."""
 
 
 def draw_synthetic(recipe: Recipe) -> None:
@@ -39,37 +44,41 @@ def draw_synthetic(recipe: Recipe) -> None:
                          progress=progress)
 
 
-def open_view(recipe: Recipe, name: str, run: Path | None = None) -> View:
+def open_view(recipe: Recipe, name: str, run: Path | None = None, labels: Labels | None = None) -> View:
     """The images of a stage.
 
     Args:
         recipe: Checked.
         name: The stage.
         run: The run folder, where the pseudo-labels of earlier stages are; None leaves them out.
+        labels: Others in place of them.
 
     Raises:
         DataError: A dataset is missing or damaged.
     """
     stage = recipe.stages[name]
     indexes = open_all(recipe, recipe.datasets(stage))
-    if stage.data.labels and run:
-        labels = read_labels(run / stage.data.labels / EXPORT, indexes[-1], "train")
-        return RelabelledView(indexes, "train", labels)
+    if stage.data.labels and (run or labels):
+        target = indexes[-1]
+        found = labels(target) if labels else read_labels(Path(run or "") / stage.data.labels / EXPORT, target, "train")
+        return RelabelledView(indexes, "train", found)
     return View(indexes, "train")
 
 
-def open_stage(recipe: Recipe, name: str, run: Path | None = None) -> PKSampler | ShuffledSampler:
+def open_stage(recipe: Recipe, name: str, run: Path | None = None,
+               labels: Labels | None = None) -> PKSampler | ShuffledSampler:
     """The batch plan of a stage, over its datasets.
 
     Args:
         recipe: Checked.
         name: The stage.
         run: The run folder, where the pseudo-labels of earlier stages are.
+        labels: Others in place of them.
 
     Raises:
         DataError: A dataset is missing or damaged, or has too few images or identities for the batch.
     """
-    view, data = open_view(recipe, name, run), recipe.stages[name].data
+    view, data = open_view(recipe, name, run, labels), recipe.stages[name].data
     if data.batch is not None:
         return ShuffledSampler(view, batch=data.batch, seed=recipe.seed, stage=name)
     assert data.P is not None and data.K is not None  # the schema's promise

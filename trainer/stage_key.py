@@ -14,6 +14,7 @@ from typing import Any
 
 from embae.datasets.index import Index
 from embae.datasets.merged import Merged, is_merged
+from embae.datasets.remote import Url
 from embae.trainer.schema import Recipe
 
 METHOD = 1
@@ -53,7 +54,7 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     }
 
 
-def _data(folder: Location, sharded: bool) -> list[Sequence[Any]]:
+def _data(folder: Path | Url, sharded: bool) -> list[Sequence[Any]]:
     """Name and content of a dataset, or of each member of a merged set, with its weight where it has one."""
     merged = Merged.open(folder) if is_merged(folder) else None
     weights = [member.weight for member in merged.members] if merged else [None]

@@ -24,10 +24,12 @@ from embae.datasets.cache import Cache
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName, open_loader
+from embae.datasets.merged import Merged, is_merged, merge
 from embae.datasets.plan import PKSampler, SequentialSampler
 from embae.datasets.records import Record
 from embae.datasets.remote import Url, location
 from embae.datasets.shard_reader import ShardReader
+from embae.datasets.sharding import write_shards
 from embae.datasets.verification import verify
 from embae.datasets.view import View
 
@@ -149,6 +151,7 @@ from embae.datasets.cache import Cache
 from embae.datasets.index import Index
 from embae.datasets.remote import Url
 from embae.datasets.shard_reader import ShardReader
+from embae.datasets.sharding import write_shards
 index = Index.open(Url(sys.argv[1], Cache(Path(sys.argv[2]), float(sys.argv[3]))))
 print("open", flush=True)
 sys.stdin.readline()
@@ -420,3 +423,25 @@ def test_a_folder_of_others_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_pat
         Index.open(Url(web.url) / "set")
     theirs.chmod(0o700)
     Index.open(Url(web.url) / "set")
+
+
+def test_a_merged_set_stands_for_its_members_there_too(
+    photographs: list[Record], stored: Index, web: served.Web, cache: Cache, tmp_path: Path
+) -> None:
+    others = [replace(record, pid=number) for number, record in enumerate(photographs[:9])]
+    other = write_shards("other", others, tmp_path / "web", source={}, workers=1)
+    merge([tmp_path / "web" / "set", tmp_path / "web" / "other"], tmp_path / "web" / "both", {}, duplicates=False)
+    root = Url(web.url, cache)
+    assert is_merged(root / "both") and not is_merged(root / "set") and not is_merged(root / "nothing")
+    found = Merged.open(root / "both")
+    assert [index.name for index in found.indexes] == [stored.name, "other"] and found.name == "both"
+    assert [index.fingerprint for index in found.indexes] == [stored.fingerprint, other.fingerprint]
+    view = View(found.indexes, "train")
+    assert view.column("crc32", np.arange(len(view))).tolist() == [*stored.crc32[stored.rows("train")], *other.crc32]
+
+
+@pytest.mark.parametrize("path", ["../../elsewhere", "/etc", "../../127.0.0.1:1/set"])
+def test_a_merged_set_stays_on_its_server(far: Url, path: str) -> None:
+    with pytest.raises(DataError, match=r"leads out of http://127\.0\.0\.1"):
+        far.beside(path)
+    assert str(far.beside("../other")) == str(far).removesuffix("set") + "other"
