@@ -15,6 +15,7 @@ from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.datasets.progress import note, progress
 from embae.datasets.pseudo_labels import RelabelledView, read_labels
 from embae.datasets.records import Split
+from embae.datasets.remote import Url
 from embae.datasets.verification import check_rows
 from embae.datasets.view import View
 from embae.trainer.description import META, WEIGHTS, check_weights, named, read_description
@@ -159,6 +160,7 @@ def check(recipe: Recipe, world_size: int) -> None:
             note(f"{view.names[0]} states one camera only: what is done camera by camera is done once for all of it; "
                  "shard it with a pattern or column for camid if it has several")
             told = True
+        _tell_small_cache(recipe, name, view)
     if recipe.evaluate and recipe.data.target not in bad:
         try:
             target = _open(recipe, recipe.data.target)
@@ -170,6 +172,18 @@ def check(recipe: Recipe, world_size: int) -> None:
             wrong.append(str(error))
     if wrong:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share mistakes
+
+
+def _tell_small_cache(recipe: Recipe, name: str, view: View) -> None:
+    """Says where a stage will fetch the same shards over and over."""
+    data, root = recipe.stages[name].data, recipe.data.root
+    if not isinstance(root, Url) or data.window:
+        return
+    size = sum(int(index.size[index.rows("train")].sum()) for index in view.indexes)
+    if size > root.cache.most:
+        remedy = f"set stages.{name}.data.window, or let it" if data.labelled and not data.labels else "let it"
+        note(f"stage {name} reads {size / 2**30:.1f} GiB in any order, and data.cache may hold "
+             f"{recipe.data.cache.gib:g} GiB of it, so that shards are fetched again and again; {remedy} hold all")
 
 
 def by_camera(recipe: Recipe, stage: Stage) -> bool:

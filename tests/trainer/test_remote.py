@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import tiny
 
+from embae.trainer.preflight import check
 from embae.trainer.recipe import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "datasets"))
@@ -31,3 +33,14 @@ def test_a_run_over_http_equals_one_from_a_folder(tmp_path: Path) -> None:
     assert near.read_bytes() == far.read_bytes()
     again = load(str(tmp_path / "far" / "recipe.yaml"))
     assert str(again.data.root) == server.url and again.data.cache.folder == tmp_path / "cache"
+
+
+def test_a_cache_that_is_too_small_is_told_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny.write(tmp_path, tiny.tree(run=["embedding"], evaluate={}))
+    with web.serve(tiny.shards()) as server:
+        far = [f"data.root={server.url}", f"data.cache.folder={tmp_path / 'cache'}"]
+        for overrides, told in ((["data.cache.gib=0.00003"], True), (["data.cache.gib=1"], False),
+                                (["data.cache.gib=0.00003", "stages.embedding.data.window=2"], False)):
+            check(load(str(path), [*far, *overrides]), 1)
+            said = capsys.readouterr().err
+            assert ("set stages.embedding.data.window, or let it hold all" in said) == told, said
