@@ -8,8 +8,8 @@ images/s and CPU milliseconds an image (user and system, of this process and its
 included), medians over alternated runs, and how many times less than the DataLoader that is.
 
 * DataLoader: torch's, with Pillow and torchvision, as torchreid and fast-reid load; as many workers as threads.
-* wds alone: the webdataset library's own pipeline in a DataLoader, with Pillow and torchvision. It reads shards from one
-  end to the other with a shuffle buffer: no P × K batches.
+* wds alone: the webdataset library's own pipeline in a DataLoader, with Pillow and torchvision. It reads shards from
+  one end to the other with a shuffle buffer: no P × K batches.
 * dali alone: DALI's own webdataset reader, likewise.
 * webdataset, dali: the two loaders of this project, on the P × K plan, with checksums.
 * decoding: torchvision's decode_jpeg (libjpeg-turbo) of the same bytes in one thread, and nothing else. The last column
