@@ -87,7 +87,7 @@ class PKSampler:
         mix: Pool the identities of all datasets, so that a batch mixes them: the control for the paper's claim that it
             should not.
         window: From how many shards of a dataset identities are drawn at a time; None: from all, in the same order
-            however the images are sharded.
+            however the images are sharded. That is also so of a dataset whose identities do not lie side by side.
 
     Raises:
         DataError: A dataset has no labels, or fewer than P identities.
@@ -142,7 +142,7 @@ class PKSampler:
         return held
 
     def _ordered(self, taken: np.ndarray, dataset: int, draw: np.random.Generator) -> np.ndarray:
-        if not self._window:
+        if not self._window or not self.view.side_by_side(dataset):
             return draw.permutation(taken)
         shard = self._shards[dataset][taken]
         count = int(self._shards[dataset].max()) + 1

@@ -116,6 +116,9 @@ class RelabelledView(View):
         values[ours] = {"pid": self._labels[rows[ours] - self._before], "labelled": 1, "role": PERSON}[name]
         return values
 
+    def side_by_side(self, dataset: int) -> bool:
+        return dataset < len(self.indexes) - 1
+
     def cameras(self) -> list[tuple[str, int]]:
         pairs = np.unique(np.stack([*self.locate(rows := np.arange(len(self))), self.column("camid", rows)])[[0, 2]],
                           axis=1)

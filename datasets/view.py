@@ -64,6 +64,10 @@ class View:
         starts = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
         return starts[self.locate(rows)[0]] + self.column("shard", rows)
 
+    def side_by_side(self, dataset: int) -> bool:
+        """Whether the images of an identity of that dataset lie side by side in its shards."""
+        return True
+
     def cameras(self) -> list[tuple[str, int]]:
         """The (dataset, camid) of every camera, sorted: the order of per-camera heads."""
         found = {(self.indexes[number].name, int(camid)) for number, rows in self._pieces

@@ -71,7 +71,8 @@ class StageData(Strict):
     weights: dict[Name, Positive] | None = None
     mix: Flag = False
     window: Count | None = None
-    """Shards of a dataset that identities are drawn from at a time, for data that is far away; null: all of them."""
+    """Shards of a dataset that identities are drawn from at a time, for data that is far away; null: all of them.
+    Of a target with pseudo-labels always all."""
     augment: AugmentKeys = AugmentKeys()
 
     @property
@@ -91,7 +92,7 @@ class StageData(Strict):
         for key in ("weights", "mix", "window"):
             if self.batch is not None and getattr(self, key):
                 wrong.append(f"{key}: belongs to labelled stages; plain batches are shuffled over all images")
-        if self.labels and self.window:
+        if self.labels and self.window and (self.from_ == "target" or self.mix):
             wrong.append("window: the images of a pseudo-label lie in any shards; leave it out")
         if self.mix and self.weights:
             wrong.append("weights: datasets do not take turns where mix is true; give one of them")

@@ -149,6 +149,17 @@ def test_other_datasets_stand_before_it_as_they_are(originals: Index, tabled: Ta
     assert all(len(set(batch.tolist())) == 1 for batch in batches) and {int(batch[0]) for batch in batches} == {0, 1, 2}
 
 
+def test_a_window_is_for_the_other_datasets(originals: Index, tabled: Tabled) -> None:
+    """How the target is sharded depends on its pids, so that it may play no part."""
+    one = tabled("one", [(pid, camid) for pid in range(40) for camid in range(2)])
+    view = RelabelledView([one, originals], "train", clusters_of(originals, OUT))
+    plans = [PKSampler(view, P=2, K=2, seed=0, stage="s", window=window) for window in (None, 1)]
+    batches = [[plan.plan(step) for step in range(60)] for plan in plans]
+    for plain, windowed in zip(*batches, strict=True):
+        assert plain.tolist() == windowed.tolist() or plain[0] < 80
+    assert any(plain.tolist() != windowed.tolist() for plain, windowed in zip(*batches, strict=True))
+
+
 def test_every_image_left_out_is_an_error(originals: Index) -> None:
     with pytest.raises(DataError, match="left out every image"):
         RelabelledView([originals], "train", np.full(32, -1))
