@@ -1,12 +1,14 @@
-"""The batch plan over 10 million images of a million identities, as one dataset and as 40.
+"""The batch plan over 10 million images of a million identities, as one dataset, as 40, and over a tenth of them.
 
     python tests/benchmarks/bench_plan.py [--runs 3] [--steps 2000] [--images 10000000]
 
 The index is real, its shards are holes of the right length (about 0.6 GB in a temporary folder, removed at the end).
 P=18, K=4, about ten images an identity from six cameras. A line for each: seconds from nothing to the first batch of a
 `PKSampler` (`Index.open`, `View`, sampler), by part; then milliseconds a batch, mean over the steps of each run, median
-over runs: `plan` alone, and with the labels and augmentation that a training step asks for. Beside it, what a plain
-sampler needs that makes a list of each identity's rows when it opens, and draws from these in a Python loop.
+over runs: `plan` alone, with the labels and augmentation that a training step asks for, and through a window of four
+shards. Beside it, what a plain sampler needs that makes a list of each identity's rows when it opens, and draws from
+these in a Python loop. Then the memory of 1, 8 and 64 processes that have the plan of the 40 datasets open at once and
+have planned 50 batches: what is a process's own, and the pages of the mapped indexes, which they share.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import Queue, get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +79,38 @@ def each(act: Callable[[int], object], steps: range) -> float:
     return 1000 * (time.perf_counter() - start) / len(steps)
 
 
+def rank(folders: list[Path], together: Barrier, found: Queue[tuple[float, float]]) -> None:
+    """One of several processes: MiB of its own, and of mapped files, for the plan."""
+    before = memory()
+    sampler, _ = opened(folders)
+    for step in range(50):
+        sampler.plan(step)
+    together.wait()
+    own, mapped = (after - at for after, at in zip(memory(), before, strict=True))
+    found.put((own, mapped))
+    together.wait()
+
+
+def memory() -> tuple[float, float]:
+    """MiB of this process: anonymous, and of mapped files."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) / 1024, int(lines["RssFile"].split()[0]) / 1024
+
+
+def ranks(folders: list[Path], count: int) -> tuple[float, float]:
+    """The median of so many processes."""
+    context = get_context("forkserver")
+    together, found = context.Barrier(count), context.Queue()
+    processes = [context.Process(target=rank, args=(folders, together, found)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    every = [found.get() for _ in processes]
+    for process in processes:
+        process.join()
+    own, mapped = (statistics.median(column) for column in zip(*every, strict=True))
+    return own, mapped
+
+
 def lists(folder: Path) -> tuple[Callable[[int], list[int]], float]:
     """What a plain sampler does, and the seconds until it can begin."""
     start = time.perf_counter()
@@ -98,7 +134,8 @@ def main() -> None:
         root = Path(temporary)
         whole = [write(root, "whole", given.images, 0)]
         forty = [write(root, f"part{number}", given.images // 820 * number, number) for number in range(1, 41)]
-        for name, folders in (("1 dataset", whole), ("40 datasets", forty)):
+        tenth = [write(root, "tenth", given.images // 10, 41)]
+        for name, folders in (("1 dataset", whole), ("40 datasets", forty), ("a tenth", tenth)):
             tries = [opened(folders) for _ in range(given.runs)]
             sampler = tries[-1][0]
             clocks = zip(*(clock for _, clock in tries), strict=True)
@@ -114,11 +151,17 @@ def main() -> None:
 
             # Each run goes on where the last one ended, so that none is planned twice.
             runs = [range(run * given.steps, (run + 1) * given.steps) for run in range(given.runs)]
-            plan, part = (statistics.median(each(act, steps) for steps in runs) for act in (sampler.plan, read))
-            print(f"  plan {plan:.3f} ms a batch; with labels and augmentation {part:.3f} ms")
+            through = PKSampler(sampler.view, P=P, K=K, seed=0, stage="bench", window=4)
+            plan, part, windowed = (statistics.median(each(act, steps) for steps in runs)
+                                    for act in (sampler.plan, read, through.plan))
+            print(f"  plan {plan:.3f} ms a batch; with labels and augmentation {part:.3f} ms; through a window of 4 "
+                  f"shards {windowed:.3f} ms")
         act, seconds = lists(whole[0])
         print(f"lists of rows, 1 dataset: ready in {seconds:.2f} s, {each(act, range(given.steps)):.3f} ms a batch, "
               "cameras and passes left out")
+        for count in (1, 8, 64):
+            own, mapped = ranks(forty, count)
+            print(f"{count} ranks: {own:.0f} MiB each of its own, {mapped:.0f} MiB of shared pages", flush=True)
 
 
 if __name__ == "__main__":
