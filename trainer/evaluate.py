@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from embae.trainer.ranking import rank_embeddings
 from embae.trainer.rerank import rank_again
 from embae.trainer.schema import TTA
 from embae.trainer.scores import Labels, interval
+from embae.trainer.sole import sole
 from embae.trainer.spread import Spread
 
 
@@ -87,27 +88,29 @@ def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, 
     rows = np.arange(len(view)) if rows is None else rows
     device, loader, size = world.device, reading.loader, reading.batch
     through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras]
-    path = folder / f"embeddings-{content_key(through, view.fingerprints()[rows], model)}.npy"
+    name = f"embeddings-{content_key(through, view.fingerprints()[rows], model)}"
 
     def compute(batch: Batch) -> Tensor:
         which = model.cameras_of(batch)
         return torch.stack([model(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0).float()
 
-    if not broadcast_object(path.exists()):
-        batches = partial(extract, view, spec=spec, device=device, loader=loader, threads=reading.threads,
-                          read=read_size(spec, tta))
-        fill(path, rows, (model.z,), batches, compute, world, size=size)
-        if world.first:
-            finish(path)
-    barrier()
-    try:
-        yield np.load(path, mmap_mode="r")
-        barrier()  # a network file system takes a file away from those who still read it
-    finally:
-        if world.first:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # the folder holds other things
-                folder.rmdir()
+    # A second evaluation of the same model at the same time has a file of its own.
+    with sole(folder, name) if world.first else nullcontext(name) as held:
+        path = folder / f"{broadcast_object(held)}.npy"
+        # One rank looks: a network file system remembers for a while that a file was not there.
+        if not broadcast_object(path.exists() if world.first else None):
+            batches = partial(extract, view, spec=spec, device=device, loader=loader, threads=reading.threads,
+                              read=read_size(spec, tta))
+            fill(path, rows, (model.z,), batches, compute, world, size=size)
+            if world.first:
+                finish(path)
+        barrier()
+        try:
+            yield np.load(path, mmap_mode="r")
+            barrier()  # a network file system takes a file away from those who still read it
+        finally:
+            if world.first:
+                path.unlink(missing_ok=True)
 
 
 def labels(view: View) -> Labels:

@@ -221,6 +221,21 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.array_equal(found, wanted) and len(calls) == 12 + len(wanted) - 8
 
 
+def test_two_evaluations_at_once_have_files_of_their_own(tmp_path: Path) -> None:
+    def again() -> Any:
+        return embedded(model(), View([park()], "gallery"), SPEC, "none", ALONE, READING, tmp_path / "here")
+
+    with again() as first:
+        wanted = np.array(first)
+        with again() as second:
+            assert np.array_equal(second, wanted) and second.filename != first.filename
+        assert [path.name for path in (tmp_path / "here").glob("*.npy")] == [Path(first.filename).name]
+        (tmp_path / "here" / "other.lock").touch()  # of one that was killed
+        with again() as third:
+            assert third.filename == second.filename and np.array_equal(third, wanted)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["other.lock"]
+
+
 def test_what_can_be_scored(tmp_path: Path) -> None:
     assert can_score(park())
     rows: list[list[tuple[str, int | None, int, str]]] = [
