@@ -133,6 +133,8 @@ def agreement(labels: np.ndarray, pid: Sequence[int] | np.ndarray) -> float:
     kept, truth = labels[labels >= 0], np.unique(np.asarray(pid)[labels >= 0], return_inverse=True)[1]
     if not len(kept):
         return float("nan")
-    counts = np.zeros((kept.max() + 1, truth.max() + 1), np.int64)
-    np.add.at(counts, (kept, truth), 1)
-    return float(counts.max(1).sum() / len(kept))
+    # Clusters × identities would be more than a large dataset's memory: only the pairs that there are.
+    (cluster, _), counts = np.unique(np.stack([kept, truth]), axis=1, return_counts=True)
+    commonest = np.zeros(kept.max() + 1, np.int64)
+    np.maximum.at(commonest, cluster, counts)
+    return float(commonest.sum() / len(kept))
