@@ -71,9 +71,10 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
                                   f"{getattr(first.data, key)}; compare on one target and one set of sources")
         if not run.recipe.evaluate:
             raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs one at least")
-        if run.recipe.scoring.tta != first.scoring.tta:
-            raise RecipeError(f"{run.recipe.name}: scoring.tta is {run.recipe.scoring.tta}, of {first.name} "
-                              f"{first.scoring.tta}; compare what is scored alike")
+        for key in ("tta", "rerank"):
+            if getattr(run.recipe.scoring, key) != getattr(first.scoring, key):
+                raise RecipeError(f"{run.recipe.name}: scoring.{key} is {getattr(run.recipe.scoring, key)}, of "
+                                  f"{first.name} {getattr(first.scoring, key)}; compare what is scored alike")
     folders = [run.folder for run in runs]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
         raise RecipeError(f"two recipes have the name {twice.name.rpartition('-')[0]}; give each its own")
@@ -183,7 +184,8 @@ def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
     from embae.trainer.comparison_plot import plot_comparison
     first = runs[0].recipe
     found = [result for run in runs for result in results(run)]
-    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found))
+    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found),
+                            first.scoring.rerank)
     said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
     for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
                        ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):

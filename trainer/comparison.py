@@ -3,7 +3,7 @@
 A gain is taken seed by seed over the row that the model started from, so that what a seed gave to both is in none.
 The JSON of `to_json` is stable::
 
-    {"dataset", "sources", "tta",
+    {"dataset", "sources", "tta", "rerank",
      "results": [{"recipe", "row", "seed", "start", "trained", "scores", "seconds", "adaptation", "images", "probes"}],
      "rows": [{"name", "row", "recipes", "start", "trained", "seeds", "scores": {name: {"mean", "sd"}}, "gains": …,
                "interval": {name: [low, high]} of a row of one seed, else null,
@@ -110,6 +110,7 @@ class Comparison:
     sources: tuple[str, ...]
     tta: str
     results: tuple[Result, ...]
+    rerank: bool = False
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
@@ -175,7 +176,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def from_json(tree: Mapping[str, Any]) -> Comparison:
     """The comparison that `to_json` wrote, after `json.loads` or not."""
     results = tuple(Result(**result) for result in tree["results"])
-    return Comparison(tree["dataset"], tuple(tree["sources"]), tree["tta"], results)
+    return Comparison(tree["dataset"], tuple(tree["sources"]), tree["tta"], results, tree.get("rerank", False))
 
 
 @dataclass

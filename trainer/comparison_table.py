@@ -50,9 +50,10 @@ def comparison_table(comparison: Comparison, *, markdown: bool = False, probes: 
 def heading(comparison: Comparison) -> str:
     """What was compared, in one line."""
     seeds = sorted({result.seed for result in comparison.results})
+    again = ", k-reciprocal re-ranking" if comparison.rerank else ""
     return (f"{comparison.dataset}, from {', '.join(comparison.sources) or 'no sources'}, "
             f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, "
-            f"test-time augmentation: {comparison.tta}, mAP by trapezoid")
+            f"test-time augmentation: {comparison.tta}{again}, mAP by trapezoid")
 
 
 def score_cells(rows: Sequence[Row], comparison: Comparison) -> Cells:
@@ -127,8 +128,9 @@ def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
         notes.append("In brackets: 95 % interval over the identities of one seed.")
     if any(map(_control, rows)):
         notes.append(f"{_CONTROL.strip()} trains nothing on the target.")
-    if comparison.tta != TTA and any(published(comparison.sources, comparison.dataset, row.row) for row in rows):
-        notes.append(f"The paper's figures are with {TTA}.")
+    alike = comparison.tta == TTA and not comparison.rerank
+    if not alike and any(published(comparison.sources, comparison.dataset, row.row) for row in rows):
+        notes.append(f"The paper's figures are with {TTA}" + (", by plain distances." if comparison.rerank else "."))
     return [" ".join(notes)] if notes else []
 
 

@@ -40,5 +40,6 @@ def family(seeds: Sequence[int] = (0, 1, 2)) -> list[Result]:
     return results
 
 
-def comparison(seeds: Sequence[int] = (0, 1, 2), dataset: str = "market1501", tta: str = "ten-crop") -> Comparison:
-    return Comparison(dataset, ("dukemtmc",), tta, tuple(family(seeds)))
+def comparison(seeds: Sequence[int] = (0, 1, 2), dataset: str = "market1501", tta: str = "ten-crop",
+               rerank: bool = False) -> Comparison:
+    return Comparison(dataset, ("dukemtmc",), tta, tuple(family(seeds)), rerank)

@@ -87,6 +87,9 @@ def test_a_row_that_lacks_seeds_says_so() -> None:
 
 def test_another_augmentation_than_the_papers_is_named() -> None:
     assert "The paper's figures are with ten-crop." in comparison_table(comparison(tta="flip"))
+    again = comparison_table(comparison(rerank=True))
+    assert "The paper's figures are with ten-crop, by plain distances." in again
+    assert "ten-crop, k-reciprocal re-ranking, mAP" in again
     assert "The paper" not in comparison_table(comparison())
     assert "The paper" not in comparison_table(comparison(dataset="campus", tta="flip"))
 
