@@ -31,7 +31,7 @@ from embae.trainer.rerank import rank_again
 from embae.trainer.schema import TTA
 from embae.trainer.scores import Labels, interval
 from embae.trainer.sole import sole
-from embae.trainer.spread import Spread
+from embae.trainer.spread import Spread, threads
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
 
 def spread_over(world: World) -> Spread:
     """This rank's part in work on arrays, with its share of the machine's threads."""
-    here = max(1, Spread().threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    here = threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return Spread(world.rank, world.world_size, lambda array: sum_over_ranks(array, world.device), here)
 
 

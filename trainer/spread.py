@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,11 @@ from embae.datasets.plan import share
 
 def _alone(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def threads(processes: int = 1) -> int:
+    """What each of some processes on this machine may use: its share of the CPUs, 16 at most."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) // processes))
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Spread:
     rank: int = 0
     world_size: int = 1
     add: Callable[[np.ndarray], np.ndarray] = _alone
-    threads: int = min(16, len(os.sched_getaffinity(0)))
+    threads: int = field(default_factory=threads)
 
     def own(self, total: int) -> slice:
         """Which of `total` things are this rank's."""

@@ -25,7 +25,7 @@ from embae.datasets.sharding import write_shards
 from embae.datasets.view import View
 from embae.trainer import evaluate as evaluation
 from embae.trainer.distributed import World
-from embae.trainer.evaluate import Reading, embedded, evaluate, labels, read_size, views
+from embae.trainer.evaluate import Reading, embedded, evaluate, labels, read_size, spread_over, views
 from embae.trainer.parts import EmbAE
 from embae.trainer.preflight import can_score
 from embae.trainer.ranking import score
@@ -234,6 +234,13 @@ def test_two_evaluations_at_once_have_files_of_their_own(tmp_path: Path) -> None
         with again() as third:
             assert third.filename == second.filename and np.array_equal(third, wanted)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["other.lock"]
+
+
+@pytest.mark.parametrize("cpus, ranks, wanted", [(64, 8, 8), (256, 8, 16), (64, 1, 16), (2, 8, 1)])
+def test_ranks_share_a_machine(monkeypatch: pytest.MonkeyPatch, cpus: int, ranks: int, wanted: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert spread_over(ALONE).threads == wanted
 
 
 def test_what_can_be_scored(tmp_path: Path) -> None:
