@@ -92,7 +92,9 @@ def rescore(asked: Question, to: Path | None) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="embae-") as temporary:
             # Beside the models, which all ranks see, unless that may not be written to.
-            folder = asked.run / "cache" if os.access(asked.run, os.W_OK) else Path(broadcast_object(temporary))
+            beside = asked.run / "cache"
+            may = os.access(beside if beside.exists() else asked.run, os.W_OK)
+            folder = Path(broadcast_object(str(beside) if may else temporary))  # where the first rank says
             scores = {}
             for row, export in asked.exports.items():
                 opened = Export.open(export)
