@@ -143,10 +143,11 @@ def check(recipe: Recipe, world_size: int) -> None:
         if bad.intersection(recipe.datasets(stage)):
             continue
         try:
-            if stage.data.labels or not stage.loss:  # identities there are not known yet, or none is asked for
+            if not stage.loss:
                 view = open_view(recipe, name)
             else:
-                view = (sampler := open_stage(recipe, name)).view
+                labels = _most_clusters(recipe, stage) if stage.data.labels else None
+                view = (sampler := open_stage(recipe, name, labels=labels)).view
                 wrong += _too_small(stage, name, sampler.batch, world_size)
         except DataError as error:
             wrong.append(str(error))
@@ -172,6 +173,17 @@ def check(recipe: Recipe, world_size: int) -> None:
             wrong.append(str(error))
     if wrong:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share mistakes
+
+
+def _most_clusters(recipe: Recipe, stage: Stage) -> Labels:
+    """Pseudo-labels that are not known yet: as many as there may be."""
+    kmeans = recipe.stages[stage.data.labels or ""].cluster.kmeans  # type: ignore[union-attr]  # the schema's promise
+
+    def labels(target: Index) -> np.ndarray:
+        images = np.arange(target.count("train"))
+        return images % kmeans.clusters if kmeans else images
+
+    return labels
 
 
 def _tell_small_cache(recipe: Recipe, name: str, view: View) -> None:

@@ -57,6 +57,29 @@ WRONG: dict[str, tuple[dict[str, Any], int]] = {
 }  # fmt: skip
 
 
+CLUSTERED: dict[str, dict[str, Any]] = {
+    "stages.both.data.P: found square, lake; wanted each of square, tower, park": {"P": {"square": 2, "lake": 2}},
+    "stages.both.data.weights: found park; wanted each of square, tower, park": {"weights": {"park": 1.0}},
+    "park: 5 identities, but P is 6; wanted 1 to 5": {"P": {"square": 2, "tower": 2, "park": 6}},
+    "square: 8 identities, but P is 99; wanted 1 to 8": {"P": 99},
+    "stages.both.data: a global batch of 4 images cannot be shared by 5 ranks": {"P": 2},
+}
+
+
+@pytest.mark.parametrize("message", CLUSTERED)
+def test_what_a_clustering_can_not_mend_is_told_before_it(message: str) -> None:
+    parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
+    stages = {"cluster": {"init": "embedding", "parts": parts, "data": {"from": "target", "batch": 8},
+                          "cluster": {"kmeans": {"clusters": 5}}},
+              "both": {"init": "embedding", "parts": {**parts, "embedding": "train"}, "epochs": 1,
+                       "data": {"from": "all", "labels": "cluster", "P": 3, "K": 2, **CLUSTERED[message]},
+                       "loss": {"triplet": {}}}}
+    changes = {f"stages__{name}": stage for name, stage in stages.items()}
+    with pytest.raises(DataError) as told:
+        check(recipe(run=["embedding", "cluster", "both"], evaluate={"Both": "both"}, **changes), world_size=5)
+    assert message in str(told.value)
+
+
 @pytest.mark.parametrize("message", WRONG)
 def test_what_is_wrong_is_told(message: str) -> None:
     changes, ranks = WRONG[message]
