@@ -28,6 +28,8 @@ from embae.datasets.records import Record
 
 PART = ".part.json"
 TEMPORARY = ".tmp"
+# What a writer is told where another one renamed or cleared away the folder; by NFS also of files that it has open.
+RENAMED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE)
 _LOOK = 64  # images between two looks whether another writer has finished the shard
 _READERS, _CHUNK = 4, 8  # threads that read ahead, images that each reads at once
 
@@ -115,8 +117,8 @@ def write_shard(task: ShardTask) -> list[str]:
                 os.replace(tar, target)
             os.replace(text, part_file)
             sync_folder(task.folder)
-        except FileNotFoundError:
-            if not taken():
+        except OSError as error:
+            if error.errno not in RENAMED or not taken():
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from embae.datasets.shard_plan import ShardPlan, plan_shards
 from embae.datasets.shard_queue import CLAIM, ShardQueue
 from embae.datasets.shard_writer import (
     PART,
+    RENAMED,
     TEMPORARY,
     ShardTask,
     is_bad,
@@ -106,9 +106,9 @@ def write_shards(
                 partial.rename(folder)
                 _clean(folder)  # what a late writer left between the two
                 sync_folder(out)
-            except OSError:
+            except OSError as error:
                 # Others may find at the same time that all is written: one of them renames, and the rest end up here.
-                if not join or not ((partial / CARD).exists() or _is_there(folder)):
+                if not join or error.errno not in RENAMED or not ((partial / CARD).exists() or _is_there(folder)):
                     raise
     return Index.open(folder)
 
@@ -148,7 +148,7 @@ def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
             return
         except OSError as error:
             shutil.rmtree(scratch)
-            if not join or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if not join or error.errno not in RENAMED:
                 raise
     there = _told(partial, told)
     if join:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.progress import note
+
+_MOMENT_S = 5.0
 
 
 @contextmanager
@@ -37,6 +40,7 @@ def sole_writer(path: Path, shared: bool = False) -> Iterator[None]:
 
 
 def _acquire(path: Path, shared: bool) -> int:
+    give_up = time.monotonic() + _MOMENT_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -46,6 +50,9 @@ def _acquire(path: Path, shared: bool) -> int:
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode("ascii", "replace")
             os.close(descriptor)
+            if shared and not holder and time.monotonic() < give_up:
+                time.sleep(0.01)  # the last of those who share holds it alone for a moment, to remove it
+                continue
             raise DataError(
                 f"{path}: {f'process {holder} is' if holder else 'others are'} writing this dataset; wait until it is "
                 "done, or stop it; where several are to write one dataset, all of them want --join"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path
 
 from test_sharding import contents, make_images, session, shard, start, until
 
-from embae.datasets import shard_queue, sharding
+from embae.datasets import shard_queue, shard_writer, sharding
+from embae.datasets.card import CARD
 from embae.datasets.errors import DataError
 from embae.datasets.records import Record
+from embae.datasets.shard_writer import ShardTask, write_shard
 from embae.datasets.sole_writer import sole_writer
 
 
@@ -154,6 +159,64 @@ def test_nobody_joins_who_was_not_told_to(records: list[Record], tmp_path: Path)
         with pytest.raises(DataError, match="others are writing"):  # one of them has ended
             shard(records, tmp_path / "out")
     assert not lock.exists()
+
+
+def test_who_joins_while_the_last_one_removes_the_lock_waits_a_moment(tmp_path: Path) -> None:
+    lock = tmp_path / ".set.lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def end() -> None:
+        time.sleep(0.1)
+        lock.unlink()
+        os.close(descriptor)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with sole_writer(lock, shared=True):
+        assert lock.exists()
+    thread.join()
+
+
+def test_an_open_file_that_was_cleared_away_over_a_network_is_no_error(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers so to who writes into a file that another machine has removed."""
+    def stale(descriptor: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "fsync", stale)
+    out = tmp_path / "out"
+    out.mkdir()
+    task = ShardTask(out, "train-000000", "set", records, None, False)
+    with pytest.raises(DataError, match="cannot be written"):
+        write_shard(task)
+    fill = shard_writer._fill
+
+    def complete(*arguments: object) -> bool:
+        (out / CARD).touch()
+        return fill(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shard_writer, "_fill", lambda file, task, part, taken: complete(file, task, part, lambda: False))
+    assert write_shard(task) == []
+    assert os.listdir(out) == [CARD]
+
+
+def test_a_folder_that_may_not_be_renamed_is_an_error_for_who_joins(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(path: Path, target: Path) -> None:
+        tries.append(path)
+        if len(tries) > 3:
+            pytest.fail("tries again for ever")
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    all_written(records, tmp_path / "out", monkeypatch)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match="cannot be written .Operation not permitted"):
+        shard(records, tmp_path / "out", join=True)
 
 
 def test_bad_images_of_all_are_listed(
