@@ -55,10 +55,11 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
 
 
 def _data(folder: Path | Url, sharded: bool) -> list[Sequence[Any]]:
-    """Name and content of a dataset, or of each member of a merged set, with its weight where it has one."""
+    """Name and content of a dataset, or of each member of a merged set, with its share where it has a weight: of the
+    set, so that two sets are told from one of all their members."""
     merged = Merged.open(folder) if is_merged(folder) else None
-    weights = [member.weight for member in merged.members] if merged else [None]
-    return [(index.name, index.fingerprint, *([weight] if weight else []),
+    weights = [member.weight or 0 for member in merged.members] if merged else [0]
+    return [(index.name, index.fingerprint, *([weight / sum(weights)] if weight else []),
              *([hashlib.sha256(index.shard.tobytes()).hexdigest()] if sharded else []))
             for index, weight in zip(merged.indexes if merged else [Index.open(folder)], weights, strict=True)]
 
