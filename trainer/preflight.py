@@ -162,11 +162,11 @@ def check(recipe: Recipe, world_size: int) -> None:
                  "shard it with a pattern or column for camid if it has several")
             told = True
         _tell_small_cache(recipe, name, view)
-    if recipe.evaluate and recipe.data.target not in bad:
+    if recipe.data.target in set(_read_by(recipe)) - bad:
         try:
-            target = _open(recipe, recipe.data.target)
+            target = _open(recipe, recipe.data.target)  # one dataset: it is adapted to and scored as such
             splits: tuple[Split, ...] = ("query", "gallery")
-            if any(target.count(split) for split in splits):
+            if recipe.evaluate and any(target.count(split) for split in splits):
                 for split in splits:
                     View([target], split)
         except DataError as error:
@@ -203,6 +203,11 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
     if stage.calibrate:
         return stage.calibrate.per == "camera"
     return stage.data.from_ == "target" and recipe.model.nuisance.per == "camera" and stage.use("nuisance") != "absent"
+
+
+def scores_target(recipe: Recipe) -> bool:
+    """Whether a run looks at the target to score something on it."""
+    return bool(recipe.evaluate) or any(recipe.stages[name].evaluate_every for name in recipe.run)
 
 
 def can_score(index: Index) -> bool:
@@ -274,4 +279,4 @@ def _merged_weights(recipe: Recipe, datasets: Sequence[str], view: View) -> dict
 def _read_by(recipe: Recipe) -> list[str]:
     """The datasets that a run reads."""
     found = [dataset for name in recipe.run for dataset in recipe.datasets(recipe.stages[name])]
-    return list(dict.fromkeys([*found, *([recipe.data.target] if recipe.evaluate else [])]))
+    return list(dict.fromkeys([*found, *([recipe.data.target] if scores_target(recipe) else [])]))

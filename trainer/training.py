@@ -18,7 +18,7 @@ from embae.trainer.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.errors import ExportError, RunError
 from embae.trainer.monitor import Monitor
 from embae.trainer.passes import run_pass
-from embae.trainer.preflight import can_score, open_stage
+from embae.trainer.preflight import can_score, open_stage, scores_target
 from embae.trainer.profiler import profiled
 from embae.trainer.schema import Recipe
 from embae.trainer.scoring import score_model, score_run
@@ -49,7 +49,7 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
     held = on_first_rank(world, lambda: _take(run, recipe, world, resume))
     monitor = Monitor(run, world.first)
     try:
-        target = Index.open(recipe.data.root / recipe.data.target)
+        target = Index.open(recipe.data.root / recipe.data.target) if scores_target(recipe) else None
         for name in recipe.run:
             if is_done(run, name):
                 monitor.say(f"[{name}] done before, {done(run, name).steps} steps")
@@ -58,7 +58,8 @@ def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resu
             if name == last:
                 return
         try:
-            score_run(recipe, run, world, monitor, target)
+            if target is not None:
+                score_run(recipe, run, world, monitor, target)
         except (DataError, FloatingPointError) as error:
             raise RunError(str(error)) from error
     finally:
@@ -98,7 +99,7 @@ def _adopt(path: Path, recipe: Recipe, run: Path) -> None:
     write_whole(mark, lambda file: file.write(str(path.resolve()).encode()))
 
 
-def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index,
+def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index | None,
            profile: bool) -> None:
     if not recipe.stages[name].loss:
         run_pass(recipe, name, run, world, monitor)
@@ -121,7 +122,7 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
         with recorded as seen:
             for step in stage.train():
                 seen()
-                if every and step % every == 0 and step < stage.stop and can_score(target):
+                if every and target is not None and step % every == 0 and step < stage.stop and can_score(target):
                     stage.keeper.save(step)
                     with stopping.at_once(), watch.patient():
                         found = score_model(recipe, stage.snapshot(), name, step, run, world, monitor, target)

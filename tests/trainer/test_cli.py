@@ -508,3 +508,10 @@ def test_evaluate_before_anything_is_done(
 ) -> None:
     shutil.copy(desk / "runs" / "tiny" / "recipe.yaml", tmp_path)
     assert "none of the stages embedding, target-embedding is done" in sentence(embae("evaluate", tmp_path, cwd=desk))
+
+
+def test_a_run_that_scores_nothing_needs_no_target(tmp_path: Path) -> None:
+    tree = tiny.tree(run=["embedding"], evaluate={}, data__root=str(tiny.shards()), data__target="lake")
+    done = tiny.embae("train", tiny.write(tmp_path, tree), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny" / "embedding" / "export" / "model.safetensors").exists()

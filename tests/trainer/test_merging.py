@@ -17,6 +17,8 @@ from embae.datasets.card import CARD, MERGED
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.merged import merge
+from embae.datasets.readers import read
+from embae.datasets.sharding import write_shards
 from embae.trainer.cli import app
 from embae.trainer.preflight import check, open_stage
 from embae.trainer.recipe import check as recipe_of
@@ -70,6 +72,19 @@ def test_weights_of_the_card_and_of_the_recipe(root: Path) -> None:
     assert abs(share(stages__embedding__data__weights={"square": 9, "tower": 1}) - 0.1) < 0.05
 
 
+def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> None:
+    """Weights share out the images of their set, so in one set of all members they mean other batches."""
+    records = read("synthetic", Path(), {"domain": "campus", **{key: str(value) for key, value in tiny.OPTIONS.items()},
+                                         "identities": "24"})
+    write_shards("meadow", records, root, source={}, workers=1)
+    names = ["square", "tower", "park", "meadow"]
+    for name, members in {"all": names, "some": ["square", "tower"], "others": ["park", "meadow"]}.items():
+        merge([root / member for member in members], root / name, {member: 1.0 for member in members}, duplicates=False)
+    whole, parts = recipe(root, "all"), recipe(root, "some", "others")
+    assert batches(whole, "embedding") != batches(parts, "embedding")
+    assert stage_keys(whole)["embedding"] != stage_keys(parts)["embedding"]
+
+
 def test_members_and_other_sources_do_not_clash(root: Path) -> None:
     with pytest.raises(DataError, match=r"the dataset square \(.*\) is there twice; name it once, by itself or by one"):
         check(recipe(root, "merged", "square"), 1)
@@ -84,6 +99,8 @@ def test_members_and_other_sources_do_not_clash(root: Path) -> None:
 def test_a_merged_set_is_no_target(root: Path) -> None:
     with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
         check(recipe(root, "square", "tower", data__target="merged"), 1)
+    with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
+        check(recipe(root, "square", "tower", data__target="merged", evaluate={}), 1)
 
 
 def test_a_changed_member_is_refused_before_anything_starts(root: Path) -> None:
