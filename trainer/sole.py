@@ -19,11 +19,7 @@ def sole(folder: Path, name: str) -> Iterator[str]:
         folder: Made if need be, and removed again where nothing else is in it.
         name: Of a file.
     """
-    for number in count():
-        taken = f"{name}-{number}" if number else name
-        path = folder / f"{taken}.lock"
-        if file := _held(path):
-            break
+    taken, path, file = next(_free(folder, name))
     try:
         yield taken
     finally:
@@ -31,6 +27,13 @@ def sole(folder: Path, name: str) -> Iterator[str]:
         file.close()
         with suppress(OSError):  # the folder holds other things
             folder.rmdir()
+
+
+def _free(folder: Path, name: str) -> Iterator[tuple[str, Path, IO[bytes]]]:
+    for number in count():
+        taken = f"{name}-{number}" if number else name
+        if file := _held(path := folder / f"{taken}.lock"):
+            yield taken, path, file
 
 
 def _held(path: Path) -> IO[bytes] | None:
