@@ -15,14 +15,15 @@ from embae.datasets.remote import Url
 
 FETCHES = 4  # at a time: a store takes its time to answer, and a connection has a speed of its own
 BATCHES = 1000  # looked ahead at most
+FILES = 256  # held at most, as each is an open file: a process may often have only 1,024
 SHARE = 0.5  # of the cache for what is to come, over all ranks of the node
 
 
 class Ahead:
     """Walks through the batches of a rank ahead of its loader, and holds the shards that these will read.
 
-    A held shard stays in the cache. It looks as far ahead as its share of the cache reaches, and at least one batch. A
-    shard that cannot be fetched is left to the loader, which then says why.
+    A held shard stays in the cache. It looks as far ahead as its share of the cache and `FILES` reach, and at least one
+    batch. A shard that cannot be fetched, or is one too many, is left to the loader, which says what is wrong.
 
     Args:
         work: The rank's batches.
@@ -62,13 +63,16 @@ class Ahead:
                 if number < self._at:
                     continue
                 for shard in shards:
-                    self._until[shard] = number
                     if shard not in self._held:
+                        if len(self._held) == FILES:
+                            continue
                         self._held[shard] = self._pool.submit(self._fetch, shard)
+                    self._until[shard] = number
 
     def _fits(self, number: int, shards: list[int]) -> bool:
-        length = sum(index.length(local) for index, local in map(self._index, {*self._held, *shards}))
-        return number < self._at + BATCHES and length <= self._most
+        wanted = {*self._held, *shards}
+        length = sum(index.length(local) for index, local in map(self._index, wanted))
+        return number < self._at + BATCHES and len(wanted) <= FILES and length <= self._most
 
     def _index(self, shard: int) -> tuple[Index, int]:
         number = int(np.searchsorted(self._starts, shard, side="right")) - 1

@@ -17,7 +17,7 @@ import pytest
 import torch
 import web as served
 
-from embae.datasets import remote
+from embae.datasets import ahead, remote
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
 from embae.datasets.cache import Cache
@@ -278,6 +278,26 @@ def test_shards_are_fetched_ahead_and_what_is_past_is_let_go(many: tuple[Index, 
     assert sum(name.endswith(".tar") for name in held) <= 3  # those of the last batch, and of the reader
     opened.close()
     assert set(web.gets.values()) == {1}
+
+
+def test_few_files_are_held_open(
+    many: tuple[Index, served.Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, web = many
+    monkeypatch.setattr(ahead, "FILES", 3)  # fewer than the shards of a batch
+    index = Index.open(Url(web.url, Cache(tmp_path / "cache", 1)) / "set")
+    sampler = PKSampler(View([index], "train"), P=4, K=2, seed=0, stage="s")
+    opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 12), loader="webdataset",
+                         device=torch.device("cpu"), threads=1)
+    rows, most = [], 0
+    for batch in opened:
+        rows.append(batch.rows)
+        time.sleep(0.02)  # for the walk
+        held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        most = max(most, sum(name.endswith(".tar") for name in held))
+    opened.close()
+    assert 3 <= most <= 3 + 2  # and those of the reader
+    assert len(rows) == 12 and set(web.gets.values()) == {1} and len(web.gets) == 2 + len(near.shards)
 
 
 def test_a_small_cache_only_slows_down(many: tuple[Index, served.Web], tmp_path: Path,
