@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ from embae.datasets.index import TABLE
 from embae.datasets.index_writer import Columns, sync_folder, write_index, write_whole
 from embae.datasets.records import ROLES, SPLITS, Record
 from embae.datasets.shard_plan import ShardPlan
-from embae.datasets.shard_writer import TEMPORARY, part_path
+from embae.datasets.shard_writer import TEMPORARY, part_path, stamp
 
 SKIPPED = "skipped.txt"
 
@@ -39,11 +40,12 @@ def write_shard_index(
 
     Raises:
         DataError: Not one image could be decoded.
-        FileNotFoundError: A part is not there, or the folder has been renamed meanwhile.
+        FileNotFoundError: A part is not there or another one now, or the folder has been renamed meanwhile.
     """
     scratch = partial / f"index.{secrets.token_hex(8)}{TEMPORARY}"
     scratch.mkdir()
     try:
+        before = _stamps(partial, plan)
         columns, bad = assemble(partial, plan)
         if bad:
             write_whole(scratch / SKIPPED, lambda file: file.write("".join(f"{why}\n" for why in bad).encode()))
@@ -53,12 +55,18 @@ def write_shard_index(
         if columns is None:
             raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
         write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad), **about})
+        if _stamps(partial, plan) != before:  # by one who found that a bad image has been mended
+            raise FileNotFoundError(errno.ENOENT, "a shard was written again meanwhile", str(partial))
         os.replace(scratch / TABLE, partial / TABLE)
         sync_folder(partial)
         os.replace(scratch / CARD, partial / CARD)
         sync_folder(partial)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _stamps(partial: Path, plan: ShardPlan) -> list[tuple[int, int] | None]:
+    return [stamp(part_path(partial, stem)) for stem in plan.shards]
 
 
 def assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]:

@@ -92,10 +92,10 @@ def write_shard(task: ShardTask) -> list[str]:
     # A folder of its own: other machines may be writing this shard, and a worker may outlive its killed parent.
     scratch = task.folder / f"{task.stem}.{secrets.token_hex(8)}{TEMPORARY}"
     part: dict[str, Any] = {"kept": [], "offset": [], "size": [], "crc32": [], "height": [], "width": [], "bad": {}}
-    before = _stamp(part_file)
+    before = stamp(part_file)
 
     def taken() -> bool:
-        return _stamp(part_file) != before or not task.folder.exists() or (task.folder / CARD).exists()
+        return stamp(part_file) != before or not task.folder.exists() or (task.folder / CARD).exists()
 
     with writing(target):
         try:
@@ -125,7 +125,8 @@ def write_shard(task: ShardTask) -> list[str]:
     return list(part["bad"].values())
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name; None where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -108,7 +108,8 @@ def write_shards(
                 sync_folder(out)
             except OSError as error:
                 # Others may find at the same time that all is written: one of them renames, and the rest end up here.
-                if not join or error.errno not in RENAMED or not ((partial / CARD).exists() or _is_there(folder)):
+                # Or one writes a shard again, of which a bad image has been mended.
+                if not join or error.errno not in RENAMED or not (_is_there(partial) or _is_there(folder)):
                     raise
     return Index.open(folder)
 

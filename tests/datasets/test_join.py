@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path
 
 from test_sharding import contents, make_images, session, shard, start, until
 
-from embae.datasets import shard_queue, shard_writer, sharding
+from embae.datasets import shard_index, shard_queue, shard_writer, sharding
 from embae.datasets.card import CARD
 from embae.datasets.errors import DataError
 from embae.datasets.records import Record
+from embae.datasets.shard_plan import plan_shards
 from embae.datasets.shard_writer import ShardTask, write_shard
 from embae.datasets.sole_writer import sole_writer
+from embae.datasets.verification import verify
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +242,26 @@ def test_bad_images_of_all_are_listed(
     paths[0].write_bytes(good)
     index = shard(records, tmp_path / "mended", join=True, skip_bad=True)
     assert (index.card["skipped"], len(index)) == (1, 23)
+
+
+def test_an_image_mended_while_another_writes_the_index(
+    records: list[Record], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = records[1].image.path  # type: ignore[attr-defined]
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    partial = all_written(records, tmp_path / "out", monkeypatch, skip_bad=True)
+    assemble = shard_index.assemble
+
+    def slow(*arguments: Any) -> Any:
+        found = assemble(*arguments)
+        if not path.stat().st_size:
+            path.write_bytes(good)
+            plan = plan_shards("set", records, None, 5)
+            (stem,) = sharding._unfinished(partial, plan, None, True)
+            write_shard(ShardTask(partial, stem, "set", plan.shards[stem], None, True))
+        return found
+
+    monkeypatch.setattr(shard_index, "assemble", slow)
+    index = shard(records, tmp_path / "out", join=True, skip_bad=True)
+    assert verify(index) == [] and len(index) == 24 and contents(index.root) == whole
