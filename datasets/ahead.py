@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,7 +32,8 @@ class Ahead:
     """
 
     def __init__(self, work: Work):
-        self._work, self._view = work, work.sampler.view
+        # With a plan of its own: it may be some passes ahead of the loader's, which each would forget for the other's.
+        self._work, self._view = replace(work, sampler=copy(work.sampler)), work.sampler.view
         self._starts = np.cumsum([0, *(len(index.shards) for index in self._view.indexes)])
         caches = [index.root.cache for index in self._view.indexes if isinstance(index.root, Url)]
         self._most = min(cache.most for cache in caches) * SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

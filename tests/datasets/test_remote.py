@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import web as served
 
-from embae.datasets import ahead, remote
+from embae.datasets import ahead, plan, remote
 from embae.datasets.augment import Augment, ImageSpec
 from embae.datasets.batch import Batch, Work
 from embae.datasets.cache import Cache
@@ -25,7 +27,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.merged import Merged, is_merged, merge
-from embae.datasets.plan import PKSampler, SequentialSampler
+from embae.datasets.plan import PKSampler, SequentialSampler, ShuffledSampler
 from embae.datasets.records import Record
 from embae.datasets.remote import Url, location
 from embae.datasets.shard_reader import ShardReader
@@ -278,6 +280,31 @@ def test_shards_are_fetched_ahead_and_what_is_past_is_let_go(many: tuple[Index, 
     assert sum(name.endswith(".tar") for name in held) <= 3  # those of the last batch, and of the reader
     opened.close()
     assert set(web.gets.values()) == {1}
+
+
+def test_each_pass_is_planned_once_for_the_loader_and_once_ahead_of_it(
+    many: tuple[Index, served.Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, web = many
+    index = Index.open(Url(web.url, Cache(tmp_path / "cache", 1)) / "set")
+    passes: Counter[int] = Counter()
+    generator = plan.generator
+
+    def counted(*purpose: Any) -> np.random.Generator:
+        passes[purpose[-1]] += 1
+        return generator(*purpose)
+
+    monkeypatch.setattr(plan, "generator", counted)
+    monkeypatch.setattr(ahead, "BATCHES", 20)
+    sampler = ShuffledSampler(View([index], "train"), batch=4, seed=0, stage="s")  # 8 batches a pass
+    opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 48), loader="webdataset",
+                         device=torch.device("cpu"), threads=1)
+    deadline = time.monotonic() + 20
+    while len(passes) < 3 and time.monotonic() < deadline:  # before a batch is asked for
+        time.sleep(0.01)
+    assert len([time.sleep(0.01) for _ in opened]) == 48  # the walk goes on from batch to batch
+    opened.close()
+    assert passes == dict.fromkeys(range(6), 2)
 
 
 def test_few_files_are_held_open(
