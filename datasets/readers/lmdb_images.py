@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.readers._common import refuse
 
 DATA = "data.mdb"
+_LOCK = threading.Lock()  # of two threads that open the same one at once, one would be refused
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LmdbImage:
 
     def read(self) -> bytes:
         try:
-            with _environment(self.folder, os.getpid()).begin() as transaction:
+            with _environment(self.folder).begin() as transaction:
                 value = transaction.get(self.key.encode())
         except lmdb.Error as error:
             raise DataError(f"{self}: cannot be read ({error})") from error
@@ -54,7 +56,7 @@ def matches(folder: Path, pattern: re.Pattern[str], wanted: str) -> list[tuple[L
         DataError: It cannot be opened, is empty, or has other keys.
     """
     try:
-        with _environment(folder, os.getpid()).begin() as transaction:
+        with _environment(folder).begin() as transaction:
             keys = [bytes(key).decode("ascii", "backslashreplace")
                     for key in transaction.cursor().iternext(keys=True, values=False)]
     except lmdb.Error as error:
@@ -67,7 +69,12 @@ def matches(folder: Path, pattern: re.Pattern[str], wanted: str) -> list[tuple[L
     return [(LmdbImage(folder, key), match) for key, match in found if match is not None]
 
 
+def _environment(folder: Path) -> Any:
+    with _LOCK:
+        return _opened(folder, os.getpid())
+
+
 @lru_cache(maxsize=4)
-def _environment(folder: Path, process: int) -> Any:
+def _opened(folder: Path, process: int) -> Any:
     """Open in this process: an environment must not be carried over a fork."""
     return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)

@@ -1,13 +1,15 @@
 """LUPerson and LUPerson-NL, as folders and as LMDB environments that are written as the authors write them."""
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers import lmdb_images, read
 from embae.datasets.sharding import write_shards
 
 
@@ -60,6 +62,22 @@ def test_an_environment_of_luperson_nl(tmp_path):
     records = read("luperson-nl", tmp_path, {})
     assert seen(records) == [("00001_000017_0000001_00", "train", 17, 1), ("00002_000017_0000123_04", "train", 17, 2)]
     assert records[1].image.read() == b"x"
+
+
+def test_threads_that_read_their_first_images_at_once(tmp_path, monkeypatch):
+    keys = [f"00001_000001_0000001_{number:02d}" for number in range(4)]
+    folder = environment(tmp_path / "lmdb", dict.fromkeys(keys, b"x"))
+    opened = lmdb.open
+
+    def slow(*arguments, **options):
+        found = opened(*arguments, **options)
+        time.sleep(0.05)  # open, and nobody else knows yet
+        return found
+
+    monkeypatch.setattr(lmdb, "open", slow)
+    lmdb_images._opened.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda key: lmdb_images.LmdbImage(folder, key).read(), keys)) == [b"x"] * 4
 
 
 def test_the_list_of_keys_is_not_unpickled(tmp_path):
