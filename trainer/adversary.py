@@ -8,6 +8,7 @@ tell codes [z, v] from Gaussian noise, then the encoders are moved so that it ca
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,16 @@ from embae.datasets.batch import Batch
 from embae.datasets.keyed import generator
 from embae.trainer import losses
 from embae.trainer.objective import Objective, exact, sum_over_ranks
+from embae.trainer.stage_schema import Loss
 
 TERM = "discriminator"
+
+
+class Turn(NamedTuple):
+    """An update: the module that an engine is over, and the losses whose turn it is."""
+
+    module: Objective | Adversary
+    terms: Collection[str]
 
 
 class Adversary(nn.Module):
@@ -57,3 +66,25 @@ class Adversary(nn.Module):
     def unmoved(self, batch: Batch, terms: Collection[str]) -> Iterator[nn.Parameter]:
         """None: all of it moves."""
         return iter(())
+
+
+def in_turn(objective: Objective, loss: Loss, *, seed: int, stage: str) -> list[Turn]:
+    """The updates of a step, in their order.
+
+    Args:
+        objective: Over the model that the stage trains.
+        loss: The stage's terms.
+        seed: The run's seed.
+        stage: The stage's name.
+    """
+    if not loss.adversarial:
+        return [Turn(objective, loss.terms())]
+    adversary = Adversary(objective, seed=seed, stage=stage)
+    others = [term for term in loss.terms() if term not in ("reconstruction", "adversarial")]
+    return [Turn(objective, ["reconstruction"]), Turn(adversary, [TERM]),
+            *(Turn(objective, [term]) for term in ("adversarial", *others))]
+
+
+def others_of(module: Objective | Adversary, loss: Loss) -> list[nn.Parameter]:
+    """Trained parameters in a module that the engine of another one owns."""
+    return list(module.model.discriminator.parameters()) if loss.adversarial and isinstance(module, Objective) else []

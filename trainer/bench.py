@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 from embae.datasets.batch import Batch, Work
 from embae.datasets.keyed import generator
 from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.trainer.bench_report import Bench, Exchanges, Timing
 from embae.trainer.distributed import World, gather_objects
+from embae.trainer.exchanges import Recorder, bytes_sent
 from embae.trainer.features import FeatureLoader, Features
 from embae.trainer.monitor import Monitor
 from embae.trainer.schema import Recipe
@@ -88,7 +86,7 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
     return Bench(recipe=recipe.name, stage=name, ranks=world.world_size, device=world.device.type, batch=sampler.batch,
                  steps=steps, loader=stage.loader.name, precision=stage.keys.precision, threads=threads,
                  resize=None if stage.cached or work.stored_at_read_size else work.read_size,
-                 sent=Exchanges(len(exchanges), sum(map(_bytes_sent, exchanges))),
+                 sent=Exchanges(len(exchanges), sum(map(bytes_sent, exchanges))),
                  seconds={what: Timing.of(found) for what, found in seconds.items()})
 
 
@@ -155,24 +153,11 @@ def _slowest(found: list[float]) -> list[float]:
     return np.max(gather_objects(found), axis=0).tolist()
 
 
-class _Recorder(TorchDispatchMode):
-    """Keeps every exchange between ranks, with tensors of the same shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d" and "barrier" not in str(func):
-            self.calls.append((func, *tree_map_only(Tensor, torch.zeros_like, (args, kwargs or {}))))
-        return func(*args, **(kwargs or {}))
-
-
 def _exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
     """The exchanges of a step; on one rank there are none that count."""
     if dist.get_world_size() == 1:
         return []
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         step()
     return recorder.calls
 
@@ -182,15 +167,3 @@ def _replay(calls: Sequence[tuple[Any, Any, Any]]) -> None:
     for func, args, kwargs in calls:
         found = func(*args, **kwargs)
         (found[-1] if isinstance(found, tuple) else found).wait()
-
-
-def _bytes_sent(call: tuple[Any, Any, Any]) -> float:
-    """Bytes that a rank sends by the ring algorithm.
-
-    An all-reduce passes everything round twice less what stays, any other exchange once.
-    """
-    func, args, _ = call
-    whole = max(sum(tensor.nbytes for tensor in tree_iter(arg) if isinstance(tensor, Tensor)) for arg in args)
-    world = dist.get_world_size()
-    return (2 if "allreduce" in str(func) else 1) * (world - 1) / world * whole
-

@@ -75,24 +75,30 @@ def _prepare(recipe: Recipe, name: str, ranks: int) -> None:
     open_plan(recipe, name)
 
 
-def open_plan(recipe: Recipe, name: str) -> PKSampler | ShuffledSampler:
+def open_plan(recipe: Recipe, name: str, most: bool = False) -> PKSampler | ShuffledSampler:
     """The stage's batch plan; where an earlier stage would make its labels, with labels made up.
+
+    Args:
+        recipe: Checked.
+        name: The stage.
+        most: With as many identities as there may be, not about as many as there are likely to be.
 
     Raises:
         DataError: The data are missing, damaged or too few.
     """
     from embae.trainer.preflight import open_stage
-    return open_stage(recipe, name, labels=lambda target: _made_up(recipe, name, target.count("train")))
+    return open_stage(recipe, name, labels=lambda target: _made_up(recipe, name, target.count("train"), most))
 
 
-def _made_up(recipe: Recipe, name: str, images: int) -> np.ndarray:
+def _made_up(recipe: Recipe, name: str, images: int, most: bool) -> np.ndarray:
     """As many clusters as the clustering is asked for."""
     data = recipe.stages[name].data
     clustering = recipe.stages[data.labels or ""].cluster
     assert clustering is not None and data.P is not None and data.K is not None  # the schema's promise
     least = max(data.P.values()) if isinstance(data.P, dict) else data.P
     # DBSCAN says how many there are only when it has found them.
-    clusters = clustering.kmeans.clusters if clustering.kmeans else max(least, images // (4 * data.K))
+    each = clustering.dbscan.min_samples if most and clustering.dbscan else 4 * data.K
+    clusters = clustering.kmeans.clusters if clustering.kmeans else max(least, images // each)
     return np.arange(images) % clusters
 
 

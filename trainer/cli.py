@@ -150,6 +150,12 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help=(
         "Leave a trace of a few steps of each stage in RUN/tensorboard (TensorBoard's profiler, ui.perfetto.dev)."
     ))] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=(
+        "Check recipe and data, say what each stage needs of a rank, and start nothing."))] = False,
+    world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: ranks in all, which need not be here."
+                                                   )] = None,
+    to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="With --dry-run: write it here as JSON."
+                                            )] = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe's stages and score the target; the same command again goes on where it stopped.
@@ -159,6 +165,11 @@ def train(
     from embae.trainer.launch import launch
     from embae.trainer.recipe import load
     found = load(recipe, overrides or [], settings or [])
+    if dry_run:
+        _estimate(found, world_size or ranks_here(nproc), to)
+        return
+    if world_size or to:
+        raise RecipeError(f"{'--world-size' if world_size else '--json'}: goes with --dry-run")
     run = out or Path("runs") / found.name
     if stage and stage not in found.run:
         raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
@@ -174,6 +185,15 @@ def train(
     arguments += ["--resume", str(resume)] if resume else []
     if code := launch(arguments, ranks):
         raise typer.Exit(code)
+
+
+def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
+    """What a run on so many ranks would be refused for, and what it would need."""
+    from embae.trainer.preflight import check, draw_synthetic
+    draw_synthetic(recipe)
+    check(recipe, ranks)
+    from embae.trainer.dry_run import dry_run
+    dry_run(recipe, ranks, to)
 
 
 def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:

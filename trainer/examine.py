@@ -57,8 +57,7 @@ def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device,
         found = model.embed(x, None if which is None else torch.from_numpy(which[chunk]).to(device))
         z.append(found.float().cpu())
         if heads is not None:
-            own = torch.from_numpy(heads[chunk]).to(device)
-            nuisance = model.nuisance(x, own, torch.unique(own).tolist())
+            nuisance = model.nuisance(x, heads[chunk], np.unique(heads[chunk]).tolist())
             v.append(nuisance.float().cpu())
             found = torch.cat([found, nuisance], 1)
         if "decoder" in model.parts() and (heads is not None or "nuisance" not in model.parts()):

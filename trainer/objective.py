@@ -121,7 +121,7 @@ class Objective(nn.Module):
         if self.model.uses["nuisance"] == "absent":
             return z
         heads, present = heads_of(self.model, batch)
-        v = self.model.nuisance(features, torch.from_numpy(heads).to(z.device), present)
+        v = self.model.nuisance(features, heads, present)
         return torch.cat([z, v.to(z.dtype)], 1)
 
     def _target(self, batch: Batch, features: Tensor, which: Tensor | None) -> Tensor:

@@ -47,20 +47,21 @@ class NuisanceHeads(nn.Module):
         self.out = out
         self.heads = nn.ModuleList(head(features, hidden, out) for _ in heads)
 
-    def forward(self, features: Tensor, which: Tensor, present: Sequence[int]) -> Tensor:
+    def forward(self, features: Tensor, which: np.ndarray, present: Sequence[int]) -> Tensor:
         """`(B, features)` to `(B, out)`.
 
         Args:
             features: Features of this rank's images.
-            which: `(B,)` number of the head of each image.
+            which: `(B,)` number of the head of each image; not on the device, which would have to be waited for.
             present: Heads with images in the *global* batch, rising: every rank walks through the same ones, since
                 their batch norms exchange statistics, even where it has no rows of its own.
         """
-        order = torch.argsort(which, stable=True)
-        counts = torch.bincount(which, minlength=len(self.heads)).tolist()
-        pieces = torch.split(features[order], [counts[number] for number in present])
+        order = np.argsort(which, kind="stable")
+        counts = np.bincount(which, minlength=len(self.heads))
+        there, back = (torch.from_numpy(places).to(features.device) for places in (order, np.argsort(order)))
+        pieces = torch.split(features[there], counts[list(present)].tolist())
         out = torch.cat([self.heads[number](piece) for number, piece in zip(present, pieces, strict=True)])
-        return out[torch.argsort(order)]
+        return out[back]
 
 
 class Decoder(nn.Sequential):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from embae.datasets.batch import Batch
-from embae.trainer.adversary import TERM, Adversary
+from embae.trainer.adversary import in_turn, others_of
 from embae.trainer.averaging import Average
 from embae.trainer.engine import Engine
 from embae.trainer.objective import Objective
@@ -34,26 +34,14 @@ class Turns:
 
     def __init__(self, objective: Objective, keys: Stage, name: str, *, seed: int, largest: int):
         self.broken = torch.zeros((), device=next(objective.parameters()).device)
-        self._turns = list(self._take(objective, keys, name, seed, largest))
-        self._engines = list({id(engine): engine for engine, _ in self._turns}.values())
-        self._average = Average(objective.model, keys.ema) if keys.ema else None
-
-    def _take(self, objective: Objective, keys: Stage, name: str, seed: int,
-              largest: int) -> Iterator[tuple[Engine, Collection[str]]]:
         loss = keys.loss
         assert loss is not None  # what this kind of stage is for
-        if not loss.adversarial:
-            yield Engine(objective, keys, largest=largest, broken=self.broken), loss.terms()
-            return
-        encoders = Engine(objective, keys, largest=largest, broken=self.broken,
-                          others=objective.model.discriminator.parameters())
-        adversary = Adversary(objective, seed=seed, stage=name)
-        yield encoders, ["reconstruction"]
-        yield Engine(adversary, keys, largest=largest, broken=self.broken), [TERM]
-        yield encoders, ["adversarial"]
-        for term in loss.terms():
-            if term not in ("reconstruction", "adversarial"):
-                yield encoders, [term]
+        turns = in_turn(objective, loss, seed=seed, stage=name)
+        engines = {module: Engine(module, keys, largest=largest, broken=self.broken, others=others_of(module, loss))
+                   for module in dict.fromkeys(turn.module for turn in turns)}
+        self._turns = [(engines[turn.module], turn.terms) for turn in turns]
+        self._engines = list(engines.values())
+        self._average = Average(objective.model, keys.ema) if keys.ema else None
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
         """All updates of a step.

@@ -84,8 +84,9 @@ def test_every_kind_of_stage_is_measured_without_what_it_starts_from(computed: C
 @on_ranks(2)
 def exchanged(world: World, folder: Path) -> dict[str, Any]:
     """Exchanges of a step by ZeRO stage, and whether making them again changes weights."""
-    from embae.trainer.bench import _bytes_sent, _exchanges, _replay
+    from embae.trainer.bench import _exchanges, _replay
     from embae.trainer.engine import Engine
+    from embae.trainer.exchanges import bytes_sent
     from embae.trainer.objective import Objective
 
     def known() -> None:
@@ -93,7 +94,7 @@ def exchanged(world: World, folder: Path) -> dict[str, Any]:
         dist.all_gather([torch.ones(10), torch.ones(10)], torch.ones(10))
         dist.broadcast(torch.ones(100), 0)
 
-    found: dict[str, Any] = {"known": [_bytes_sent(call) for call in _exchanges(known)]}
+    found: dict[str, Any] = {"known": [bytes_sent(call) for call in _exchanges(known)]}
     view, parts = ToyView(pid=[0] * 8, camid=[0] * 8), parts_in("frozen", "train", "frozen", "train")
     for zero in range(4):
         keys = stage(parts, RECONSTRUCTION, deepspeed={"zero_stage": zero}, batch_norm={"embedding": "running"})
@@ -110,7 +111,7 @@ def exchanged(world: World, folder: Path) -> dict[str, Any]:
         _replay(calls)
         same = all(torch.equal(value, before[key]) for key, value in engine.state().items())
         sizes = [value.numel() for value in made.parameters() if value.requires_grad] if zero < 3 else []
-        found[f"ZeRO {zero}"] = [(str(call[0]), _bytes_sent(call)) for call in calls], sum(sizes), same
+        found[f"ZeRO {zero}"] = [(str(call[0]), bytes_sent(call)) for call in calls], sum(sizes), same
         engine.close()
     return found
 

@@ -17,7 +17,7 @@ ALL = parts_in("train", "train", "train", "train")
 def test_heads_serve_their_own_images_in_their_order() -> None:
     torch.manual_seed(0)
     part = NuisanceHeads(7, 5, 3, heads(4)).double().eval()
-    features, which = torch.randn(9, 7, dtype=torch.float64), torch.tensor([2, 0, 2, 3, 0, 0, 2, 3, 2])
+    features, which = torch.randn(9, 7, dtype=torch.float64), np.array([2, 0, 2, 3, 0, 0, 2, 3, 2])
     found = part(features, which, [0, 2, 3])
     for row, number in enumerate(which.tolist()):
         torch.testing.assert_close(found[row], part.heads[number](features[row : row + 1])[0], rtol=1e-12, atol=1e-12)
@@ -28,8 +28,8 @@ def test_a_rank_without_images_of_a_present_head_walks_through_it_all_the_same()
     calls: list[tuple[int, int]] = []
     for number, one in enumerate(part.heads):
         one.register_forward_hook(lambda _, args, __, number=number: calls.append((number, len(args[0]))))
-    assert part(torch.randn(2, 7), torch.tensor([3, 3]), [0, 2, 3]).shape == (2, 3)
-    assert part(torch.randn(0, 7), torch.tensor([], dtype=torch.int64), [0, 2]).shape == (0, 3)
+    assert part(torch.randn(2, 7), np.array([3, 3]), [0, 2, 3]).shape == (2, 3)
+    assert part(torch.randn(0, 7), np.array([], dtype=np.int64), [0, 2]).shape == (0, 3)
     assert calls == [(0, 0), (2, 0), (3, 2), (0, 0), (2, 0)]
 
 
