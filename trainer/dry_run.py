@@ -19,7 +19,7 @@ from embae.trainer.adversary import in_turn
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.bench_command import open_plan
 from embae.trainer.description import META, read_description
-from embae.trainer.estimate import Memory, Passes, bucket_of, memory, owned, passes, pretended, sent, size_of
+from embae.trainer.estimate import Memory, Passes, memory, owned, passes, pretended, sent, size_of
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE, Head, head_labels
 from embae.trainer.preflight import open_view
@@ -48,7 +48,6 @@ class Needs:
         inputs: ``images`` or ``features``, cached ones.
         epoch_steps: Steps an epoch.
         steps: Steps of the stage.
-        bucket: Numbers that DeepSpeed's exchange buffers have room for.
         zero: The ZeRO stage that the recipe sets.
         passes: What forward and backward come to.
         memory: By ZeRO stage that the recipe may set.
@@ -64,7 +63,6 @@ class Needs:
     epoch_steps: int
     steps: int
     precision: str
-    bucket: int
     zero: int
     passes: Passes
     memory: dict[int, Memory]
@@ -89,10 +87,7 @@ class Needs:
         named["sent a step"] = [self.sent[zero] for zero in self.memory]
         lines += [f"  {name:18}" + "".join(f"{value / 1e6:12,.2f}" for value in values)
                   for name, values in named.items() if any(values) or name == "sent a step"]
-        said = f"forward and backward: {self.passes.flops / 1e9:,.2f} GFLOP a step"
-        if len(self.memory) > 1:
-            said += f"; ZeRO's exchange buffers are set by deepspeed.zero.reduce_bucket_size, {self.bucket:,} numbers"
-        return "\n".join([*lines, f"  {said}"])
+        return "\n".join([*lines, f"  forward and backward: {self.passes.flops / 1e9:,.2f} GFLOP a step"])
 
     def tree(self) -> dict[str, Any]:
         """As JSON; bytes, by the ZeRO stage's number."""
@@ -172,7 +167,7 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
         rows=(least // world_size, -(-sampler.batch // world_size)),
         inputs="features" if keys.caches else "images", epoch_steps=steps(1, sampler.images, sampler.batch),
         steps=keys.steps or steps(keys.lr_schedule.epochs, sampler.images, sampler.batch), precision=keys.precision,
-        bucket=bucket_of(keys), zero=keys.deepspeed.zero_stage, passes=went,
+        zero=keys.deepspeed.zero_stage, passes=went,
         memory={zero: memory(engines, keys, world_size, zero, buffers=buffers, averaged=averaged) for zero in zeros},
         sent={zero: sent(engines, keys, world_size, zero) + went.sent for zero in zeros})
 

@@ -67,6 +67,7 @@ class Engine:
         optimizer.register_step_pre_hook(self._leave_unmoved)
         # Fused optimizers look at it on the device, so that nothing waits for its value.
         optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+        gradients = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, model_parameters=trained, dist_init_required=False,
             config={
@@ -74,7 +75,8 @@ class Engine:
                 "gradient_accumulation_steps": stage.accumulate,
                 "gradient_clipping": stage.clip or 0.0,
                 "zero_allow_untested_optimizer": True,
-                "zero_optimization": {"stage": stage.deepspeed.zero_stage, **stage.deepspeed.zero},
+                "zero_optimization": {"stage": stage.deepspeed.zero_stage, **stage.deepspeed.zero,
+                                      "reduce_bucket_size": stage.deepspeed.bucket(gradients)},
                 "torch_autocast": {"enabled": stage.precision == "bf16", "dtype": "bfloat16"},
                 "steps_per_print": 2**62,
                 **(stage.deepspeed.model_extra or {}),

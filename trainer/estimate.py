@@ -25,8 +25,8 @@ from embae.trainer.stage_schema import Optimizer, Stage
 
 EXACT, HALF = 4, 2  # bytes of a number in single precision and in bfloat16
 LOW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose gradients DeepSpeed exchanges in bfloat16 under autocast
-# DeepSpeed's defaults of reduce_bucket_size, stage3_max_live_parameters, stage3_param_persistence_threshold.
-BUCKET, LIVE, PERSISTENT = 500_000_000, 1_000_000_000, 100_000
+# DeepSpeed's defaults of stage3_max_live_parameters, stage3_param_persistence_threshold.
+LIVE, PERSISTENT = 1_000_000_000, 100_000
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: int, 
     kinds = [EXACT]  # of gradients that are exchanged
     if keys.precision == "bf16" and first.low:
         kinds = [HALF, EXACT] if first.low < sum(first.reduced) else [HALF]
-    bucket = bucket_of(keys)
+    bucket = keys.deepspeed.bucket(sum(first.reduced))
     if not zero:
         exchange = EXACT * max(sum(one.reduced) for one in engines) * (world_size > 1)
     elif not options.get("contiguous_gradients", True):
@@ -215,11 +215,6 @@ def sent(engines: Collection[Owned], keys: Stage, world_size: int, zero: int) ->
         gathered = [[size for size in first.held if size <= small], *[large] * keys.accumulate]
     weights = EXACT * world_size * sum(_piece(sizes, world_size, zero) for sizes in gathered)
     return once * (weights + gradients * (1 if zero == 3 else 2))
-
-
-def bucket_of(keys: Stage) -> int:
-    """Numbers that DeepSpeed exchanges at a time, for which it keeps room at ZeRO 1 to 3."""
-    return int(keys.deepspeed.zero.get("reduce_bucket_size", BUCKET))
 
 
 def _piece(sizes: Iterable[int], world_size: int, zero: int) -> int:

@@ -247,6 +247,13 @@ class DeepSpeed(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 0
     zero: dict[str, Any] = {}
 
+    def bucket(self, gradients: int) -> int:
+        """Numbers of gradients that are exchanged at a time, which ZeRO keeps room for: all, but 500 million at most.
+
+        DeepSpeed's own default, 500 million whatever the model, takes gigabytes beside one of a few million.
+        """
+        return int(self.zero.get("reduce_bucket_size", min(gradients, 500_000_000)))
+
     @model_validator(mode="after")
     def _owned(self) -> DeepSpeed:
         owned = {key: OWNED[key] for key in self.model_extra or {} if key in OWNED}
