@@ -111,7 +111,7 @@ def write_shards(
                 # Or one writes a shard again, of which a bad image has been mended.
                 if not join or error.errno not in RENAMED or not (_is_there(partial) or _is_there(folder)):
                     raise
-    return Index.open(folder)
+    return _accept(Index.open(folder), skip_bad)  # another one may have skipped some
 
 
 def _is_there(folder: Path) -> bool:
@@ -126,13 +126,18 @@ def _finished(folder: Path, plan: ShardPlan, skip_bad: bool) -> Index:
             f"{folder} exists and was made from other records or with other options (it has {len(index):,} images from "
             f"{index.card.get('source')}; now {plan.images:,} images); give another name, or remove the folder first"
         )
+    _accept(index, skip_bad)
+    note(f"{folder} is complete already: {len(index):,} images of the same records and options; nothing to do")
+    return index
+
+
+def _accept(index: Index, skip_bad: bool) -> Index:
     skipped = index.card.get("skipped", 0)
     if skipped and not skip_bad:
         raise DataError(
-            f"{folder} exists and was made without {skipped} bad images (see {SKIPPED} in it); accept that with "
+            f"{index.root} exists and was made without {skipped} bad images (see {SKIPPED} in it); accept that with "
             "--skip-bad, or mend them, remove the folder and shard again"
         )
-    note(f"{folder} is complete already: {len(index):,} images of the same records and options; nothing to do")
     return index
 
 

@@ -265,3 +265,19 @@ def test_an_image_mended_while_another_writes_the_index(
     monkeypatch.setattr(shard_index, "assemble", slow)
     index = shard(records, tmp_path / "out", join=True, skip_bad=True)
     assert verify(index) == [] and len(index) == 24 and contents(index.root) == whole
+
+
+def test_who_skips_no_bad_images_takes_no_dataset_that_another_made_without_some(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records[1].image.path.write_bytes(b"")  # type: ignore[attr-defined]
+
+    def killed(folder: Path) -> None:
+        raise InterruptedError
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "_clean", killed)  # before it renames
+        with pytest.raises(DataError):
+            shard(records, tmp_path / "out", join=True, skip_bad=True)
+    with pytest.raises(DataError, match="was made without 1 bad images"):
+        shard(records, tmp_path / "out", join=True)
+    assert len(shard(records, tmp_path / "out", join=True, skip_bad=True)) == 23
