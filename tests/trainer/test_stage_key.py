@@ -44,7 +44,8 @@ def test_a_key_a_stage_in_the_order_of_the_run(keys: Any) -> None:
 
 
 SAME = ["stages.embedding.log_every=3", "stages.embedding.evaluate_every=5", "data.threads=7", "name=other",
-        "evaluate={Row: embedding}", "scoring.tta=flip", "scoring.batch=3", "data.synthetic={one: {domain: plaza}}"]
+        "evaluate={Row: embedding}", "scoring.tta=flip", "scoring.batch=3", "scoring.rerank=true",
+        "data.synthetic={one: {domain: plaza}}"]
 
 
 @pytest.mark.parametrize("override", SAME)
@@ -67,6 +68,7 @@ OTHER = {
     "model.nuisance.per=shared": {"autoencoder", *TARGET},
     "stages.embedding.data.P=2": {*FOUR},
     "stages.embedding.sync_batch_norm=false": {*FOUR},
+    "stages.embedding.ema=0.5": {*FOUR},
     "stages.autoencoder.optimizer.lr=0.5": {"autoencoder", *TARGET},
     "stages.target-nuisance.epochs=2": TARGET,
     "stages.target-nuisance.data.augment.flip=false": TARGET,
@@ -126,6 +128,13 @@ def test_weights_from_elsewhere_count_by_what_they_hold(keys: Any, tmp_path: Pat
     inits = [tmp_path / "export", tmp_path / "stage", tmp_path / "stage" / "export"]
     found = [keys("baseline", f"stages.embedding.init={init}") for init in inits]
     assert found[0] == found[1] == found[2] == first
+
+
+def test_what_came_later_leaves_the_keys_of_stages_without_it(root: Path, tmp_path: Path) -> None:
+    """Else a comparison that is gone on with after an update would train all its stages again."""
+    recipe = load("baseline", [], [small.settings(tmp_path, root / "labelled")])
+    stage = stage_key._depends(recipe, "embedding", {})["stage"]
+    assert "ema" not in stage and "window" not in stage["data"]
 
 
 def test_another_method_is_another_key(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
