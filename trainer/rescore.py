@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,12 +92,8 @@ def rescore(asked: Question, to: Path | None) -> None:
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
-        with tempfile.TemporaryDirectory(prefix="embae-") as temporary:
-            # Beside the models, which all ranks see, unless that may not be written to.
-            beside = asked.run / "cache"
-            may = os.access(beside if beside.exists() else asked.run, os.W_OK)
-            folder = Path(broadcast_object(str(beside) if may else temporary))  # where the first rank says
-            scores = {}
+        with meanwhile(asked.run) if world.first else nullcontext() as place:
+            folder, scores = Path(broadcast_object(str(place))), {}
             for row, export in asked.exports.items():
                 opened = Export.open(export)
                 scores[row] = evaluate(opened.restore().to(world.device), asked.index, opened.spec, asked.tta, world,
@@ -108,6 +106,18 @@ def rescore(asked: Question, to: Path | None) -> None:
         if to:
             write_scores(to, asked.index.name, asked.tta, scores, asked.rerank)
         print(score_table(asked.index.name, asked.tta, scores, asked.rerank))
+
+
+@contextmanager
+def meanwhile(run: Path) -> Iterator[Path]:
+    """Where embeddings lie: beside the models, which all ranks see, unless that may not be written to."""
+    beside = run / "cache"
+    if os.access(beside if beside.exists() else run, os.W_OK):
+        yield beside
+        return
+    store = os.environ.get("EMBAE_STORE")  # our launcher removes its folder, whatever becomes of the ranks
+    with tempfile.TemporaryDirectory(prefix="embae-", dir=Path(store).parent if store else None) as folder:
+        yield Path(folder)
 
 
 def _dataset(dataset: str | None, root: Path | Url | None, target: str | None) -> Index:
