@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from embae.datasets.batch import Batch
 from embae.datasets.keyed import generator
 from embae.trainer import losses
-from embae.trainer.objective import Objective, exact, sum_over_ranks
+from embae.trainer.distributed import sum_over_ranks
+from embae.trainer.objective import Objective, exact
 from embae.trainer.stage_schema import Loss
 
 TERM = "discriminator"

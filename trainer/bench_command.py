@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from embae.datasets.index_writer import write_whole
@@ -86,20 +85,16 @@ def open_plan(recipe: Recipe, name: str, most: bool = False) -> PKSampler | Shuf
     Raises:
         DataError: The data are missing, damaged or too few.
     """
-    from embae.trainer.preflight import open_stage
-    return open_stage(recipe, name, labels=lambda target: _made_up(recipe, name, target.count("train"), most))
-
-
-def _made_up(recipe: Recipe, name: str, images: int, most: bool) -> np.ndarray:
-    """As many clusters as the clustering is asked for."""
-    data = recipe.stages[name].data
-    clustering = recipe.stages[data.labels or ""].cluster
+    from embae.trainer.preflight import invented, open_stage
+    stage = recipe.stages[name]
+    data = stage.data
+    if not data.labels:
+        return open_stage(recipe, name)
+    clustering = recipe.stages[data.labels].cluster
     assert clustering is not None and data.P is not None and data.K is not None  # the schema's promise
     least = max(data.P.values()) if isinstance(data.P, dict) else data.P
-    # DBSCAN says how many there are only when it has found them.
     each = clustering.dbscan.min_samples if most and clustering.dbscan else 4 * data.K
-    clusters = clustering.kmeans.clusters if clustering.kmeans else max(least, images // each)
-    return np.arange(images) % clusters
+    return open_stage(recipe, name, labels=invented(recipe, stage, each, least))
 
 
 def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -128,13 +127,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_ranks(array: np.ndarray, device: torch.device) -> np.ndarray:
-    """The sum of every rank's array, on every rank; the array is overwritten."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return array
-    total = torch.from_numpy(array).to(device)
-    dist.all_reduce(total)
-    return total.cpu().numpy()
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of what every rank holds, on every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value := value.clone())
+    return value
 
 
 def broadcast_object(value: Any) -> Any:

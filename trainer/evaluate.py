@@ -18,6 +18,7 @@ from embae.datasets.augment import ImageSpec
 from embae.datasets.batch import Batch
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
+from embae.datasets.index_writer import write_whole
 from embae.datasets.loading import LoaderName
 from embae.datasets.progress import note
 from embae.datasets.records import ROLES
@@ -173,7 +174,7 @@ def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
     own = spread_over(world).own(len(embeddings))
     for rows in blocks(own.stop - own.start, 4096):
         broken += np.count_nonzero(~np.isfinite(embeddings[own][rows]).all(1))
-    if count := int(sum_over_ranks(broken, world.device)[0]):
+    if count := int(spread_over(world).add(broken)[0]):
         raise FloatingPointError(f"{index.name}: embeddings of {count} of {len(embeddings)} images are not finite; "
                                  "try a smaller optimizer.lr, or clip: 1.0")
 
@@ -181,13 +182,14 @@ def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
 def spread_over(world: World) -> Spread:
     """This rank's part in work on arrays, with its share of the machine's threads."""
     here = threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return Spread(world.rank, world.world_size, lambda array: sum_over_ranks(array, world.device), here)
+
+    def add(array: np.ndarray) -> np.ndarray:
+        return sum_over_ranks(torch.from_numpy(array).to(world.device)).cpu().numpy()
+
+    return Spread(world.rank, world.world_size, add, here)
 
 
 def write_embeddings(path: Path, query: np.ndarray, gallery: np.ndarray) -> None:
-    """Keeps raw embeddings, to a temporary name first."""
+    """Keeps raw embeddings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".partial")
-    with written.open("wb") as file:
-        np.savez(file, query=query, gallery=gallery)
-    os.replace(written, path)
+    write_whole(path, lambda file: np.savez(file, query=query, gallery=gallery))

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from embae.datasets.batch import Batch
 from embae.trainer import losses
 from embae.trainer.cameras import put_out, seen_by
-from embae.trainer.distributed import gather_rows
+from embae.trainer.distributed import gather_rows, sum_over_ranks
 from embae.trainer.parts import EmbAE, head_numbers
 from embae.trainer.stage_schema import Loss
 
@@ -164,10 +164,3 @@ def heads_of(model: EmbAE, batch: Batch) -> tuple[np.ndarray, list[int]]:
 def exact(values: Tensor) -> Tensor:
     """At least in single precision, for a loss under autocast."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of what every rank holds, on every rank."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value := value.clone())
-    return value

@@ -146,7 +146,7 @@ def check(recipe: Recipe, world_size: int) -> None:
             if not stage.loss:
                 view = open_view(recipe, name)
             else:
-                labels = _most_clusters(recipe, stage) if stage.data.labels else None
+                labels = invented(recipe, stage) if stage.data.labels else None
                 view = (sampler := open_stage(recipe, name, labels=labels)).view
                 wrong += _too_small(stage, name, sampler.batch, world_size)
         except DataError as error:
@@ -175,13 +175,20 @@ def check(recipe: Recipe, world_size: int) -> None:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # stages share mistakes
 
 
-def _most_clusters(recipe: Recipe, stage: Stage) -> Labels:
-    """Pseudo-labels that are not known yet: as many as there may be."""
+def invented(recipe: Recipe, stage: Stage, each: int = 1, fewest: int = 1) -> Labels:
+    """Pseudo-labels in place of those that are not known yet: of as many clusters as k-means is asked for.
+
+    Args:
+        recipe: Checked.
+        stage: One that reads by pseudo-labels.
+        each: Images of a cluster, where the clustering itself finds how many clusters there are.
+        fewest: How many there are then at least.
+    """
     kmeans = recipe.stages[stage.data.labels or ""].cluster.kmeans  # type: ignore[union-attr]  # the schema's promise
 
     def labels(target: Index) -> np.ndarray:
-        images = np.arange(target.count("train"))
-        return images % kmeans.clusters if kmeans else images
+        images = target.count("train")
+        return np.arange(images) % (kmeans.clusters if kmeans else max(fewest, images // each))
 
     return labels
 
