@@ -19,8 +19,8 @@ from embae.datasets.batch import Batch
 from embae.datasets.keyed import generator
 from embae.trainer import losses
 from embae.trainer.distributed import sum_over_ranks
+from embae.trainer.loss_keys import Loss
 from embae.trainer.objective import Objective, exact
-from embae.trainer.stage_schema import Loss
 
 TERM = "discriminator"
 

@@ -30,7 +30,7 @@ from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
 from embae.trainer.features import extract
 from embae.trainer.parts import EmbAE
-from embae.trainer.stage_schema import Calibrate
+from embae.trainer.pass_keys import Calibrate
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from embae.datasets.plain import read_json
 from embae.trainer.errors import ExportError
+from embae.trainer.keys import Positive, Strict, Whole, checked
 from embae.trainer.schema import Model
-from embae.trainer.stage_schema import PartName, Positive, Strict, Whole, checked
+from embae.trainer.stage_schema import PartName
 
 FORMAT = 1
 WEIGHTS, META = "model.safetensors", "model.json"

@@ -159,7 +159,7 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
         engines, buffers = owned(turns, keys), size_of(objective.buffers())
         averaged = size_of(value for key, value in model.named_buffers()
                            if keys.use(key.split(".")[0]) == "train" and value.is_floating_point())  # type: ignore[arg-type]
-    # What else a recipe refuses is in `stage_schema.py` and `schema.py`.
+    # What else a recipe refuses is in `schema.py` and what it imports.
     alone = keys.loss.adversarial or (recipe.model.nuisance.per != "shared" and keys.use("nuisance") == "train")
     zeros = [0] if alone else range(4)
     return Needs(

@@ -26,8 +26,9 @@ from embae.datasets.batch import Batch
 from embae.trainer import moments
 from embae.trainer.adversary import Adversary
 from embae.trainer.objective import Objective
+from embae.trainer.optimizer_keys import Optimizer
 from embae.trainer.phases import Phase, around
-from embae.trainer.stage_schema import Optimizer, Stage
+from embae.trainer.stage_schema import Stage
 
 # On CPU, DeepSpeed would compile an exchange through shared memory for minutes; gloo does without.
 __compatible_ops__["deepspeed_shm_comm"] = False

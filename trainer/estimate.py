@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from embae.datasets.batch import Batch
 from embae.trainer.adversary import Turn, others_of
 from embae.trainer.exchanges import Recorder, bytes_sent
-from embae.trainer.stage_schema import Optimizer, Stage
+from embae.trainer.optimizer_keys import Optimizer
+from embae.trainer.stage_schema import Stage
 
 EXACT, HALF = 4, 2  # bytes of a number in single precision and in bfloat16
 LOW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose gradients DeepSpeed exchanges in bfloat16 under autocast

@@ -15,8 +15,8 @@ from embae.datasets.batch import Batch
 from embae.trainer import losses
 from embae.trainer.cameras import put_out, seen_by
 from embae.trainer.distributed import gather_rows, sum_over_ranks
+from embae.trainer.loss_keys import Loss
 from embae.trainer.parts import EmbAE, head_numbers
-from embae.trainer.stage_schema import Loss
 
 
 class Objective(nn.Module):

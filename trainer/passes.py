@@ -20,11 +20,11 @@ from embae.trainer.evaluate import Reading, embedded
 from embae.trainer.initial import initial_model
 from embae.trainer.jaccard import jaccard_distances
 from embae.trainer.monitor import Monitor
+from embae.trainer.pass_keys import DBSCAN, Cluster, KMeans
 from embae.trainer.preflight import open_view
 from embae.trainer.schema import Recipe
 from embae.trainer.stage import spec_of
 from embae.trainer.stage_folder import Done, finish
-from embae.trainer.stage_schema import DBSCAN, Cluster, KMeans
 
 
 def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from embae.trainer.stage_schema import Schedule
+from embae.trainer.optimizer_keys import Schedule
 
 
 def steps(epochs: float, images: int, batch: int) -> int:

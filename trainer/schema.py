@@ -1,4 +1,7 @@
-"""What a recipe may say: every key, its type, its default and what must hold between keys; stages: `stage_schema.py`.
+"""What a recipe may say: every key, its type, its default and what must hold between keys.
+
+Stages are in `stage_schema.py`, and what these hold in `data_keys.py`, `loss_keys.py`, `pass_keys.py` and
+`optimizer_keys.py`.
 
 Imports neither torch, DALI nor DeepSpeed, so that a login node checks a job in a moment.
 """
@@ -13,7 +16,8 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, mod
 
 from embae.datasets.cache import Cache
 from embae.datasets.remote import Url, location
-from embae.trainer.stage_schema import PARTS, Count, Name, Positive, Stage, Strict, Whole, checked
+from embae.trainer.keys import Count, Name, Positive, Strict, Whole, checked
+from embae.trainer.stage_schema import PARTS, Stage
 
 TTA = Literal["none", "flip", "ten-crop"]
 # Values of init, and what lies beside the stages in a run folder.

@@ -23,7 +23,7 @@ from embae.trainer.distributed import World
 from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
 from embae.trainer.parts import EmbAE
-from embae.trainer.stage_schema import Calibrate
+from embae.trainer.pass_keys import Calibrate
 
 SPEC, BATCH = ImageSpec(*SIZE), 16
 CAMERAS = [("target", 0), ("target", 1), ("target", 2)]

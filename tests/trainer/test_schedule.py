@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from embae.trainer.optimizer_keys import Schedule
 from embae.trainer.schedule import learning_rate, steps
-from embae.trainer.stage_schema import Schedule
 
 PAPER = Schedule(constant=100, decay=300, final=3e-7)
 

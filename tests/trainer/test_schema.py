@@ -13,9 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from embae.trainer.errors import RecipeError
+from embae.trainer.optimizer_keys import OWNED, DeepSpeed, Optimizer, Schedule
 from embae.trainer.recipe import check, load
 from embae.trainer.schema import Recipe
-from embae.trainer.stage_schema import OWNED, DeepSpeed, Optimizer, Schedule
 
 CONTRACT = """
 # EmbAE-cam: one nuisance head per camera. Table 1 and 2, last row.

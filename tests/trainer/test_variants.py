@@ -236,9 +236,9 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     from embae.datasets.plan import by_content
     from embae.trainer.evaluate import Reading, embedded
     from embae.trainer.features import cached_features
+    from embae.trainer.pass_keys import Cluster, KMeans
     from embae.trainer.passes import cluster
     from embae.trainer.stage import spec_of
-    from embae.trainer.stage_schema import Cluster, KMeans
 
     root, found = shared_shards(world, folder), {}
     for labels in ("labelled", "nulled"):

@@ -1,0 +1,53 @@
+"""Stages that train nothing: `Stage.calibrate` and `Stage.cluster` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from embae.trainer.keys import Count, Fraction, Strict, checked
+
+
+class Calibrate(Strict):
+    """Statistics of the target's images put into the model; nothing is trained."""
+
+    what: Literal["batch-norm", "features", "embedding"]
+    """Batch norms of the whole network; mean and deviation of the features; mean of the embeddings."""
+    per: Literal["dataset", "camera"] = "camera"
+
+    @model_validator(mode="after")
+    def _camera(self) -> Calibrate:
+        wrong = self.per == "dataset" and self.what != "batch-norm"
+        return checked(self, [f"per: {self.what} is calibrated by camera; dataset goes with batch-norm"] * wrong)
+
+
+class KMeans(Strict):
+    """k-means; images stay whose features are near the centre of their cluster (Fan et al. 2017)."""
+
+    clusters: Count
+    similarity: Fraction = 0.85
+    """Cosine that an image must exceed to stay."""
+    smallest: Count = 2
+    """Clusters with fewer images left are left out."""
+
+
+class DBSCAN(Strict):
+    """DBSCAN on k-reciprocal Jaccard distances (Zhong et al. 2017)."""
+
+    eps: Fraction = 0.6
+    min_samples: Count = 4
+    k1: Count = 30
+    k2: Count = 6
+
+
+class Cluster(Strict):
+    """Pseudo-labels for the target's images, from clusters of their embeddings."""
+
+    kmeans: KMeans | None = None
+    dbscan: DBSCAN | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Cluster:
+        one = (self.kmeans is None) != (self.dbscan is None)
+        return checked(self, [] if one else ["give one of kmeans, dbscan"])
