@@ -10,60 +10,54 @@ unit vectors, without mixing in the original distance. With s_ij the cosine simi
     V'_i      mean of V_j over the j of N(i, k2)
     d_ij      1 − m / (2 − m) with m = Σ_k min(V'_ik, V'_jk)
 
-k counts the image itself, as in their code: k1 = 30 is 29 others (Zhong et al.: 30), the half is 16 with itself.
+k counts the image itself, as in their code: k1 = 30 is 29 others (Zhong et al.: 30), the half is 16 with itself. Only
+for k2 above k1 is theirs another: it averages no more than the k1 images that it has looked for.
 
 V' has some hundred numbers a row, and only images that share a column have a distance below 1: memory grows with the
 number of images, not with its square, and nothing here is N × N but the pairs of the result. The exception is a
 collapse: if thousands of images are one point, these are all near each other.
+
+Ranks share what takes time: the search for neighbours, N² F products, the similarities, and the rows of d. Each holds
+the features in float64 (1 GB for 100,000 images of 1280 numbers), N, V and V', and in the end all of the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 from scipy import sparse
 
 from embae.trainer.fixed_point import blocks, check_finite, fixed_point
+from embae.trainer.nearest import nearest, similarities
 from embae.trainer.spread import Spread
 
-# Numbers held at a time by the blocks: of similarities (16 MiB a thread), and of sums and their terms.
-_SIMILARITIES, _SUMS, _TERMS = 2**21, 2**20, 2**21
-# Rows at a time of sparse products, and of images whose neighbours are looked for.
+# Numbers held at a time by the blocks: of sums and their terms.
+_SUMS, _TERMS = 2**20, 2**21
+# Rows at a time of sparse products.
 _ROWS = 4096
-# Among how many at a time; few at first, of which all are sorted.
-_FIRST, _COLUMNS = 4096, 2**14
-_NONE = 2**62
 # Pairs in a result: 4 GiB.
 _MOST = 2**29
 
 
-class Vectors(Protocol):
-    """Rows of `(N, F)`, an array each time; an array is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
-
-
 def jaccard_distances(
-    features: np.ndarray, *, k1: int = 30, k2: int = 6, farthest: float = 1.0
+    features: np.ndarray, *, k1: int = 30, k2: int = 6, farthest: float = 1.0, spread: Spread | None = None
 ) -> sparse.csr_matrix:
     """Jaccard distances of all images.
 
-    The same bit for bit in any number of threads: similarities are exact sums, and ties go to the lower index.
+    The same bit for bit on any number of ranks and threads: similarities are exact sums, and ties go to the lower
+    index.
 
     Args:
-        features: `(N, F)`, divided by their length here; a zero vector stays zero.
+        features: `(N, F)`, divided by their length here; a zero vector stays zero. May be memory-mapped.
         k1: Nearest images, itself included, in which reciprocal neighbours are looked for; N where that is less.
         k2: Nearest images, itself included, whose rows are averaged; 1 for no averaging.
         farthest: Pairs farther apart are left out. DBSCAN needs none beyond its eps, and most pairs are beyond.
+        spread: The ranks, each with the same arguments; by default this process alone.
 
     Returns:
-        `(N, N)` float32, symmetric, sorted indices. It holds the pairs with a distance below 1 and up to `farthest`,
-        zeros included, and a diagonal of zeros. Without `farthest` a pair it doesn't hold has distance 1.
+        On every rank, `(N, N)` float32, symmetric, sorted indices. It holds the pairs with a distance below 1 and up to
+        `farthest`, zeros included, and a diagonal of zeros. Without `farthest` a pair it doesn't hold has distance 1.
 
     Raises:
         ValueError: Features are no finite matrix with at least one row, k1 or k2 is less than 1, or the pairs take more
@@ -74,86 +68,14 @@ def jaccard_distances(
     if features.ndim != 2 or not features.size:
         raise ValueError(f"features must be (N, F), not of shape {features.shape}")
     check_finite(features, "the features of image {} are")
-    x = fixed_point(features)
-    near, _ = nearest(x, max(k1, k2))
+    x, spread = fixed_point(features), spread or Spread()
+    near, _ = nearest(x, max(k1, k2), spread=spread)
     neighbours = expanded(reciprocal(near, k1), reciprocal(near, round(k1 / 2) + 1))
-    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours) - 2))
+    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, spread) - 2))
     del x, neighbours
     if k2 > 1:
         weights = averaged(near, k2, weights)
-    return _distances(weights, farthest)
-
-
-def nearest(
-    x: Vectors, k: int, *, step: float = 2.0**-28, spread: Spread | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest images of each, by an exact search of blocks.
-
-    Args:
-        x: `(N, F)`, or what gives rows of it; of `fixed_point`.
-        k: How many, itself included.
-        step: What squared distances, 2 − 2s, are rounded to; the default is far below what float32 features tell apart.
-        spread: The ranks, which search for a share of the images each; it does not change the result.
-
-    Returns:
-        `(N, min(k, N))` int32, itself, then by distance, then by index; and `(N,)`, the squared distance to the image
-        farthest away, not rounded.
-    """
-    spread, count = spread or Spread(), len(x)
-    found, farthest = np.zeros((count, min(k, count)), dtype=np.int32), np.zeros(count)
-    own = spread.own(count)
-    with ThreadPoolExecutor(spread.threads) as pool:
-        for some in blocks(own.stop - own.start, _ROWS):
-            rows = slice(own.start + some.start, own.start + some.stop)
-            keys, farthest[rows] = _search(x, rows, found.shape[1], step, pool)
-            found[rows] = keys & (2**32 - 1)
-    return spread.add(found), spread.add(farthest)
-
-
-def _search(x: Vectors, rows: slice, k: int, step: float, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in steps and index in one integer, the k smallest of each row; and the largest squared distances."""
-    mine = x[rows] * (-2 / step)
-    keys, most = np.full((len(mine), k), _NONE), np.full(len(mine), -np.inf)
-    start = 0
-    while start < len(x):
-        stop = start + (_COLUMNS if start else _FIRST)
-        others = x[start:stop]
-        _look(mine, others, rows.start, start, keys, most, pool)
-        start = stop
-    return keys, 2 + most * step
-
-
-def _look(
-    mine: np.ndarray, others: np.ndarray, row: int, column: int, keys: np.ndarray, most: np.ndarray,
-    pool: ThreadPoolExecutor
-) -> None:
-    """Takes some more images, of which the first is number `column`, into what `_search` returns."""
-
-    def look(some: slice) -> None:
-        steps = mine[some] @ others.T
-        np.maximum(most[some], steps.max(axis=1), out=most[some])
-        own = np.arange(max(row + some.start, column), min(row + some.stop, column + len(others)))
-        steps[own - row - some.start, own - column] = -(2.0**30)  # itself: before all others, 2^29 is the largest
-        keys[some] = _merged(keys[some], steps, column)
-
-    list(pool.map(look, blocks(len(mine), _SIMILARITIES // len(others))))
-
-
-def _merged(keys: np.ndarray, steps: np.ndarray, column: int) -> np.ndarray:
-    """The k smallest of each row's keys `(n, k)` and those of images from `column` on, `(n, m)` away."""
-    count, k = keys.shape
-    if keys[0, -1] == _NONE:
-        fresh = np.rint(steps).astype(np.int64) << 32 | np.arange(column, column + steps.shape[1])
-        every = np.concatenate([keys, fresh], axis=1)
-        every.partition(k - 1, axis=1)
-        return np.sort(every[:, :k], axis=1)
-    # Few are nearer than the last of those found, and one as near comes after it: its index is larger.
-    rows, columns = np.nonzero(steps <= ((keys[:, -1] >> 32) - 0.5)[:, None])
-    fresh = np.rint(steps[rows, columns]).astype(np.int64) << 32 | (column + columns)
-    merged, of = np.concatenate([keys.ravel(), fresh]), np.concatenate([np.repeat(np.arange(count), k), rows])
-    order = np.lexsort((merged, of))
-    starts = np.arange(count) * k + np.searchsorted(rows, np.arange(count))
-    return merged[order][starts[:, None] + np.arange(k)]
+    return _distances(weights, farthest, spread)
 
 
 def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matrix:
@@ -193,24 +115,6 @@ def expanded(close: sparse.csr_matrix, half: sparse.csr_matrix) -> sparse.csr_ma
     return whole
 
 
-def similarities(x: Vectors, neighbours: sparse.csr_matrix, spread: Spread | None = None) -> np.ndarray:
-    """Cosine similarity of each image and each of its neighbours, in the order of `neighbours.indices`; by ranks."""
-    spread = spread or Spread()
-    columns, indptr = neighbours.indices, neighbours.indptr
-    found, own = np.zeros(len(columns)), spread.own(len(x))
-
-    def measure(some: slice) -> None:
-        rows = slice(own.start + some.start, own.start + some.stop)
-        entries = slice(indptr[rows.start], indptr[rows.stop])
-        others, which = np.unique(columns[entries], return_inverse=True)
-        row = np.repeat(np.arange(some.stop - some.start), np.diff(indptr[rows.start : rows.stop + 1]))
-        found[entries] = (x[rows] @ x[others].T)[row, which]
-
-    with ThreadPoolExecutor(spread.threads) as pool:
-        list(pool.map(measure, blocks(own.stop - own.start, 16)))  # which share many neighbours, if any at all
-    return spread.add(found)
-
-
 def normalised(neighbours: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr_matrix:
     """V: weights of the neighbours, each row's sum 1."""
     indptr = neighbours.indptr
@@ -218,15 +122,44 @@ def normalised(neighbours: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr
     return sparse.csr_matrix((weights, neighbours.indices, indptr), shape=neighbours.shape)
 
 
-def _distances(weights: sparse.csr_matrix, farthest: float) -> sparse.csr_matrix:
-    """d from V' (rows with sorted indices, none empty), block by block."""
-    count = weights.shape[0]
-    by_column = weights.tocsc()
+def _distances(weights: sparse.csr_matrix, farthest: float, spread: Spread) -> sparse.csr_matrix:
+    """d from V' (rows with sorted indices, none empty), each rank a share of its rows."""
+    count, own = weights.shape[0], spread.own(weights.shape[0])
+    columns, values, pairs = [], [], np.zeros(count, dtype=np.int64)
+    for rows, place, distance in _near(weights, own, farthest):
+        columns.append((place % count).astype(np.int32))
+        values.append(distance)
+        pairs[rows] = np.bincount(place // count, minlength=rows.stop - rows.start)
+        if pairs.sum() > _MOST:  # too many already; the other ranks have to know
+            break
+    pairs = spread.add(pairs)
+    if (total := int(pairs.sum())) > _MOST:
+        raise ValueError(
+            f"{count:,} images have {total:,} near pairs or more, too many to hold: have the features collapsed? If "
+            "not, give a smaller `farthest`"
+        )
+    indptr = np.concatenate([[0], np.cumsum(pairs)])
+
+    def together(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+        whole = np.zeros(total, dtype)
+        np.concatenate(parts or [whole[:0]], out=whole[indptr[own.start] : indptr[own.stop]])
+        parts.clear()  # one after the other, so that only one of them is held twice
+        return spread.add(whole)
+
+    found = sparse.csr_matrix((together(values, np.float32), together(columns, np.int32), indptr), shape=weights.shape)
+    found.has_sorted_indices = True
+    return found
+
+
+def _near(
+    weights: sparse.csr_matrix, own: slice, farthest: float
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Rows of d, block by block: which, and of each pair that is near its place in the block's `(n, N)` and d."""
+    count, by_column = weights.shape[0], weights.tocsc()
     degree = np.diff(by_column.indptr).astype(np.int64)
     terms = np.add.reduceat(degree[weights.indices], weights.indptr[:-1])
-    columns, values, found = [], [], [np.zeros(1, dtype=np.int64)]
-    pairs = 0
-    for rows in balanced(terms, max(1, _SUMS // count)):
+    for some in balanced(terms[own], max(1, _SUMS // count)):
+        rows = slice(own.start + some.start, own.start + some.stop)
         sums = shared(weights[rows], by_column, degree)
         place = np.flatnonzero(sums)
         sums = sums[place]
@@ -235,25 +168,7 @@ def _distances(weights: sparse.csr_matrix, farthest: float) -> sparse.csr_matrix
         diagonal = np.arange(rows.stop - rows.start) * (count + 1) + rows.start
         distance[np.searchsorted(place, diagonal)] = 0
         near = (distance < 1) & (distance <= farthest)
-        place, distance = place[near], distance[near]
-        ends = np.searchsorted(place, np.arange(1, rows.stop - rows.start + 1) * count)
-        columns.append((place % count).astype(np.int32))
-        values.append(distance)
-        found.append(pairs + ends)
-        pairs += len(place)
-        if pairs > _MOST:
-            raise ValueError(
-                f"{rows.stop:,} of {count:,} images have {pairs:,} near pairs, too many to hold: have the features "
-                "collapsed? If not, give a smaller `farthest`"
-            )
-    # One after the other, so that only one of them is held twice.
-    indices = np.concatenate(columns)
-    columns.clear()
-    data = np.concatenate(values)
-    values.clear()
-    whole = sparse.csr_matrix((data, indices, np.concatenate(found)), shape=weights.shape)
-    whole.has_sorted_indices = True
-    return whole
+        yield rows, place[near], distance[near]
 
 
 def shared(rows: sparse.csr_matrix, by_column: sparse.csc_matrix, degree: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ from __future__ import annotations
 import numpy as np
 
 from embae.trainer.fixed_point import fixed_point
-from embae.trainer.jaccard import averaged, balanced, expanded, nearest, normalised, reciprocal, shared, similarities
+from embae.trainer.jaccard import averaged, balanced, expanded, normalised, reciprocal, shared
+from embae.trainer.nearest import nearest, similarities
 from embae.trainer.ranking import STEP, Block, Part, check_embeddings, rank_parts, squared_distances
 from embae.trainer.scores import Labels, PerQuery
 from embae.trainer.spread import Spread

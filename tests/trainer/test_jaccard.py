@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from dense_jaccard import compute_jaccard_distance
+from ranks import on_ranks
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from embae.trainer import jaccard
+from embae.trainer import jaccard, nearest
+from embae.trainer.distributed import World
+from embae.trainer.evaluate import spread_over
 from embae.trainer.jaccard import jaccard_distances
 
 
@@ -99,6 +108,18 @@ def test_it_is_k_reciprocal_encoding(case: str) -> None:
     np.testing.assert_allclose(dense(found), literally(features, k1, k2), atol=2e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("k1", "k2"), [(30, 6), (20, 6), (30, 1), (7, 3), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("count", "dim", "each"), [(60, 8, 6), (150, 32, 15), (40, 128, 3)])
+def test_it_is_what_spcl_and_cluster_contrast_compute(
+    seed: int, k1: int, k2: int, count: int, dim: int, each: int
+) -> None:
+    features = people(seed, count, dim, each)
+    found = dense(jaccard_distances(features, k1=k1, k2=k2))
+    np.testing.assert_allclose(found, compute_jaccard_distance(features, k1, k2), atol=2e-7)
+    assert k1 < 7 or 0.01 < (found < 0.6).mean() < 0.99
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_sparse_and_symmetric(case: str) -> None:
     features, k1, k2 = CASES[case]
@@ -133,12 +154,46 @@ def test_blocks_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     features = people(0, 300, 16)
     whole = jaccard_distances(features, k1=20)
     for sizes in ((1, 1, 1, 1, 100, 150), (300 * 7, 300 * 11, 500, 13, 25, 27), (19200, 19200, 2**20, 128, 9, 300)):
-        names = ("_SIMILARITIES", "_SUMS", "_TERMS", "_ROWS", "_FIRST", "_COLUMNS")
-        for name, size in zip(names, sizes, strict=True):
-            monkeypatch.setattr(jaccard, name, size)
+        similarities, sums, terms, rows, first, columns = sizes
+        for module, values in (
+            (nearest, {"_SIMILARITIES": similarities, "_ROWS": rows, "_FIRST": first, "_COLUMNS": columns}),
+            (jaccard, {"_SUMS": sums, "_TERMS": terms, "_ROWS": rows}),
+        ):
+            for name, size in values.items():
+                monkeypatch.setattr(module, name, size)
         parts = jaccard_distances(features, k1=20)
         for one in ("data", "indices", "indptr"):
             assert np.array_equal(getattr(parts, one), getattr(whole, one))
+
+
+@on_ranks(1, 2, 3)
+def by_ranks(world: World, folder: Path) -> dict[str, Any]:
+    """Distances of some cases, and what each rank says of too many pairs of the last images."""
+    found: dict[str, Any] = {}
+    for case in ("many", "duplicates", "ties", "two images", "one image"):
+        features, k1, k2 = CASES[case]
+        distances = jaccard_distances(features, k1=k1, k2=k2, farthest=0.8, spread=spread_over(world))
+        found[case] = [torch.from_numpy(getattr(distances, name)) for name in ("data", "indices", "indptr")]
+    collapsed = np.concatenate([np.eye(200, dtype=np.float32), np.ones((60, 200), np.float32)])
+    jaccard._MOST = 1000
+    try:
+        jaccard_distances(collapsed, spread=spread_over(world))
+    except ValueError as error:
+        found["said"] = str(error)
+    finally:
+        jaccard._MOST = 2**29
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_change_no_bit_and_fail_together(computed: Callable[..., Any], world_size: int) -> None:
+    one = computed(by_ranks, 1)[0]
+    for found in computed(by_ranks, world_size):
+        assert found.keys() == one.keys()
+        assert "260 images have" in found["said"]
+        for case in one.keys() - {"said"}:
+            for ours, wanted in zip(found[case], one[case], strict=True):
+                assert ours.dtype == wanted.dtype and torch.equal(ours, wanted)
 
 
 def test_length_and_order_of_images_do_not_matter() -> None:

@@ -10,7 +10,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from embae.trainer import jaccard, ranking
+from embae.trainer import jaccard, nearest, ranking
 from embae.trainer.ranking import rank_distances
 from embae.trainer.rerank import rank_again, reranked_distances
 from embae.trainer.scores import Labels, PerQuery
@@ -127,8 +127,9 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
     g[50:80] = g[10]  # ties
     known = labels(0, 30), labels(1, 200, junk=0.1)
     wanted = rank_again(q, g, *known)
-    sizes = {"_SIMILARITIES": 300, "_SUMS": 500, "_TERMS": 700, "_ROWS": 17, "_FIRST": 13, "_COLUMNS": 31}
-    for name, size in sizes.items():
+    for name, size in {"_SIMILARITIES": 300, "_ROWS": 17, "_FIRST": 13, "_COLUMNS": 31}.items():
+        monkeypatch.setattr(nearest, name, size)
+    for name, size in {"_SUMS": 500, "_TERMS": 700, "_ROWS": 17}.items():
         monkeypatch.setattr(jaccard, name, size)
     monkeypatch.setattr(ranking, "_MATCHED", 5)
     for chunk, part in ((1, 7), (13, 100), (None, 33)):
