@@ -1,20 +1,26 @@
-"""Clustering of the features of a target, Market-1501's training set by default.
+"""Clustering of the features of a target, Market-1501's training set by default; their extraction is not in it.
 
-    python tests/benchmarks/bench_clustering.py [--images 13000] [--features 1280] [--clusters 700] [--only jaccard]
+    python tests/benchmarks/bench_clustering.py [--images 13000] [--features 1280] [--clusters 700] [--ranks 1 2]
+        [--only kmeans|jaccard|dense]
 
 The features are made: people of 18 images on average, each one random direction with noise of twice its length, all
-around one common direction as the features of a backbone are. k-means with PUL's selection (cosine > 0.5 here); the
-Jaccard distance and DBSCAN on it. Seconds of a single run, and peak memory (resident) of a fresh process that does only
-that, features included. Set OMP_NUM_THREADS for one core.
+around one common direction as the features of a backbone are. k-means with PUL's selection (cosine > 0.5 here), of
+the first rank; the Jaccard distance, which ranks share, and DBSCAN on it; up to 13,000 images the Jaccard distance as
+SpCL and Cluster Contrast compute it, in N × N matrices (the search by matmul in place of faiss). Seconds of a single
+run, and the largest rank's peak memory (resident), features and libraries included, of fresh processes that do only
+that. Ranks share the cores; set OMP_NUM_THREADS for one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +28,8 @@ from embae.trainer.clustering import dbscan, kmeans, near_centres
 from embae.trainer.jaccard import jaccard_distances
 
 PER_PERSON = 18
+# Above it the matrices of the dense form take more than 3 GB.
+DENSE = 13_000
 
 
 def made(images: int, dimensions: int) -> np.ndarray:
@@ -35,8 +43,9 @@ def made(images: int, dimensions: int) -> np.ndarray:
     return x
 
 
-def peak() -> str:
-    return f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"  # Linux counts in KiB
+def peak() -> float:
+    """GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def said(labels: np.ndarray) -> str:
@@ -48,38 +57,79 @@ def time_kmeans(x: np.ndarray, clusters: int) -> None:
     labels, centres = kmeans(x, clusters, seed=0)
     found = time.perf_counter()
     chosen = near_centres(x, labels, centres, similarity=0.5)
-    print(f"k-means, K = {clusters}: {found - began:.1f} s, {peak()}")
+    print(f"k-means, K = {clusters}: {found - began:.1f} s, peak {peak():.2f} GiB")
     print(f"  near centres: {time.perf_counter() - found:.2f} s, {said(chosen)}")
 
 
 def time_jaccard(x: np.ndarray) -> None:
+    """One rank's part; the first one tells."""
+    from embae.trainer.distributed import gather_objects, join, leave, on_first_rank
+    from embae.trainer.evaluate import spread_over
+
+    world = join()
+    gather_objects(None)  # all have come
     began = time.perf_counter()
-    distances = jaccard_distances(x)
+    distances = jaccard_distances(x, farthest=0.6, spread=spread_over(world))
     seconds = time.perf_counter() - began
-    print(f"Jaccard distances: {seconds:.1f} s, {peak()}, {distances.nnz / len(x):,.0f} pairs an image")
+    peaks = gather_objects(peak())
+
+    def tell() -> None:
+        print(f"Jaccard distances, {world.world_size} ranks of {spread_over(world).threads} threads: {seconds:.1f} s, "
+              f"peak {max(peaks):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an image up to 0.6")
+        import sklearn.cluster  # noqa: F401  # takes a second
+        began = time.perf_counter()
+        labels = dbscan(distances, eps=0.6, min_samples=4)
+        print(f"  DBSCAN: {time.perf_counter() - began:.2f} s, peak {peak():.2f} GiB, {said(labels)}")
+
+    on_first_rank(world, tell)
+    leave()
+
+
+def time_dense(x: np.ndarray) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
+    from dense_jaccard import compute_jaccard_distance
+
     began = time.perf_counter()
-    labels = dbscan(distances, eps=0.6, min_samples=4)
-    print(f"  DBSCAN: {time.perf_counter() - began:.1f} s, {peak()}, {said(labels)}")
+    compute_jaccard_distance(x, 30, 6, np.float32)
+    print(f"Jaccard distances in N × N matrices: {time.perf_counter() - began:.1f} s, peak {peak():.2f} GiB")
+
+
+def launch(only: str, ranks: int) -> None:
+    """Measures and prints in processes of its own."""
+    with tempfile.TemporaryDirectory() as store:
+        common = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                  "EMBAE_STORE": f"{store}/store"}
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", only, "--started"]
+        workers = [subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                   for rank in range(ranks)]
+        if any([worker.wait() for worker in workers]):
+            sys.exit(1)
 
 
 def main() -> None:
-    """Measures and prints, each in a process of its own."""
+    """Each measurement after the other."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--images", type=int, default=13_000)
     options.add_argument("--features", type=int, default=1280)
     options.add_argument("--clusters", type=int, default=700)
-    options.add_argument("--only", choices=["kmeans", "jaccard"])
+    options.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--only", choices=["kmeans", "jaccard", "dense"])
+    options.add_argument("--started", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
-    if given.only is None:
+    if not given.started:
         print(f"{given.images:,} images, {given.features} features", flush=True)
-        for only in ("kmeans", "jaccard"):
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", only], check=True)
+        for only in [given.only] if given.only else ["kmeans", "jaccard", "dense"]:
+            if only != "dense" or given.images <= DENSE:
+                for ranks in given.ranks if only == "jaccard" else [1]:
+                    launch(only, ranks)
         return
     x = made(given.images, given.features)
     if given.only == "kmeans":
         time_kmeans(x, given.clusters)
-    else:
+    elif given.only == "jaccard":
         time_jaccard(x)
+    else:
+        time_dense(x)
 
 
 if __name__ == "__main__":
