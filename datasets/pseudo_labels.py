@@ -128,13 +128,43 @@ class RelabelledView(View):
         return super().fingerprints()[self._places(np.arange(len(self)))]
 
 
-def agreement(labels: np.ndarray, pid: Sequence[int] | np.ndarray) -> float:
-    """For the record: the share of labelled images whose pseudo-label's commonest identity is theirs (purity)."""
-    kept, truth = labels[labels >= 0], np.unique(np.asarray(pid)[labels >= 0], return_inverse=True)[1]
-    if not len(kept):
-        return float("nan")
-    # Clusters × identities would be more than a large dataset's memory: only the pairs that there are.
-    (cluster, _), counts = np.unique(np.stack([kept, truth]), axis=1, return_counts=True)
-    commonest = np.zeros(kept.max() + 1, np.int64)
-    np.maximum.at(commonest, cluster, counts)
-    return float(commonest.sum() / len(kept))
+def agreement(labels: np.ndarray, pid: np.ndarray, camid: np.ndarray) -> dict[str, float]:
+    """For the record: how pseudo-labels agree with identities.
+
+    Args:
+        labels: `(N,)`, −1 for an image that is left out.
+        pid: `(N,)`, who is on it.
+        camid: `(N,)`, its camera.
+
+    Returns:
+        ``purity``, the share of labelled images whose pseudo-label's commonest identity is theirs; a cluster of one
+        image is pure. ``precision``, of the pairs of images with one pseudo-label the share that is of one identity;
+        ``recall``, of the pairs of one identity, images left out included, the share with one pseudo-label;
+        ``cross_precision`` and ``cross_recall``, the same of pairs on two cameras. What has nothing to be a share of is
+        left out.
+    """
+    pid = np.unique(pid, return_inverse=True)[1]
+    kept = labels >= 0
+    label, truth, camera = labels[kept], pid[kept], camid[kept]
+    cluster, counts = _counts(label, truth)
+    commonest = np.zeros(label.max(initial=-1) + 1, np.int64)
+    np.maximum.at(commonest, cluster[0], counts)
+    shares = {"purity": (int(commonest.sum()), len(label))}
+    both, labelled, same = _pairs(label, truth), _pairs(label), _pairs(pid)
+    shares |= {"precision": (both, labelled), "recall": (both, same)}
+    both -= _pairs(label, truth, camera)
+    labelled, same = labelled - _pairs(label, camera), same - _pairs(pid, camid)
+    shares |= {"cross_precision": (both, labelled), "cross_recall": (both, same)}
+    return {name: some / whole for name, (some, whole) in shares.items() if whole}
+
+
+def _counts(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which combinations there are, and of how many images: a table of all that there could be would not fit."""
+    found, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
+    return found, counts
+
+
+def _pairs(*columns: np.ndarray) -> int:
+    """Pairs of images that are equal in all columns."""
+    counts = _counts(*columns)[1]
+    return int((counts * (counts - 1) // 2).sum())

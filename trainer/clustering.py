@@ -120,6 +120,13 @@ def dbscan(distances: sparse.csr_matrix, *, eps: float, min_samples: int) -> np.
     return found.labels_.astype(np.int64)
 
 
+def with_outliers(labels: np.ndarray) -> np.ndarray:
+    """Every outlier, −1, as a cluster of its own, numbered after the others in the order of the images; `(N,)`."""
+    found, alone = labels.copy(), labels < 0
+    found[alone] = labels.max(initial=-1) + 1 + np.arange(alone.sum())
+    return found
+
+
 def _matrix(features: np.ndarray) -> np.ndarray:
     """`(N, F)` float32."""
     x = np.ascontiguousarray(features, dtype=np.float32)

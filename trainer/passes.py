@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from scipy import sparse
 
 from embae.datasets.plan import by_content
 from embae.datasets.pseudo_labels import agreement, write_labels
 from embae.datasets.view import View
 from embae.trainer import export
 from embae.trainer.calibration import calibrate
-from embae.trainer.clustering import dbscan, kmeans, near_centres
+from embae.trainer.clustering import dbscan, kmeans, near_centres, with_outliers
 from embae.trainer.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.errors import RunError
-from embae.trainer.evaluate import Reading, embedded
+from embae.trainer.evaluate import Reading, embedded, spread_over
 from embae.trainer.initial import initial_model
 from embae.trainer.jaccard import jaccard_distances
 from embae.trainer.monitor import Monitor
@@ -47,11 +50,10 @@ def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monito
         labels = None
     else:
         assert keys.cluster is not None
-        clustering, order = keys.cluster, by_content(view)  # the index's order knows pids, and rounding would tell
-        found = np.empty((len(view), model.z), np.float32)
+        # The index's order knows pids. Rounding would tell it, and so would where k-means begins and how ties end.
+        order, labels = by_content(view), np.empty(len(view), np.int64)
         with embedded(model, view, spec, "none", world, reading, run / "cache", rows=order) as embeddings:
-            found[order] = embeddings
-        labels = broadcast_object(on_first_rank(world, lambda: cluster(found, clustering, view, recipe.seed)))
+            labels[order] = cluster(embeddings, keys.cluster, view.names[0], recipe.seed, world)
         _report(labels, view, name, monitor)
     if world.first:
         took = Done(0, len(view), (time.perf_counter() - began) * world.world_size)
@@ -64,28 +66,43 @@ def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monito
     dist.barrier()
 
 
-def cluster(embeddings: np.ndarray, keys: Cluster, view: View, seed: int) -> np.ndarray:
-    """A pseudo-label for each image of a view, contiguous from 0, −1 for what is left out: `(N,)`.
+def cluster(embeddings: np.ndarray, keys: Cluster, dataset: str, seed: int, world: World) -> np.ndarray:
+    """A pseudo-label for each image, contiguous from 0, −1 for what is left out: `(N,)` int64.
+
+    Ranks share Jaccard distances; k-means, and DBSCAN on what is near, are the first rank's. The same bit for bit on
+    any number of them.
 
     Args:
-        embeddings: `(N, Z)`.
+        embeddings: `(N, Z)`, in an order that knows nothing of labels; may be memory-mapped.
         keys: The algorithm.
-        view: The images.
+        dataset: Whose images they are.
         seed: The run's.
+        world: This rank; all have the same arguments.
 
     Raises:
         RunError: There are fewer images than clusters asked for, or the embeddings have collapsed.
     """
-    # By content: the index's order knows pids, and would decide where k-means begins.
-    order = by_content(view)
-    ordered = embeddings[order]
+    distances = None
+    if keys.dbscan:
+        k1, k2, eps = keys.dbscan.k1, keys.dbscan.k2, keys.dbscan.eps
+        with _told(dataset):
+            distances = jaccard_distances(embeddings, k1=k1, k2=k2, farthest=eps, spread=spread_over(world))
+
+    def find() -> np.ndarray:
+        with _told(dataset):
+            if keys.kmeans:
+                return _kmeans(embeddings, keys.kmeans, seed)
+            return _dbscan(distances, keys.dbscan or DBSCAN())
+
+    return broadcast_object(on_first_rank(world, find))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _told(dataset: str) -> Iterator[None]:
     try:
-        found = _kmeans(ordered, keys.kmeans, seed) if keys.kmeans else _dbscan(ordered, keys.dbscan or DBSCAN())
+        yield
     except ValueError as error:
-        raise RunError(f"the images of {view.names[0]} cannot be clustered so: {error}") from error
-    labels = np.empty_like(found)
-    labels[order] = found
-    return labels
+        raise RunError(f"the images of {dataset} cannot be clustered so: {error}") from error
 
 
 def _kmeans(embeddings: np.ndarray, keys: KMeans, seed: int) -> np.ndarray:
@@ -93,9 +110,9 @@ def _kmeans(embeddings: np.ndarray, keys: KMeans, seed: int) -> np.ndarray:
     return near_centres(embeddings, labels, centres, similarity=keys.similarity, smallest=keys.smallest)
 
 
-def _dbscan(embeddings: np.ndarray, keys: DBSCAN) -> np.ndarray:
-    distances = jaccard_distances(embeddings, k1=keys.k1, k2=keys.k2, farthest=keys.eps)
-    return dbscan(distances, eps=keys.eps, min_samples=keys.min_samples)
+def _dbscan(distances: sparse.csr_matrix, keys: DBSCAN) -> np.ndarray:
+    found = dbscan(distances, eps=keys.eps, min_samples=keys.min_samples)
+    return with_outliers(found) if keys.outliers == "own" else found
 
 
 def _report(labels: np.ndarray, view: View, name: str, monitor: Monitor) -> None:
@@ -107,7 +124,8 @@ def _report(labels: np.ndarray, view: View, name: str, monitor: Monitor) -> None
     said = f"[{name}] {clusters:,} clusters of {kept:,} of {len(view):,} images"
     rows = np.arange(len(view))
     if view.column("labelled", rows).all():  # for the record alone
-        values["purity"] = agreement(labels, view.column("pid", rows))
-        said += f", purity {values['purity']:.3f}"
+        found = agreement(labels, view.column("pid", rows), view.column("camid", rows))
+        values |= found
+        said += "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
     monitor.say(said)
     monitor.record("cluster", name, 0, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -237,15 +238,34 @@ def test_damaged_labels_are_refused_by_the_folder_and_the_remedy(originals: Inde
         ([0, 1, 2, 3], [7, 7, 7, 7], 1.0),  # purity does not ask for few clusters
     ],
 )
-def test_agreement_is_the_purity_of_clusters(labels: list[int], pid: list[int], wanted: float) -> None:
-    assert agreement(np.array(labels), pid) == wanted
-    assert agreement(np.array(labels), np.array(pid)) == wanted
+def test_purity_is_the_share_of_commonest_identities(labels: list[int], pid: list[int], wanted: float) -> None:
+    assert agreement(np.array(labels), np.array(pid), np.zeros(len(pid), int))["purity"] == wanted
 
 
-def test_agreement_of_nothing_is_nan() -> None:
-    assert np.isnan(agreement(np.array([-1, -1]), [0, 1]))
+@pytest.mark.parametrize("seed", range(6))
+def test_pairs_are_counted_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, pid, camid = rng.integers(-1, 6, 60), 10**9 * rng.integers(-2, 5, 60), rng.integers(0, 1 + seed, 60)
+    pairs = list(itertools.combinations(range(60), 2))
+    found = agreement(labels, pid, camid)
+    for name, some in (("", pairs), ("cross_", [(i, j) for i, j in pairs if camid[i] != camid[j]])):
+        labelled = {(i, j) for i, j in some if labels[i] == labels[j] >= 0}
+        same = {(i, j) for i, j in some if pid[i] == pid[j]}
+        if some:
+            assert found[f"{name}precision"] == len(labelled & same) / len(labelled)
+            assert found[f"{name}recall"] == len(labelled & same) / len(same)
+        else:  # one camera
+            assert not {"cross_precision", "cross_recall"} & found.keys()
+
+
+def test_agreement_leaves_out_what_is_a_share_of_nothing() -> None:
+    camid = np.zeros(2, int)
+    assert agreement(np.array([-1, -1]), np.array([0, 1]), camid) == {}
+    assert agreement(np.array([-1, -1]), np.array([1, 1]), camid) == {"recall": 0}
+    assert agreement(np.array([0, 1]), np.array([1, 1]), camid) == {"purity": 1, "recall": 0}
 
 
 def test_agreement_of_many_clusters_takes_memory_of_the_images() -> None:
-    every = np.arange(2**20)  # a table of clusters × identities would take 8 TiB
-    assert agreement(every, every // 2) == 1
+    every = np.arange(2**18)  # a table of clusters × identities would take 256 GiB
+    found = agreement(every, every // 2, every % 2)
+    assert found == {"purity": 1, "recall": 0, "cross_recall": 0}

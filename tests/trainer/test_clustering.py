@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from embae.trainer.clustering import dbscan, kmeans, near_centres
+from embae.trainer.clustering import dbscan, kmeans, near_centres, with_outliers
 from embae.trainer.jaccard import jaccard_distances
 
 
@@ -257,6 +257,13 @@ def test_identical_images_are_one_cluster() -> None:
 def test_images_that_have_nothing_in_common_are_outliers() -> None:
     distances = jaccard_distances(np.eye(12, dtype=np.float32), k1=1, k2=1)
     assert dbscan(distances, eps=0.5, min_samples=2).tolist() == [-1] * 12
+
+
+def test_an_outlier_may_be_a_cluster_of_its_own() -> None:
+    given = np.array([-1, 1, 0, -1, 1, -1])
+    assert with_outliers(given).tolist() == [2, 1, 0, 3, 1, 4] and given[0] == -1
+    assert with_outliers(np.array([-1, -1])).tolist() == [0, 1]
+    assert with_outliers(np.array([0, 0])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ def test_clusters_are_labels_for_the_targets_images(ran: Callable[..., tuple[Rec
     clusters = [line for line in kinds if line["kind"] == "cluster"]
     assert [line["stage"] for line in clusters] == ["cluster-1", "cluster-2"]
     assert all(line["images"] == 141 >= line["kept"] and 0 < line["purity"] <= 1 for line in clusters)
+    assert all(0 <= line[f"{pairs}recall"] <= 1 and f"{pairs}precision" in line for line in clusters
+               for pairs in ("", "cross_"))
 
 
 def test_adversarial_stages_train_with_all_their_losses(ran: Callable[..., tuple[Recipe, Path]]) -> None:
@@ -236,7 +238,7 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     from embae.datasets.plan import by_content
     from embae.trainer.evaluate import Reading, embedded
     from embae.trainer.features import cached_features
-    from embae.trainer.pass_keys import Cluster, KMeans
+    from embae.trainer.pass_keys import DBSCAN, Cluster, KMeans
     from embae.trainer.passes import cluster
     from embae.trainer.stage import spec_of
 
@@ -251,11 +253,12 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
         reading, rows = Reading("webdataset", 1, 16), by_content(view)
         with embedded(made, view, spec_of(recipe), "none", world, reading, folder / "order", rows=rows) as memmap:
             vectors = torch.from_numpy(memmap.copy())
-        random = np.random.default_rng(0).random((len(view), 8), dtype=np.float32)
-        embeddings = np.empty_like(random)
-        embeddings[order] = random  # the same image, the same numbers
-        clusters = cluster(embeddings, Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), view, 0)
-        found[labels] = torch.from_numpy(cached.features[order].copy()), vectors, torch.from_numpy(clusters[order])
+        found[labels] = [torch.from_numpy(cached.features[order].copy()), vectors]
+        for keys in (Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), Cluster(dbscan=DBSCAN(k1=8, min_samples=2)),
+                     Cluster(dbscan=DBSCAN(k1=8, min_samples=2, outliers="own"))):
+            clusters = cluster(vectors.numpy(), keys, "target", 0, world)
+            assert clusters.max() > 1
+            found[labels].append(torch.from_numpy(clusters))
     return found
 
 
@@ -267,3 +270,7 @@ def test_features_and_clusters_do_not_depend_on_the_order_of_the_index(
     found = computed(order_of_computing, world_size)[0]
     for labelled, nulled in zip(found["labelled"], found["nulled"], strict=True):
         assert torch.equal(labelled, nulled)
+    for vectors, wanted in zip(found["labelled"][1:], computed(order_of_computing, 1)[0]["labelled"][1:], strict=True):
+        assert torch.equal(vectors, wanted)
+    *_, dropped, own = found["labelled"]
+    assert (own >= 0).all() and torch.equal(own[dropped >= 0], dropped[dropped >= 0])
