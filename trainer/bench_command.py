@@ -93,7 +93,8 @@ def open_plan(recipe: Recipe, name: str, most: bool = False) -> PKSampler | Shuf
     clustering = recipe.stages[data.labels].cluster
     assert clustering is not None and data.P is not None and data.K is not None  # the schema's promise
     least = max(data.P.values()) if isinstance(data.P, dict) else data.P
-    each = clustering.dbscan.smallest if most and clustering.dbscan else 4 * data.K
+    some = clustering.dbscan or clustering.linkage
+    each = some.smallest if most and some else 4 * data.K
     return open_stage(recipe, name, labels=invented(recipe, stage, each, least))
 
 

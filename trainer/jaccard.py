@@ -75,14 +75,16 @@ def jaccard_distances(
     del x, neighbours
     if k2 > 1:
         weights = averaged(near, k2, weights)
-    return _distances(weights, farthest, spread)
+    return pairwise(weights, farthest, spread)
 
 
 def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matrix:
-    """`(n, width)` with `value` in `columns`, `(n, K)` of distinct columns in each row."""
+    """`(n, width)` with `value` in `columns`, `(n, K)`; so many times where a column stands several times in a row."""
     count, k = columns.shape
     indptr = np.arange(0, count * k + 1, k)
-    return sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width))
+    found = sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width), copy=True)
+    found.sum_duplicates()  # which sorts: hence the copy
+    return found
 
 
 def averaged(nearest: np.ndarray, k2: int, weights: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -94,7 +96,7 @@ def averaged(nearest: np.ndarray, k2: int, weights: sparse.csr_matrix) -> sparse
 
 
 def reciprocal(nearest: np.ndarray, k: int) -> sparse.csr_matrix:
-    """R(i, k): ones, `(N, N)` int32, symmetric."""
+    """R(i, k): positive numbers, ones where no image stands in a row twice, `(N, N)` int32, symmetric."""
     forward = _rows(nearest[:, :k], np.int32(1), len(nearest))
     return forward.multiply(forward.T.tocsr()).tocsr()
 
@@ -122,7 +124,7 @@ def normalised(neighbours: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr
     return sparse.csr_matrix((weights, neighbours.indices, indptr), shape=neighbours.shape)
 
 
-def _distances(weights: sparse.csr_matrix, farthest: float, spread: Spread) -> sparse.csr_matrix:
+def pairwise(weights: sparse.csr_matrix, farthest: float, spread: Spread) -> sparse.csr_matrix:
     """d from V' (rows with sorted indices, none empty), each rank a share of its rows."""
     count, own = weights.shape[0], spread.own(weights.shape[0])
     columns, values, pairs = [], [], np.zeros(count, dtype=np.int64)

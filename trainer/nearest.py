@@ -29,7 +29,7 @@ class Vectors(Protocol):
 
 
 def nearest(
-    x: Vectors, k: int, *, step: float = 2.0**-28, spread: Spread | None = None
+    x: Vectors, k: int, *, step: float = 2.0**-28, spread: Spread | None = None, apart: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each, by an exact search of blocks.
 
@@ -38,10 +38,11 @@ def nearest(
         k: How many, itself included.
         step: What squared distances, 2 − 2s, are rounded to; the default is far below what float32 features tell apart.
         spread: The ranks, which search for a share of the images each; it does not change the result.
+        apart: `(N,)`, the group of each image: the others of its own group are not looked at.
 
     Returns:
-        `(N, min(k, N))` int32, itself, then by distance, then by index; and `(N,)`, the squared distance to the image
-        farthest away, not rounded.
+        `(N, min(k, N))` int32, itself, then by distance, then by index, and where there are not so many, itself again;
+        and `(N,)`, the squared distance to the image farthest away, not rounded.
     """
     spread, count = spread or Spread(), len(x)
     found, farthest = np.zeros((count, min(k, count)), dtype=np.int32), np.zeros(count)
@@ -49,12 +50,14 @@ def nearest(
     with ThreadPoolExecutor(spread.threads) as pool:
         for some in blocks(own.stop - own.start, _ROWS):
             rows = slice(own.start + some.start, own.start + some.stop)
-            keys, farthest[rows] = _search(x, rows, found.shape[1], step, pool)
-            found[rows] = keys & (2**32 - 1)
+            keys, farthest[rows] = _search(x, rows, found.shape[1], step, pool, apart)
+            found[rows] = np.where(keys < _NONE, keys & (2**32 - 1), np.arange(rows.start, rows.stop)[:, None])
     return spread.add(found), spread.add(farthest)
 
 
-def _search(x: Vectors, rows: slice, k: int, step: float, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
+def _search(
+    x: Vectors, rows: slice, k: int, step: float, pool: ThreadPoolExecutor, apart: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance in steps and index in one integer, the k smallest of each row; and the largest squared distances."""
     mine = x[rows] * (-2 / step)
     keys, most = np.full((len(mine), k), _NONE), np.full(len(mine), -np.inf)
@@ -62,20 +65,23 @@ def _search(x: Vectors, rows: slice, k: int, step: float, pool: ThreadPoolExecut
     while start < len(x):
         stop = start + (_COLUMNS if start else _FIRST)
         others = x[start:stop]
-        _look(mine, others, rows.start, start, keys, most, pool)
+        groups = None if apart is None else (apart[rows], apart[start:stop])
+        _look(mine, others, rows.start, start, keys, most, pool, groups)
         start = stop
     return keys, 2 + most * step
 
 
 def _look(
     mine: np.ndarray, others: np.ndarray, row: int, column: int, keys: np.ndarray, most: np.ndarray,
-    pool: ThreadPoolExecutor
+    pool: ThreadPoolExecutor, groups: tuple[np.ndarray, np.ndarray] | None
 ) -> None:
     """Takes some more images, of which the first is number `column`, into what `_search` returns."""
 
     def look(some: slice) -> None:
         steps = mine[some] @ others.T
         np.maximum(most[some], steps.max(axis=1), out=most[some])
+        if groups:
+            steps[groups[0][some, None] == groups[1]] = _NONE >> 32  # no distance is as large
         own = np.arange(max(row + some.start, column), min(row + some.stop, column + len(others)))
         steps[own - row - some.start, own - column] = -(2.0**30)  # itself: before all others, 2^29 is the largest
         keys[some] = _merged(keys[some], steps, column)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embae.trainer.keys import Count, Fraction, Strict, checked
+from embae.trainer.keys import Count, Fraction, Share, Strict, checked
 
 
 class Calibrate(Strict):
@@ -55,13 +55,29 @@ class DBSCAN(Strict):
         return self.min_samples if self.outliers == "drop" else 1
 
 
+class Linkage(Strict):
+    """Average linkage on camera-aware Jaccard distances (Chen et al. 2024); see `linkage.py`, `camera_jaccard.py`."""
+
+    distance: Share = 0.75
+    """Mean distance of two clusters up to which they merge."""
+    smallest: Count = 2
+    """Clusters of fewer images are left out."""
+    own: Count = 5
+    """Neighbours of an image on its own camera that are looked at."""
+    others: Count = 10
+    """The same on all other cameras together."""
+    average: Count = 2
+    """Of each, so many are averaged over."""
+
+
 class Cluster(Strict):
     """Pseudo-labels for the target's images, from clusters of their embeddings."""
 
     kmeans: KMeans | None = None
     dbscan: DBSCAN | None = None
+    linkage: Linkage | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Cluster:
-        one = (self.kmeans is None) != (self.dbscan is None)
-        return checked(self, [] if one else ["give one of kmeans, dbscan"])
+        one = sum(keys is not None for _, keys in self) == 1
+        return checked(self, [] if one else [f"give one of {', '.join(Cluster.model_fields)}"])

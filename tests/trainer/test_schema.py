@@ -156,8 +156,9 @@ STAGE |= {
     "reinit: belongs to stages that train": {**_CALIBRATED, "reinit": ["embedding"]},
     "epochs: belongs to stages that train": {**_CALIBRATED, "epochs": 2},
     "schedule: belongs to stages that train": {**_CLUSTERED, "schedule": {"constant": 1}},
-    "cluster: give one of kmeans, dbscan": {**_CLUSTERED, "cluster": {}},
-    "cluster: give one of kmeans, dbscan ": {**_CLUSTERED, "cluster": {"kmeans": {"clusters": 3}, "dbscan": {}}},
+    "cluster: give one of kmeans, dbscan, linkage": {**_CLUSTERED, "cluster": {}},
+    "cluster: give one of kmeans, dbscan, linkage ": {
+        **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3}, "dbscan": {}}},
     "cluster.kmeans.clusters: missing": {**_CLUSTERED, "cluster": {"kmeans": {}}},
     "cluster.kmeans.similarity: found 1.5; wanted less than or equal to 1": {
         **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3, "similarity": 1.5}}},

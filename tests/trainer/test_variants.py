@@ -238,7 +238,7 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     from embae.datasets.plan import by_content
     from embae.trainer.evaluate import Reading, embedded
     from embae.trainer.features import cached_features
-    from embae.trainer.pass_keys import DBSCAN, Cluster, KMeans
+    from embae.trainer.pass_keys import DBSCAN, Cluster, KMeans, Linkage
     from embae.trainer.passes import cluster
     from embae.trainer.stage import spec_of
 
@@ -254,9 +254,11 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
         with embedded(made, view, spec_of(recipe), "none", world, reading, folder / "order", rows=rows) as memmap:
             vectors = torch.from_numpy(memmap.copy())
         found[labels] = [torch.from_numpy(cached.features[order].copy()), vectors]
-        for keys in (Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), Cluster(dbscan=DBSCAN(k1=8, min_samples=2)),
+        cameras = view.column("camid", rows)
+        for keys in (Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), Cluster(linkage=Linkage(distance=0.9)),
+                     Cluster(dbscan=DBSCAN(k1=8, min_samples=2)),
                      Cluster(dbscan=DBSCAN(k1=8, min_samples=2, outliers="own"))):
-            clusters = cluster(vectors.numpy(), keys, "target", 0, world)
+            clusters = cluster(vectors.numpy(), cameras, keys, "target", 0, world)
             assert clusters.max() > 1
             found[labels].append(torch.from_numpy(clusters))
     return found
