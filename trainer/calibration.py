@@ -8,6 +8,12 @@ The controls that any adaptation has to beat, and a step that one may start from
     embedding     each camera's embeddings are moved to a mean of zero
 
 Batch norm over the whole target or camera by camera. `cameras.py` says where a model keeps such statistics.
+
+Camera by camera a model may be calibrated as cameras come: what it holds of others stays bit for bit, and those given
+are added, or replaced where it has them already. Batch norm of each camera is its own images' alone, so that the order
+in which cameras come plays no part. Embeddings move to a mean of zero, features without an embedding to mean 0 and
+deviation 1, whoever comes when. Only features under an embedding share what the calibration finds, the mean and
+deviation of all of its images: those of the first are kept, and cameras added later move to them too.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from embae.datasets.augment import ImageSpec
 from embae.datasets.plan import by_content, share
 from embae.datasets.view import View
 from embae.trainer.batchnorm import use_global_batch_norm
-from embae.trainer.cameras import MEAN, SCALE, SHIFT, VAR, Camera, forget
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, forget, has_table, numbers
 from embae.trainer.distributed import World, gather_rows
 from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
@@ -46,46 +52,93 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
         reading: How images are read, and how many at a time.
 
     Raises:
-        ExportError: The model is calibrated on other cameras.
+        ExportError: There is no batch norm to calibrate, or what earlier cameras' features were moved to is not known.
     """
-    cameras = view.cameras()
-    if keys.per == "camera":
-        if model.cameras not in ([], cameras):
-            raise ExportError(f"the model is calibrated on the cameras {_some(model.cameras)}, not on {_some(cameras)}")
-        model.cameras = cameras
-    rows = by_content(view)
-    groups = _by_camera(view, rows, cameras) if keys.per == "camera" else [rows]
-    # Of an earlier calibration, what is replaced or was taken behind what is.
-    forget(model.embedding if keys.what == "embedding" else model, (SHIFT, SCALE))
-    if keys.what == "batch-norm":
-        forget(model, (MEAN, VAR))
-        model.cameras = model.cameras if keys.per == "camera" else []
-        _batch_norm(model, groups, view, spec, world, reading, by_camera=keys.per == "camera")
+    cameras, rows = view.cameras(), by_content(view)
+    if keys.what == "batch-norm" and not _norms(model):
+        raise ExportError("the model has no batch norm, so none can have a camera's statistics; calibrate its features")
+    if keys.per == "dataset":
+        forget(model)
+        model.cameras = []
+        _batch_norm(model, [rows], None, view, spec, world, reading)
         return
-    part = model.backbone if keys.what == "features" else model.embedding
+    groups, at = _by_camera(view, rows, cameras), _admit(model, cameras)
+    # Of an earlier calibration of these cameras, what is replaced or was taken behind what is.
+    for name, behind in model.parts().items():
+        if name == "embedding" or keys.what != "embedding":
+            _leave_alone(behind, at)
+    if keys.what == "batch-norm":
+        _batch_norm(model, groups, at, view, spec, world, reading)
+        return
+    part: nn.Module = model.backbone if keys.what == "features" else model.embedding
     run = model.extract if keys.what == "features" else model.forward
     found = _put_out(run, model, rows, view, spec, world, reading)
     place = np.empty(len(rows), np.int64)
     place[rows] = np.arange(len(rows))
     own = [found[torch.from_numpy(place[group])] for group in groups]
+    usual, zero = found.std(0, correction=0), found.new_zeros(found.shape[1])
     if keys.what == "embedding":
-        _shift(part, own, found, found.new_zeros(found.shape[1]), None)
+        _shift(model, part, at, own, usual, zero, None)
     elif model.uses["embedding"] == "absent":
-        _shift(part, own, found, found.new_zeros(found.shape[1]), found.new_ones(found.shape[1]))
+        _shift(model, part, at, own, usual, zero, torch.ones_like(zero))
     else:  # an embedding follows that knows features of this size
-        _shift(part, own, found, found.mean(0), found.std(0, correction=0))
+        mean, spread = _common(part, found.mean(0), usual)
+        _shift(model, part, at, own, spread, mean, spread)
+
+
+def _admit(model: EmbAE, cameras: list[Camera]) -> Tensor:
+    """Gives tables a row for each of these cameras, a new one with what unknown cameras go through; returns which."""
+    every = sorted({*model.cameras, *cameras})
+    before = {camera: number for number, camera in enumerate(model.cameras)}
+    which = torch.tensor([before.get(camera, -1) for camera in every])
+    for module in model.modules():
+        for name in (MEAN, VAR, SHIFT, SCALE):
+            if has_table(module, name):
+                table = module.get_buffer(name)
+                usual = {MEAN: "running_mean", VAR: "running_var"}.get(name)
+                row = module.get_buffer(usual) if usual else torch.full_like(table[0], float(name == SCALE))
+                module.register_buffer(name, torch.cat([row[None], table])[(which + 1).to(table.device)])
+    model.cameras = every
+    return torch.tensor([every.index(camera) for camera in cameras])
+
+
+def _leave_alone(part: nn.Module, at: Tensor) -> None:
+    """Takes back what moves and scales a part's values for some cameras; for all, if no others are moved."""
+    if not has_table(part, SHIFT):
+        return
+    shift, scale = part.get_buffer(SHIFT), part.get_buffer(SCALE)
+    shift[at.to(shift.device)], scale[at.to(scale.device)] = 0.0, 1.0
+    if not shift.any() and (scale == 1.0).all():
+        forget(part, (SHIFT, SCALE, COMMON))
+
+
+def _common(part: nn.Module, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that cameras are moved to: as others have been before, else these, which are kept."""
+    if not has_table(part, SHIFT):
+        part.register_buffer(COMMON, torch.stack([mean, spread]).float())
+    elif not has_table(part, COMMON):
+        raise ExportError("the features of other cameras are calibrated, and the export, of an earlier version, does "
+                          "not keep what they were moved to; calibrate all cameras anew, together")
+    mean, spread = part.get_buffer(COMMON).double()
+    return mean, spread
 
 
 def _by_camera(view: View, rows: np.ndarray, cameras: list[Camera]) -> list[np.ndarray]:
-    camid = view.column("camid", rows)
-    return [rows[camid == number] for _, number in cameras]
+    which = numbers(cameras, view.names, view.locate(rows)[0], view.column("camid", rows))
+    return [rows[which == number] for number in range(len(cameras))]
 
 
-def _batch_norm(model: EmbAE, groups: list[np.ndarray], view: View, spec: ImageSpec, world: World, reading: Reading, *,
-                by_camera: bool) -> None:
+def _norms(model: EmbAE) -> list[_BatchNorm]:
+    """The batch norms that images go through to their embedding."""
+    return [module for part in (model.backbone, getattr(model, "embedding", None)) if part is not None
+            for module in part.modules() if isinstance(module, _BatchNorm)]
+
+
+def _batch_norm(model: EmbAE, groups: list[np.ndarray], at: Tensor | None, view: View, spec: ImageSpec, world: World,
+                reading: Reading) -> None:
+    """Gives batch norms the statistics of groups of images: of the cameras at these rows, or the shared ones."""
     use_global_batch_norm(model, sync=False)
-    norms = [module for part in (model.backbone, getattr(model, "embedding", None)) if part is not None
-             for module in part.modules() if isinstance(module, _BatchNorm)]
+    norms = _norms(model)
     shared = [(norm.get_buffer("running_mean").clone(), norm.get_buffer("running_var").clone(), norm.momentum)
               for norm in norms]
     tracked = [norm.get_buffer("num_batches_tracked").clone() for norm in norms]
@@ -103,11 +156,18 @@ def _batch_norm(model: EmbAE, groups: list[np.ndarray], view: View, spec: ImageS
     for norm, (mean, var, momentum), count, (means, variances) in zip(norms, shared, tracked, tables, strict=True):
         norm.momentum = momentum
         norm.get_buffer("num_batches_tracked").copy_(count)  # else it says how many cameras this rank took
-        norm.get_buffer("running_mean").copy_(mean if by_camera else means[0])
-        norm.get_buffer("running_var").copy_(var if by_camera else variances[0])
-        if by_camera:
-            norm.register_buffer(MEAN, means)
-            norm.register_buffer(VAR, variances)
+        norm.get_buffer("running_mean").copy_(means[0] if at is None else mean)
+        norm.get_buffer("running_var").copy_(variances[0] if at is None else var)
+        if at is not None:
+            _put(norm, MEAN, model, at, means, mean)
+            _put(norm, VAR, model, at, variances, var)
+
+
+def _put(module: nn.Module, name: str, model: EmbAE, at: Tensor, rows: Tensor, usual: Tensor) -> None:
+    """Puts rows of some cameras into a table; one that is new has what unknown cameras go through for the others."""
+    table = module.get_buffer(name) if has_table(module, name) else usual.expand(len(model.cameras), -1).clone()
+    table[at.to(table.device)] = rows.to(table)
+    module.register_buffer(name, table)
 
 
 def _see(model: EmbAE, norms: list[_BatchNorm], rows: np.ndarray, view: View, spec: ImageSpec, world: World,
@@ -137,23 +197,19 @@ def _put_out(run: Callable[[Tensor, Tensor | None], Tensor], model: EmbAE, rows:
     return gather_rows(mine, len(rows))
 
 
-def _shift(part: nn.Module, groups: list[Tensor], every: Tensor, mean: Tensor, spread: Tensor | None) -> None:
-    """Registers what brings each group's values to a mean and, if one is given, to a deviation."""
-    shifts, scales, usual = [], [], every.std(0, correction=0)
+def _shift(model: EmbAE, part: nn.Module, at: Tensor, groups: list[Tensor], usual: Tensor, mean: Tensor,
+           spread: Tensor | None) -> None:
+    """Puts into tables what brings each group's values to a mean and, if one is given, to a deviation."""
+    shifts, scales = [], []
     for group in groups:
         factor = torch.ones_like(mean)
         if spread is not None:
             own = group.std(0, correction=0)
             # What hardly varies, as after a ReLU that seldom fires or on a camera of one image, is only moved: its
-            # noise would become as loud as the rest.
-            varies = (own > 0.01 * usual) & (own > 1e-6) & (len(group) > 1)
+            # noise would become as loud as the rest. So is what did not vary on the cameras before.
+            varies = (own > 0.01 * usual) & (own > 1e-6) & (spread > 1e-6) & (len(group) > 1)
             factor = torch.where(varies, spread / own.clamp(min=1e-6), factor)
         shifts.append(group.mean(0) - mean / factor)
         scales.append(factor)
-    part.register_buffer(SHIFT, torch.stack(shifts).float())
-    part.register_buffer(SCALE, torch.stack(scales).float())
-
-
-def _some(cameras: list[Camera]) -> str:
-    said = [f"{camid} of {dataset}" for dataset, camid in cameras[:5]]
-    return ", ".join(said) + ", …" * (len(cameras) > 5)
+    _put(part, SHIFT, model, at, torch.stack(shifts), torch.zeros_like(mean).float())
+    _put(part, SCALE, model, at, torch.stack(scales), torch.ones_like(mean).float())

@@ -4,6 +4,7 @@ A model *calibrated* on cameras holds, beside its shared statistics, for each of
 
     <batch norm>.camera_mean, .camera_var     `(C, channels)`, in place of running_mean and running_var
     backbone|embedding.camera_shift, .camera_scale     `(C, width)`: what the part puts out, minus shift, times scale
+    backbone.camera_common     `(2, width)`: mean and deviation that features under an embedding were moved to
 
 They are used in eval mode alone. An image of another camera goes through the shared statistics.
 """
@@ -22,7 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Camera = tuple[str, int]
 """(dataset, camid)."""
 
-MEAN, VAR, SHIFT, SCALE = TABLES = ("camera_mean", "camera_var", "camera_shift", "camera_scale")
+MEAN, VAR, SHIFT, SCALE, COMMON = TABLES = ("camera_mean", "camera_var", "camera_shift", "camera_scale",
+                                            "camera_common")
 
 _which: ContextVar[Tensor | None] = ContextVar("cameras of the images in the network", default=None)
 
@@ -84,7 +86,7 @@ def without_tables(state: Mapping[str, Tensor], *, keep_batch_norm: bool) -> dic
         state: By the part's own names.
         keep_batch_norm: Whether its batch norms keep to their statistics while it trains.
     """
-    stale = (SHIFT, SCALE) if keep_batch_norm else TABLES
+    stale = (SHIFT, SCALE, COMMON) if keep_batch_norm else TABLES
     return {key: value for key, value in state.items() if key.rpartition(".")[2] not in stale}
 
 

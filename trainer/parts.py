@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
-from embae.trainer.cameras import MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
 from embae.trainer.errors import RecipeError
 from embae.trainer.mistakes import short
 from embae.trainer.schema import Model
@@ -173,6 +173,8 @@ def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
         return len(model.cameras), owner.num_features
     if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
         return len(model.cameras), model.features if path == "backbone" else model.z
+    if name == COMMON and path == "backbone":
+        return 2, model.features
     return None
 
 

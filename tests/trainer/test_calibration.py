@@ -14,11 +14,12 @@ from ranks import on_ranks
 from small import SIZE, shared_shards, target
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from toys import heads, model, parts_in
+from toys import KEYS, heads, model, parts_in
 
 from embae.datasets.augment import ImageSpec
 from embae.datasets.plan import by_content
-from embae.trainer.cameras import MEAN, SCALE, SHIFT, VAR
+from embae.datasets.view import View
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR
 from embae.trainer.distributed import World
 from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
@@ -66,12 +67,6 @@ def calibrations(world: World, folder: Path) -> dict[str, Any]:
             found[name] = {"images": torch.cat([batch.inputs for batch in pieces]),
                            "order": torch.from_numpy(by_content(view)),
                            "camera": torch.from_numpy(view.column("camid", every))}
-    made = fresh()
-    made.cameras = [("other", 0)]
-    try:
-        calibrate(made, Calibrate(what="embedding"), target(root / "labelled"), SPEC, world, reading)
-    except ExportError as error:
-        found["refused"] = str(error)
     return found
 
 
@@ -246,9 +241,130 @@ def test_what_was_taken_behind_other_batch_norms_is_dropped(one: dict[str, Any])
     torch.testing.assert_close(found, restored(one, "labelled", "by camera")(images, camera), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_of_other_cameras_is_refused(one: dict[str, Any]) -> None:
-    assert one["refused"] == ("the model is calibrated on the cameras 0 of other, not on 0 of target, 1 of target, "
-                              "2 of target")
+class Of(View):
+    """The images of some of a view's cameras."""
+
+    def __init__(self, view: View, cameras: tuple[int, ...]):
+        super().__init__(view.indexes, "train")
+        self._cameras = cameras
+        self._chosen = np.flatnonzero(np.isin(view.column("camid", np.arange(len(view))), cameras))
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return super().locate(self._chosen[rows])
+
+    def fingerprints(self) -> np.ndarray:
+        return super().fingerprints()[self._chosen]
+
+    def cameras(self) -> list[tuple[str, int]]:
+        return [camera for camera in super().cameras() if camera[1] in self._cameras]
+
+
+SERIES = {
+    "together": ((0, 1, 2),),
+    "two": ((0, 1),),
+    "and one": ((0, 1), (2,)),
+    "one first": ((2,), (0, 1)),
+    "one again": ((0, 2), (2, 1)),
+}
+
+
+@on_ranks(1)
+def additions(world: World, folder: Path) -> dict[str, Any]:
+    """The model's state after cameras came one after the other; what is refused."""
+    from embae.trainer.calibration import calibrate
+
+    view, reading = target(shared_shards(world, folder) / "labelled"), Reading("webdataset", 1, BATCH)
+
+    def put(made: EmbAE, what: str, cameras: tuple[int, ...]) -> EmbAE:
+        calibrate(made, Calibrate.model_validate({"what": what}), Of(view, cameras), SPEC, world, reading)
+        return made
+
+    found: dict[str, Any] = {}
+    for what in ("batch-norm", "features", "embedding"):
+        for name, series in SERIES.items():
+            made = fresh()
+            for cameras in series:
+                put(made, what, cameras)
+            found[f"{what} {name}"] = {"state": made.state_dict(), "cameras": made.cameras}
+    made = put(put(fresh(), "batch-norm", (0, 1)), "features", (0, 1))
+    found["before"] = copy.deepcopy(made.state_dict())
+    found["after"] = put(made, "batch-norm", (1,)).state_dict()
+    old = put(fresh(), "features", (0, 1))
+    del old.backbone.camera_common  # exports were so
+    none = EmbAE(KEYS.model_copy(update={"backbone": "test_convnext"}), [], {"backbone": "frozen"}).eval()
+    for name, made, what in (("old", old, "features"), ("none", none, "batch-norm")):
+        try:
+            put(made, what, (2,))
+        except ExportError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def added(computed: Callable[..., Any]) -> dict[str, Any]:
+    """What one rank found."""
+    return computed(additions, 1)[0]
+
+
+@pytest.mark.parametrize("name", ["and one", "one first", "one again"])
+def test_batch_norm_is_the_same_whichever_way_cameras_come(added: dict[str, Any], name: str) -> None:
+    found, wanted = added[f"batch-norm {name}"], added["batch-norm together"]
+    assert found["cameras"] == wanted["cameras"] == CAMERAS
+    assert found["state"].keys() == wanted["state"].keys()
+    for key, value in wanted["state"].items():
+        assert torch.equal(value, found["state"][key]), key
+
+
+@pytest.mark.parametrize("what", ["batch-norm", "features", "embedding"])
+def test_what_other_cameras_have_stays_bit_for_bit(added: dict[str, Any], what: str) -> None:
+    before, after = added[f"{what} two"], added[f"{what} and one"]
+    assert (before["cameras"], after["cameras"]) == (CAMERAS[:2], CAMERAS)
+    assert before["state"].keys() == after["state"].keys()
+    grown = [key for key, value in before["state"].items() if value.shape != after["state"][key].shape]
+    assert grown
+    for key, value in before["state"].items():
+        assert torch.equal(value, after["state"][key][:2] if key in grown else after["state"][key]), key
+
+
+@torch.no_grad()
+def test_features_of_an_added_camera_have_the_mean_and_deviation_of_those_before(
+    one: dict[str, Any], added: dict[str, Any]
+) -> None:
+    images, camera = inputs(one, "labelled")
+    plain = fresh().extract(images).double()
+    others, own = plain[camera != 2], plain[camera == 2]
+    mean, spread = added["features and one"]["state"][f"backbone.{COMMON}"].double()
+    torch.testing.assert_close(mean, others.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(spread, others.std(0, correction=0), rtol=1e-4, atol=1e-5)
+    found = restored(added, "features", "and one").extract(images, camera)[camera == 2].double()
+    torch.testing.assert_close(found.mean(0), mean, rtol=1e-3, atol=1e-4)
+    varies = (own.std(0, correction=0) > 0.02 * spread) & (spread > 1e-5)
+    assert 0.5 < varies.float().mean() < 1.0  # and some did not vary before
+    torch.testing.assert_close(found.std(0, correction=0)[varies], spread[varies], rtol=1e-3, atol=1e-5)
+    together = added["features together"]["state"][f"backbone.{COMMON}"].double()
+    assert not torch.allclose(together[0], mean, rtol=1e-3)  # of all three they are others
+
+
+def test_features_are_taken_back_of_a_camera_whose_batch_norms_change(added: dict[str, Any]) -> None:
+    before, after = added["before"], added["after"]
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        if key.endswith((SHIFT, SCALE)):
+            assert torch.equal(after[key][0], value[0]) and not torch.equal(after[key][1], value[1])
+            assert torch.equal(after[key][1], torch.full_like(value[1], float(key.endswith(SCALE))))
+        else:  # the same images give the same statistics
+            assert torch.equal(after[key], value), key
+
+
+def test_features_that_were_moved_nobody_knows_whereto_take_no_camera_more(added: dict[str, Any]) -> None:
+    assert "does not keep what they were moved to; calibrate all cameras anew, together" in added["old"]
+
+
+def test_a_model_without_batch_norm_is_refused(added: dict[str, Any]) -> None:
+    assert added["none"].startswith("the model has no batch norm")
 
 
 def test_shown_alone_or_with_others_an_image_goes_through_its_cameras_statistics(one: dict[str, Any]) -> None:
