@@ -70,7 +70,7 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
     if keys.what == "batch-norm":
         _batch_norm(model, groups, at, view, spec, world, reading)
         return
-    part: nn.Module = model.backbone if keys.what == "features" else model.embedding
+    part = model.backbone if keys.what == "features" else model.embedding
     run = model.extract if keys.what == "features" else model.forward
     found = _put_out(run, model, rows, view, spec, world, reading)
     place = np.empty(len(rows), np.int64)

@@ -21,6 +21,7 @@ import typer
 from embae.datasets.errors import DataError
 from embae.slurm.command import slurm
 from embae.trainer.bench_command import bench
+from embae.trainer.calibrate_command import calibrate
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
@@ -285,6 +286,7 @@ def evaluate(
 
 app.command()(merge)
 app.command()(bench)
+app.command()(calibrate)
 app.command()(slurm)
 
 

@@ -10,7 +10,7 @@ Weights travel as safetensors, which cannot run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,15 +88,16 @@ class Export:
                 raise ExportError(f"{origin}: {key} is {value.dtype}, the model's {wanted[key].dtype}")
         return state
 
-    def restore(self) -> EmbAE:
-        """The model, every part frozen and in eval mode.
+    def restore(self, parts: Sequence[PartName] | None = None) -> EmbAE:
+        """The model, or some of its parts, all frozen and in eval mode.
 
         Raises:
             ExportError: The weights are missing, damaged or of another model, or timm does not know the backbone.
         """
-        state = self.state()
-        uses: dict[PartName, Use] = {part: "frozen" for part in self.parts}
-        model = EmbAE(self.model, self.heads, uses, classes=self.classes, cameras=self.cameras)
+        uses: dict[PartName, Use] = {part: "frozen" for part in parts or self.parts}
+        state = {key: value for key, value in self.state().items() if key.split(".")[0] in uses}
+        classes = self.classes if "classifier" in uses else 0
+        model = EmbAE(self.model, self.heads, uses, classes=classes, cameras=self.cameras)
         load_into(model, state, str(self.path / WEIGHTS))
         return model.eval()
 

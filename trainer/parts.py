@@ -171,10 +171,10 @@ def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
     owner = dict(model.named_modules()).get(path)
     if name in (MEAN, VAR) and isinstance(owner, _BatchNorm):
         return len(model.cameras), owner.num_features
-    if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
-        return len(model.cameras), model.features if path == "backbone" else model.z
     if name == COMMON and path == "backbone":
         return 2, model.features
+    if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
+        return len(model.cameras), model.features if path == "backbone" else model.z
     return None
 
 

@@ -58,24 +58,35 @@ def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | Non
         RecipeError: There is no run, or none of the stages to score is done.
         DataError: The dataset is missing, or has nothing to score.
     """
-    exports, rows, recipe = {}, {}, None
-    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
-        exports[run.resolve().parent.name] = run
-    elif os.path.isfile(run / "recipe.yaml"):
-        recipe = load(str(run / "recipe.yaml"))
-        rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
-        exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
-        if not exports:
-            raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
-    else:
-        raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
+    recipe, exports, left_out = models(run)
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     check_rows(index)
     if not can_score(index):
         raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery")
     scoring = recipe.scoring if recipe else Scoring()
-    return Question(run, recipe, exports, {row: stage for row, stage in rows.items() if row not in exports}, index,
-                    tta or scoring.tta, scoring.rerank if rerank is None else rerank)
+    return Question(run, recipe, exports, left_out, index, tta or scoring.tta,
+                    scoring.rerank if rerank is None else rerank)
+
+
+def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
+    """A run's recipe, the exports of the rows of its table, and the stages of rows that are not done.
+
+    Args:
+        run: A run folder, or the export folder of a stage, which knows no recipe.
+
+    Raises:
+        RecipeError: There is no run, or none of the stages to score is done.
+    """
+    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
+        return None, {run.resolve().parent.name: run}, {}
+    if not os.path.isfile(run / "recipe.yaml"):
+        raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
+    recipe = load(str(run / "recipe.yaml"))
+    rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
+    exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
+    if not exports:
+        raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
+    return recipe, exports, {row: stage for row, stage in rows.items() if row not in exports}
 
 
 def rescore(asked: Question, to: Path | None) -> None:

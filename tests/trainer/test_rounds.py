@@ -377,9 +377,9 @@ PAPER: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         "embedding": ("hub", "sources", "TT----"), "autoencoder": ("embedding", "sources", "ffTT--"),
         "calibrate": ("autoencoder", "target", "ffff--"), "target-nuisance": ("calibrate", "target", "ffTf--"),
         "target-embedding": ("target-nuisance", "target", "fTfT--")}),
-    "bn-camera-features": ("-", {
+    **{name: ("-", {
         "embedding": ("hub", "sources", "TT----"), "calibrate": ("embedding", "target", "ff----"),
-        "features": ("calibrate", "target", "f-----")}),
+        "features": ("calibrate", "target", "f-----")}) for name in ("bn-camera-features", "calibrate-only")},
     "bn-camera-autoencoder": ("-", {
         "embedding": ("hub", "sources", "TT----"), "calibrate": ("embedding", "target", "ff----"),
         "target-embedding": ("calibrate", "target", "fT-T--")}),

@@ -1,0 +1,178 @@
+"""``embae calibrate`` as a user meets it: what it writes, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from toys import KEYS, model, parts_in
+from typer.testing import CliRunner, Result
+
+from embae.datasets.augment import ImageSpec
+from embae.datasets.errors import DataError
+from embae.trainer import export
+from embae.trainer.cameras import TABLES
+from embae.trainer.cli import app
+from embae.trainer.distributed import join, leave
+from embae.trainer.errors import ExportError, RecipeError
+from embae.trainer.export import Export
+from embae.trainer.footage import footage
+from embae.trainer.monitor import Monitor
+from embae.trainer.passes import run_pass
+from embae.trainer.recipe import load
+
+COUNTS = {"door": 130, "hall": 128, "yard": 3}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the footage of three cameras, door, hall and yard, and an export."""
+    folder = tmp_path_factory.mktemp("desk")
+    for number, (camera, count) in enumerate(COUNTS.items()):
+        (folder / "station" / camera / "monday").mkdir(parents=True)
+        for image in range(count):
+            path = folder / "station" / camera / "monday" / f"{image}.jpg"
+            path.write_bytes(small.Drawn(100 * number + image, number).read())
+    (folder / "empty").mkdir()
+    (folder / "bad").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (folder / "bad" / name).write_bytes(b"no image")
+    made = model(parts_in("frozen", "frozen")).eval()
+    (folder / "start" / "export").mkdir(parents=True)
+    export.write(folder / "start" / "export", made, made.state_dict(), keys=KEYS, spec=ImageSpec(*small.SIZE))
+    return folder
+
+
+def calibrate(desk: Path, *words: object, start: str = "start/export") -> Result:
+    """The command, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        said = ["calibrate", str(desk / start), *map(str, words)]
+        return CliRunner().invoke(app, said, catch_exceptions=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def by_dataset(desk: Path) -> Path:
+    """The export after all cameras at once, without the embedding."""
+    done = calibrate(desk, "--dataset", desk / "station", "--features", "--out", desk / "all")
+    assert done.exit_code == 0
+    assert "station/0: 130 images\nstation/1: 128 images\nstation/2: 3 images, which is few: below 128" in done.stdout
+    return desk / "all"
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_it_is_what_the_stages_of_a_recipe_write(desk: Path, by_dataset: Path) -> None:
+    footage(str(desk / "station"), keep=desk / "kept")
+    (root,) = (desk / "kept").iterdir()
+    words = ["data.target=station", f"data.root={root}", "data.loader=dali", "run=[calibrate, features]",
+             "evaluate=null", f"stages.calibrate.init={desk / 'start' / 'export'}",
+             "stages.calibrate.data.batch=128"]  # fmt: skip
+    recipe, run, world = load("calibrate-only", words, [small.settings(desk, root)]), desk / "run", join()
+    run.mkdir()
+    try:
+        for stage in recipe.run:
+            run_pass(recipe, stage, run, world, Monitor(run, first=True))
+    finally:
+        leave()
+    found, wanted = Export.open(by_dataset), Export.open(run / "features" / "export")
+    assert found.cameras == wanted.cameras == [("station", 0), ("station", 1), ("station", 2)]
+    assert (found.parts, found.spec) == (wanted.parts, wanted.spec) == (["backbone"], wanted.spec)
+    state, recipes = weights(by_dataset), weights(run / "features" / "export")
+    assert state.keys() == recipes.keys() and any(key.endswith(TABLES) for key in state)
+    for key, value in recipes.items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_a_camera_that_is_added_leaves_the_others_as_they_were(desk: Path, by_dataset: Path) -> None:
+    start = by_dataset.relative_to(desk)
+    before = {path: path.read_bytes() for path in by_dataset.iterdir()}
+    pattern = desk / "station" / "d*" / "*" / "[0-9].jpg"
+    done = calibrate(desk, "--camera", f"shop={pattern}", "--out", desk / "shop", start=str(start))
+    assert "shop/0: 10 images, which is few" in done.stdout
+    assert {path: path.read_bytes() for path in by_dataset.iterdir()} == before
+    found = Export.open(desk / "shop")
+    assert found.cameras == [("shop", 0), ("station", 0), ("station", 1), ("station", 2)]
+    after = weights(desk / "shop")
+    for key, value in weights(by_dataset).items():
+        table = key.endswith(TABLES)
+        assert torch.equal(value, after[key][1:] if table else after[key]), key
+        if table:  # its own, of features too
+            assert not torch.equal(after[key][0], value[0])
+    assert found.restore().cameras == found.cameras
+
+
+def test_the_embedding_stays_if_nothing_is_said(desk: Path) -> None:
+    words = [word for number, name in enumerate(COUNTS) for word in (
+        "--camera", f"station/{number}={desk / 'station' / name}")]  # fmt: skip
+    assert calibrate(desk, *words).exit_code == 0
+    found = Export.open(desk / "start" / "calibrated" / "export")
+    assert found.parts == ["backbone", "embedding"]
+    assert {key.rpartition(".")[2] for key in weights(found.path)} & {*TABLES} == {"camera_mean", "camera_var"}
+
+
+def test_images_of_unknown_cameras_are_scored_with_a_warning(desk: Path, by_dataset: Path) -> None:
+    words = ["evaluate", str(by_dataset), "--dataset", str(tiny.shards() / "park"), "--tta", "none"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "Rank-1" in done.stdout
+    assert "park: the model is not calibrated on 2 of its cameras (1, 2)" in done.stderr
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], "which cameras"),
+    (["--camera", "station/3"], "wanted NAME=IMAGES"),
+    (["--camera", "station/x=station/door"], "wanted NAME=IMAGES"),
+    (["--camera", "=station/door"], "wanted NAME=IMAGES"),
+    (["--camera", "door=station/door", "--camera", "door/0=station/hall"], "door/0 is given twice"),
+    (["--camera", "door=nowhere"], "nowhere: no such folder"),
+    (["--camera", "door=empty"], "holds no image"),
+    (["--camera", "door=station/*/*/none*.jpg"], "no image below station is named so"),
+    (["--camera", "door=station/door/monday/7.*"], "door/0: has a single image"),
+    (["--camera", "door=bad"], "2 of 2 images cannot be used"),
+    (["--camera", "station/1=station/hall", "--dataset", "station"], "station/1, which --camera gives too"),
+    (["--camera", "door=station/door", "--stage", "embedding"], "goes with a run folder"),
+    (["--camera", "door=station/door", "--out", "station"], "is there already"),
+])  # fmt: skip
+def test_what_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    monkeypatch.chdir(desk)
+    before = sorted(desk.rglob("*"))
+    with pytest.raises((DataError, ExportError, RecipeError)) as refused:
+        calibrate(desk, *words, *["--out", "new"] * ("--out" not in words))
+    assert said in str(refused.value)
+    assert sorted(desk.rglob("*")) == before
+
+
+def test_features_of_one_camera_alone_do_not_go_with_batch_norm_of_others(desk: Path) -> None:
+    first = calibrate(desk, "--camera", f"door={desk / 'station' / 'door'}", "--out", desk / "first" / "export")
+    assert first.exit_code == 0
+    with pytest.raises(ExportError, match="give the images of all cameras"):
+        calibrate(desk, "--camera", f"hall={desk / 'station' / 'hall'}", "--features", start="first/export")
+
+
+def test_killed_it_leaves_nothing_and_bad_input_ends_with_2(desk: Path) -> None:
+    command = [sys.executable, "-c", "from embae.trainer.cli import main; main()", "calibrate", "start/export",
+               "--camera", "door=station/door", "--out", "killed/export"]  # fmt: skip
+    (desk / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(desk / "tmp"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, cwd=desk, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert any("calibrating batch-norm" in line for line in process.stderr)
+        process.kill()
+    assert not (desk / "killed" / "export").exists()
+    assert calibrate(desk, "--camera", f"door={desk / 'station' / 'door'}", "--out", desk / "killed" / "export").stdout
+    assert [path.name for path in (desk / "killed").iterdir()] == ["export"]
+    done = tiny.embae("calibrate", "start/export", "--camera", "door=empty", "--out", "none", cwd=desk)
+    assert done.returncode == 2 and "embae: empty: holds no image" in done.stderr
