@@ -25,6 +25,7 @@ from embae.trainer.bench_report import Bench, Exchanges, Timing
 from embae.trainer.distributed import World, gather_objects
 from embae.trainer.exchanges import Recorder, bytes_sent
 from embae.trainer.features import FeatureLoader, Features
+from embae.trainer.memory import ClusterMemory
 from embae.trainer.monitor import Monitor
 from embae.trainer.schema import Recipe
 from embae.trainer.stage import StageRun
@@ -105,6 +106,9 @@ class _Measured(StageRun):
             self._standard = zeros, torch.ones_like(zeros)
         features = Features(np.load(path, mmap_mode="r"), np.arange(images) % shape[0])
         return FeatureLoader(work, features, self.world.device), 0.0
+
+    def _fill(self, memory: ClusterMemory) -> None:
+        """Its entries stay zeros: there may be many images."""
 
     def update(self, parts: Sequence[Batch]) -> None:
         """A step's updates on a batch that is there."""

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from embae.datasets.batch import Batch
 from embae.trainer.adversary import Turn, others_of
 from embae.trainer.exchanges import Recorder, bytes_sent
+from embae.trainer.objective import Objective
 from embae.trainer.optimizer_keys import Optimizer
 from embae.trainer.stage_schema import Stage
 
@@ -88,6 +89,10 @@ def passes(turns: Collection[Turn], batch: Batch, keys: Stage) -> Passes:
         most = max(most, sum(kept.values()))
         sent += keys.accumulate * sum(map(bytes_sent, recorder.calls))
         flops += keys.accumulate * counter.get_total_flops()
+        if isinstance(module, Objective) and module.memory and "memory" in terms:  # once a step, of all parts
+            with Recorder() as recorder:
+                module.memory.update(batch, torch.zeros(()))
+            sent += sum(map(bytes_sent, recorder.calls))
     return Passes(most, sent, flops)
 
 

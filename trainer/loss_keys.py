@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embae.trainer.keys import Flag, Length, Positive, Share, Strict, checked
+from embae.trainer.keys import Count, Flag, Length, Positive, Share, Strict, checked
 
 
 class Triplet(Strict):
@@ -34,6 +34,22 @@ class Identity(Strict):
     weight: Positive = 1.0
 
 
+class Memory(Strict):
+    """Cross-entropy of the cosines to a memory, which holds a unit vector for each identity; see `memory.py`."""
+
+    temperature: Positive = 0.05
+    """What cosines are divided by."""
+    momentum: Share = 0.1
+    """The part of an entry that stays where a batch has images of it: at 0 these replace it, near 1 it hardly moves."""
+    update: Literal["mean", "hard"] = "mean"
+    """What an entry moves towards: the mean of its images in the batch, or the one least like it."""
+    proxies: Literal["cluster", "camera"] = "cluster"
+    """An entry for each identity, or for each camera that an identity is seen by."""
+    hard_negatives: Count = 50
+    """With ``proxies: camera``, entries of others that those of the same identity on other cameras are told from."""
+    weight: Positive = 1.0
+
+
 class Adversarial(Strict):
     """The code [z, v] is made to look like noise to a discriminator; the stage's terms then update in turn."""
 
@@ -45,6 +61,7 @@ class Loss(Strict):
 
     triplet: Triplet | None = None
     identity: Identity | None = None
+    memory: Memory | None = None
     reconstruction: Reconstruction | None = None
     adversarial: Adversarial | None = None
 

@@ -16,6 +16,7 @@ from embae.trainer import losses
 from embae.trainer.cameras import put_out, seen_by
 from embae.trainer.distributed import gather_rows, sum_over_ranks
 from embae.trainer.loss_keys import Loss
+from embae.trainer.memory import ClusterMemory
 from embae.trainer.parts import EmbAE, head_numbers
 
 
@@ -29,12 +30,14 @@ class Objective(nn.Module):
         cached: Whether batches hold backbone features instead of images.
         batch_all_steps: Steps at the start that mine batch-all.
         standard: Mean and deviation of the features, two `(F,)`, where the standardised ones are rebuilt.
+        memory: What embeddings are drawn to, where the terms say so.
     """
 
     def __init__(self, model: EmbAE, loss: Loss, *, accumulate: int = 1, cached: bool = False,
-                 batch_all_steps: int = 0, standard: tuple[Tensor, Tensor] | None = None):
+                 batch_all_steps: int = 0, standard: tuple[Tensor, Tensor] | None = None,
+                 memory: ClusterMemory | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.memory = model, memory
         self._loss, self._accumulate, self._cached = loss, accumulate, cached
         self._batch_all_steps, self._standard = batch_all_steps, standard
         if loss.reconstruction and model.uses["backbone"] == "train":
@@ -64,6 +67,11 @@ class Objective(nn.Module):
             loss, seen = self._triplet(z, batch)
             total = total + self._weight("triplet") * world * loss
             report |= {"triplet": loss.detach(), **seen}
+        if "memory" in terms:
+            loss, near = self._contrast(z, batch)
+            total = total + self._weight("memory") * world * self._accumulate * loss
+            found = sum_over_ranks(torch.stack([loss.detach(), near])) * self._accumulate
+            report |= {"memory": found[0], "near": found[1]}
         for name, term in (("identity", self._identity), ("reconstruction", self._reconstruction),
                            ("adversarial", self._adversarial)):
             if name in terms:  # each is this rank's part of a mean over the global batch
@@ -84,6 +92,11 @@ class Objective(nn.Module):
             everyone = gather_rows(exact(z), len(batch.plan))
             mining = "batch-all" if batch.step < self._batch_all_steps else term.mining
             return losses.MINING[mining](everyone, identity, term.margin)
+
+    def _contrast(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self.memory is not None
+        with torch.autocast(z.device.type, enabled=False):
+            return self.memory(exact(z), batch)
 
     def _identity(self, z: Tensor, _: Tensor, batch: Batch, __: Tensor | None) -> Tensor:
         term = self._loss.identity
@@ -148,7 +161,7 @@ class Objective(nn.Module):
                     yield from head.parameters()
 
 
-TERMS = {"triplet", "identity", "reconstruction", "adversarial"}
+TERMS = {"triplet", "identity", "memory", "reconstruction", "adversarial"}
 # The terms that go through a part; where it is not named, all do.
 THROUGH = {"nuisance": {"reconstruction", "adversarial"}, "decoder": {"reconstruction"}, "classifier": {"identity"},
            "discriminator": set()}

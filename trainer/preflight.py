@@ -209,6 +209,8 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage tells the target's cameras apart."""
     if stage.calibrate:
         return stage.calibrate.per == "camera"
+    if stage.loss and stage.loss.memory and stage.loss.memory.proxies == "camera":
+        return True
     return stage.data.from_ == "target" and recipe.model.nuisance.per == "camera" and stage.use("nuisance") != "absent"
 
 

@@ -22,10 +22,12 @@ from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.checkpoint import Checkpoint, Meta, set_back
 from embae.trainer.distributed import World, on_first_rank
 from embae.trainer.errors import ExportError, Stopped
+from embae.trainer.evaluate import Reading
 from embae.trainer.export import load_into
 from embae.trainer.features import FeatureLoader, cached_features, standard
 from embae.trainer.initial import initial_model
 from embae.trainer.keeper import Keeper
+from embae.trainer.memory import ClusterMemory, fill
 from embae.trainer.monitor import Clock, Monitor, line
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
@@ -74,6 +76,7 @@ class StageRun:
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         self._standard: tuple[Tensor, Tensor] | None = None
+        self._memory = self._remembered(begins=not resume)
         work = self.work(self.start)
         self.cached, elsewhere = self.keys.caches, 0.0
         self.loader: Loader
@@ -93,6 +96,21 @@ class StageRun:
             return 0
         return sum(map(len, self.sampler.view.identities))
 
+    def _remembered(self, begins: bool) -> ClusterMemory | None:
+        """The memory that embeddings are drawn to: of a stage that goes on, the checkpoint has its entries."""
+        if not (self.keys.loss and self.keys.loss.memory):
+            return None
+        memory = ClusterMemory(self.keys.loss.memory, self.sampler.view, self.model.z).to(self.world.device)
+        if begins:
+            self._fill(memory)
+        return memory
+
+    def _fill(self, memory: ClusterMemory) -> None:
+        data = self.recipe.data
+        fill(memory, self.model.eval(), self.sampler.view, self.spec, self.world, Reading(data.loader, data.threads),
+             self.run / "cache")
+        self.model.train()
+
     def _take_turns(self, resume: Checkpoint | None, largest: int) -> Turns:
         """The engines, over the model as the checkpoint left it, if there is one.
 
@@ -104,7 +122,7 @@ class StageRun:
         first = loss.triplet.batch_all_epochs if loss.triplet else 0
         batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
         objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
-                              batch_all_steps=batch_all, standard=self._standard)
+                              batch_all_steps=batch_all, standard=self._standard, memory=self._memory)
         model, moments = resume.state() if resume else ({}, {})
         if resume:
             load_into(self.model, model, str(resume.path))

@@ -11,11 +11,10 @@ from embae.datasets.batch import Batch
 from embae.trainer.adversary import in_turn, others_of
 from embae.trainer.averaging import Average
 from embae.trainer.engine import Engine
+from embae.trainer.memory import ClusterMemory
 from embae.trainer.objective import Objective
 from embae.trainer.phases import Phase
 from embae.trainer.stage_schema import Stage
-
-_AVERAGE = "average/"
 
 
 class Turns:
@@ -42,6 +41,12 @@ class Turns:
         self._turns = [(engines[turn.module], turn.terms) for turn in turns]
         self._engines = list(engines.values())
         self._average = Average(objective.model, keys.ema) if keys.ema else None
+        self._memory = objective.memory
+        self._beside: dict[str, Average | ClusterMemory] = {}
+        if self._average:
+            self._beside["average"] = self._average
+        if self._memory:
+            self._beside["memory"] = self._memory
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
         """All updates of a step.
@@ -60,6 +65,8 @@ class Turns:
             report |= {**found, "loss": loss}
         if self._average:
             self._average.update(parts[0].step, self.broken)
+        if self._memory:
+            self._memory.update(parts[0], self.broken)
         return report
 
     def around(self, phase: Phase) -> None:
@@ -76,11 +83,10 @@ class Turns:
         return self.state() | (self._average.whole() if self._average else {})
 
     def moments(self) -> dict[str, Tensor]:
-        """What goes on beside the model, on every rank: the moments of every engine's optimizer, and the average."""
-        average = self._average.whole() if self._average else {}
+        """What goes on beside the model, on every rank: every engine's moments, the average, the memory."""
         return {**{f"{number}/{key}": value for number, engine in enumerate(self._engines)
                    for key, value in engine.moments().items()},
-                **{_AVERAGE + key: value for key, value in average.items()}}
+                **{f"{name}/{key}": value for name, one in self._beside.items() for key, value in one.whole().items()}}
 
     def restore_moments(self, found: dict[str, Tensor]) -> None:
         """Goes on with what `moments` gave.
@@ -88,12 +94,13 @@ class Turns:
         Raises:
             ValueError: They are of other parameters.
         """
-        average = {key.removeprefix(_AVERAGE): value for key, value in found.items() if key.startswith(_AVERAGE)}
-        if self._average:
-            self._average.restore(average)
+        def below(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
+
+        for name, one in self._beside.items():
+            one.restore(below(name))
         for number, engine in enumerate(self._engines):
-            engine.restore_moments({key.removeprefix(f"{number}/"): value for key, value in found.items()
-                                    if key.startswith(f"{number}/")})
+            engine.restore_moments(below(f"{number}"))
 
     def close(self) -> None:
         """Frees what the engines hold."""

@@ -18,6 +18,7 @@ from toys import KEYS, RECONSTRUCTION, TRIPLET, ToyView, heads, images, parts_in
 
 from embae.datasets.plan import share
 from embae.trainer.distributed import World
+from embae.trainer.memory import ClusterMemory
 from embae.trainer.objective import Objective
 from embae.trainer.stage_schema import Stage
 
@@ -27,7 +28,7 @@ LARGEST = 4096  # elements of a parameter
 TAKEN = {
     1: [("bf16", 1), ("bf16", 3)],
     2: [("mined", 0), ("mined", 1), ("mined", 3), ("bf16", 1), ("bf16", 3), *(("parts", zero) for zero in range(4)),
-        ("in turn", 0)],
+        ("in turn", 0), ("memory", 0), ("memory", 2)],
     4: [("parts", 0), ("parts", 1), ("parts", 3)],
 }  # fmt: skip
 VIEW = ToyView(pid=[number // 4 for number in range(18)], camid=[0] * 18)
@@ -46,6 +47,9 @@ def case(name: str, zero: int) -> Stage:
     if name == "bf16":
         keys["optimizer"] = {"name": "sgd", "momentum": 0.9}
         return stage(whole, TRIPLET, **keys, precision="bf16", clip=1.0)
+    if name == "memory":
+        return stage(whole, {"memory": {"proxies": "camera"}}, **keys, accumulate=2,
+                     data={"from": "sources", "P": 4, "K": 4})
     if name == "parts":
         return stage(parts_in("frozen", "train", "frozen", "train"), RECONSTRUCTION, **keys, accumulate=2)
     adversarial = {**TRIPLET, **RECONSTRUCTION, "adversarial": {}}
@@ -60,7 +64,8 @@ def made(keys: Stage) -> Objective:
     with torch.random.fork_rng(devices=[]):
         model = EmbAE(KEYS, heads(1) if keys.use("nuisance") != "absent" else [], keys.parts)
     use_global_batch_norm(model, sync=True)
-    return Objective(model.train(), keys.loss, accumulate=keys.accumulate)  # type: ignore[arg-type]
+    memory = ClusterMemory(keys.loss.memory, VIEW, model.z) if keys.loss.memory else None  # type: ignore
+    return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memory=memory)  # type: ignore[arg-type]
 
 
 def nbytes(tensors: Iterable[Any]) -> dict[int, int]:

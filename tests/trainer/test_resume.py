@@ -54,6 +54,11 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {**TRIPLET["data"], "augment": {"flip": True}},
         "loss": {"reconstruction": {}, "adversarial": {}, "triplet": {}}},
     "heads of cameras": {**RECONSTRUCTION, "per": "camera", "data": {**RECONSTRUCTION["data"], "batch": 3}},
+    "memory by camera, averaged weights, ZeRO 2": {
+        **TRIPLET, "loss": {"memory": {"proxies": "camera"}}, "ema": 0.9, "deepspeed": {"zero_stage": 2}},
+    "memory in two parts": {
+        **TRIPLET, "parts": parts_in("frozen", "train"), "data": {**TRIPLET["data"], "augment": {"flip": True}},
+        "loss": {"memory": {"update": "hard"}}, "accumulate": 2, "batch_norm": {"embedding": "running"}},
     # Not on images: convolutions in bfloat16 differ from run to run on CPU, with or without a new start.
     "bf16, ZeRO 1": {**RECONSTRUCTION, "precision": "bf16", "deepspeed": {"zero_stage": 1}},
 }  # fmt: skip
@@ -242,7 +247,7 @@ def test_on_other_ranks_every_tensor_is_the_saved_one(
     optimizer = CASES[case].get("optimizer", ADAM)
     per_weight = {"adam": 3, "adamw": 3, "sgd": int(optimizer.get("momentum", 0) > 0)}[optimizer["name"]]
     model, beside = saved.state()
-    moments = {key: value for key, value in beside.items() if not key.startswith("average/")}
+    moments = {key: value for key, value in beside.items() if not key.startswith(("average/", "memory/"))}
     trained = {part for part, use in CASES[case]["parts"].items() if use == "train"}
     weights = [key for key in model if key.split(".")[0] in trained and key.endswith((".weight", ".bias"))]
     if case == "heads of cameras":
@@ -250,7 +255,8 @@ def test_on_other_ranks_every_tensor_is_the_saved_one(
     else:
         assert len(moments) == per_weight * len(weights)
     averaged = [key for key, value in model.items() if key.split(".")[0] in trained and value.is_floating_point()]
-    assert len(beside) - len(moments) == (len(averaged) if CASES[case].get("ema") else 0)
+    wanted = (len(averaged) if CASES[case].get("ema") else 0) + ("memory" in CASES[case]["loss"])
+    assert len(beside) - len(moments) == wanted
     assert all(value.isfinite().all() for value in beside.values())
     assert all(value.abs().max() > 0 for key, value in moments.items() if "decoder" in key)
 

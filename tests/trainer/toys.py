@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embae.datasets.batch import Batch
 from embae.datasets.plan import share
+from embae.datasets.view import PERSON
 from embae.trainer.parts import EmbAE, Head
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import Stage
@@ -35,6 +36,7 @@ class ToyView:
 
     def __init__(self, pid: Sequence[int], camid: Sequence[int]):
         self.pid, self.camid = np.array(pid), np.array(camid)
+        self.role = np.full(len(self.pid), PERSON)
 
     def __len__(self) -> int:
         return len(self.pid)
@@ -47,6 +49,12 @@ class ToyView:
 
     def identity(self, rows: np.ndarray) -> np.ndarray:
         return self.pid[rows]
+
+    @property
+    def identities(self) -> list[np.ndarray]:
+        """Where `pid` rises from 0 without gaps."""
+        counts = np.bincount(self.pid)
+        return [np.stack([np.cumsum(counts) - counts, np.cumsum(counts), counts], 1)]
 
 
 def heads(cameras: int) -> list[Head]:
