@@ -7,8 +7,9 @@ The features are made: people of 18 images on average, each one random direction
 around one common direction as the features of a backbone are. k-means with PUL's selection (cosine > 0.5 here), of
 the first rank; the Jaccard distance, which ranks share, and DBSCAN on it; up to 13,000 images the Jaccard distance as
 SpCL and Cluster Contrast compute it, in N × N matrices (the search by matmul in place of faiss). Seconds of a single
-run, and the largest rank's peak memory (resident), features and libraries included, of fresh processes that do only
-that. Ranks share the cores; set OMP_NUM_THREADS for one core.
+run, those of a CPU (of the busiest rank, all its threads) and on the clock, and the largest rank's peak memory
+(resident), features and libraries included, of fresh processes that do only that. Ranks share the cores; set
+OMP_NUM_THREADS for one core.
 """
 
 from __future__ import annotations
@@ -48,17 +49,30 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.process_time(), time.perf_counter()
+
+    def cpu(self) -> float:
+        return time.process_time() - self.began[0]
+
+    def __str__(self) -> str:
+        return f"{self.cpu():.1f} s of CPU, {time.perf_counter() - self.began[1]:.1f} s"
+
+
 def said(labels: np.ndarray) -> str:
     return f"{labels.max() + 1:,} clusters, {np.mean(labels >= 0):.0%} of the images"
 
 
 def time_kmeans(x: np.ndarray, clusters: int) -> None:
-    began = time.perf_counter()
+    clock = Clock()
     labels, centres = kmeans(x, clusters, seed=0)
-    found = time.perf_counter()
+    print(f"k-means, K = {clusters}: {clock}, peak {peak():.2f} GiB")
+    clock = Clock()
     chosen = near_centres(x, labels, centres, similarity=0.5)
-    print(f"k-means, K = {clusters}: {found - began:.1f} s, peak {peak():.2f} GiB")
-    print(f"  near centres: {time.perf_counter() - found:.2f} s, {said(chosen)}")
+    print(f"  near centres: {clock}, {said(chosen)}")
 
 
 def time_jaccard(x: np.ndarray) -> None:
@@ -68,18 +82,17 @@ def time_jaccard(x: np.ndarray) -> None:
 
     world = join()
     gather_objects(None)  # all have come
-    began = time.perf_counter()
+    clock = Clock()
     distances = jaccard_distances(x, farthest=0.6, spread=spread_over(world))
-    seconds = time.perf_counter() - began
-    peaks = gather_objects(peak())
+    parts = gather_objects((clock.cpu(), str(clock), peak()))
 
     def tell() -> None:
-        print(f"Jaccard distances, {world.world_size} ranks of {spread_over(world).threads} threads: {seconds:.1f} s, "
-              f"peak {max(peaks):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an image up to 0.6")
+        print(f"Jaccard distances, {world.world_size} ranks of {spread_over(world).threads} threads: {max(parts)[1]}, "
+              f"peak {max(part[2] for part in parts):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an image up to 0.6")
         import sklearn.cluster  # noqa: F401  # takes a second
-        began = time.perf_counter()
+        clock = Clock()
         labels = dbscan(distances, eps=0.6, min_samples=4)
-        print(f"  DBSCAN: {time.perf_counter() - began:.2f} s, peak {peak():.2f} GiB, {said(labels)}")
+        print(f"  DBSCAN: {clock}, peak {peak():.2f} GiB, {said(labels)}")
 
     on_first_rank(world, tell)
     leave()
@@ -89,9 +102,9 @@ def time_dense(x: np.ndarray) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
     from dense_jaccard import compute_jaccard_distance
 
-    began = time.perf_counter()
+    clock = Clock()
     compute_jaccard_distance(x, 30, 6, np.float32)
-    print(f"Jaccard distances in N × N matrices: {time.perf_counter() - began:.1f} s, peak {peak():.2f} GiB")
+    print(f"Jaccard distances in N × N matrices: {clock}, peak {peak():.2f} GiB")
 
 
 def launch(only: str, ranks: int) -> None:
