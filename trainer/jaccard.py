@@ -143,7 +143,7 @@ def pairwise(weights: sparse.csr_matrix, farthest: float, spread: Spread) -> spa
     indptr = np.concatenate([[0], np.cumsum(pairs)])
 
     def together(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-        whole = np.zeros(total, dtype)
+        whole: np.ndarray = np.zeros(total, dtype)
         np.concatenate(parts or [whole[:0]], out=whole[indptr[own.start] : indptr[own.stop]])
         parts.clear()  # one after the other, so that only one of them is held twice
         return spread.add(whole)

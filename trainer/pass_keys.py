@@ -38,6 +38,8 @@ class DBSCAN(Strict):
     eps: Fraction = 0.6
     min_samples: Count = 4
     k1: Count = 30
+    """Images in which neighbours are looked for. Far above the images of a person it runs people together, and eps has
+    to be smaller: of drawn people with 12 images each, 30 and 0.6 made 4 clusters, 30 and 0.3 made 110."""
     k2: Count = 6
     outliers: Literal["drop", "own"] = "drop"
     """Images in no cluster are left out, or each is a cluster of its own (Ge et al. 2020, arXiv 2006.02713).

@@ -100,7 +100,7 @@ def cluster(embeddings: np.ndarray, cameras: np.ndarray, keys: Cluster, dataset:
             linkage = keys.linkage or Linkage()
             return average_linkage(distances, distance=linkage.distance, smallest=linkage.smallest)
 
-    return broadcast_object(on_first_rank(world, find))  # type: ignore[no-any-return]
+    return broadcast_object(on_first_rank(world, find))
 
 
 @contextmanager
