@@ -71,7 +71,7 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
         _batch_norm(model, groups, at, view, spec, world, reading)
         return
     part = model.backbone if keys.what == "features" else model.embedding
-    run = model.extract if keys.what == "features" else model.forward
+    run = model.extract if keys.what == "features" else model.encode
     found = _put_out(run, model, rows, view, spec, world, reading)
     place = np.empty(len(rows), np.int64)
     place[rows] = np.arange(len(rows))
@@ -192,7 +192,7 @@ def _put_out(run: Callable[[Tensor, Tensor | None], Tensor], model: EmbAE, rows:
     own = rows[share(len(rows), world.rank, world.world_size)]
     found = [run(batch.inputs, model.cameras_of(batch)).double() for batch in
              extract(view, own, spec, world.device, loader=reading.loader, threads=reading.threads, size=reading.batch)]
-    width = model.z if run == model.forward else model.features
+    width = model.z if run == model.encode else model.features
     mine = torch.cat(found) if found else torch.empty(0, width, dtype=torch.float64, device=world.device)
     return gather_rows(mine, len(rows))
 

@@ -145,7 +145,8 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     least = min(data.P.values()) * (data.K or 1) if isinstance(data.P, dict) else sampler.batch
     with torch.random.fork_rng(devices=[]):
         model = EmbAE(recipe.model, heads, keys.parts, classes=sum(map(len, sampler.view.identities)),
-                      running=[part for part, mode in keys.batch_norm.items() if mode == "running"])
+                      running=[part for part, mode in keys.batch_norm.items() if mode == "running"],
+                      size=recipe.data.image)
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
     standardised = keys.loss.reconstruction and keys.loss.reconstruction.standardised
     standard = (torch.zeros(model.features), torch.ones(model.features)) if standardised else None

@@ -71,7 +71,7 @@ def read_size(spec: ImageSpec, tta: TTA) -> tuple[int, int]:
 @contextmanager
 def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path,
              rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Raw embeddings of a view, each rank computing its share: `(images, Z)` float32, on every rank.
+    """Embeddings of a view to search by, each rank computing its share: `(images, Z)` float32, on every rank.
 
     They lie in a memory-mapped file, one copy a node, for as long as the context lasts; a start after a kill goes on
     where the last one was. The same bit for bit on any number of ranks.
@@ -88,12 +88,14 @@ def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, 
     """
     rows = np.arange(len(view)) if rows is None else rows
     device, loader, size = world.device, reading.loader, reading.batch
-    through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras]
+    through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras, model.last_stride,
+               model.unit]
     name = f"embeddings-{content_key(through, view.fingerprints()[rows], model)}"
 
     def compute(batch: Batch) -> Tensor:
         which = model.cameras_of(batch)
-        return torch.stack([model(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0).float()
+        mean = torch.stack([model.encode(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0)
+        return model.for_search(mean).float()
 
     # A second evaluation of the same model at the same time has a file of its own.
     with sole(folder, name) if world.first else nullcontext(name) as held:

@@ -75,7 +75,8 @@ class Export:
         if len(self.heads) > len(state):
             raise ExportError(f"{origin}: has {len(state)} tensors, too few for {len(self.heads)} nuisance heads")
         try:
-            outline = _outline(self.model, tuple(self.parts), tuple(self.heads), self.classes, len(self.cameras))
+            outline = _outline(self.model, tuple(self.parts), tuple(self.heads), self.classes, len(self.cameras),
+                               self.spec.size)
         except RecipeError as error:
             raise ExportError(f"{self.path / META}: {error}") from error
         wanted = dict(outline.state_dict())
@@ -97,17 +98,18 @@ class Export:
         uses: dict[PartName, Use] = {part: "frozen" for part in parts or self.parts}
         state = {key: value for key, value in self.state().items() if key.split(".")[0] in uses}
         classes = self.classes if "classifier" in uses else 0
-        model = EmbAE(self.model, self.heads, uses, classes=classes, cameras=self.cameras)
+        model = EmbAE(self.model, self.heads, uses, classes=classes, cameras=self.cameras, size=self.spec.size)
         load_into(model, state, str(self.path / WEIGHTS))
         return model.eval()
 
 
 @lru_cache(maxsize=16)  # the stages of a run have few kinds of models, and timm takes 0.3 s to lay one out
-def _outline(keys: Model, parts: tuple[PartName, ...], heads: tuple[Head, ...], classes: int, cameras: int) -> EmbAE:
+def _outline(keys: Model, parts: tuple[PartName, ...], heads: tuple[Head, ...], classes: int, cameras: int,
+             size: tuple[int, int]) -> EmbAE:
     """A model that takes no memory, whatever size a stranger says that it has."""
     uses: dict[PartName, Use] = {part: "frozen" for part in parts}
     with torch.device("meta"):
-        return EmbAE(keys, heads, uses, classes=classes, cameras=[("", camid) for camid in range(cameras)])
+        return EmbAE(keys, heads, uses, classes=classes, cameras=[("", camid) for camid in range(cameras)], size=size)
 
 
 def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, spec: ImageSpec) -> None:

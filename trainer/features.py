@@ -95,7 +95,7 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
         threads: Decoding threads.
     """
     order = by_content(view)
-    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras]
+    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras, model.last_stride]
     key = content_key(through, view.fingerprints()[order], model.backbone)
     path = folder / f"features-{key}.npy"
     took = path.with_suffix(".seconds")

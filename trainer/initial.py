@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 
 from embae.datasets.keyed import generator
+from embae.trainer.backbone import build_backbone, fitted
 from embae.trainer.cameras import Camera, without_tables
 from embae.trainer.description import named
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
-from embae.trainer.parts import EmbAE, Head, build_backbone, head_labels
+from embae.trainer.parts import EmbAE, Head, head_labels
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import Stage
 
 
 def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path, cameras: Sequence[Camera],
-                  classes: int = 0) -> EmbAE:
+                  classes: int = 0, size: tuple[int, int] = (256, 128)) -> EmbAE:
     """Builds a stage's model.
 
     Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
@@ -32,6 +33,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         run: The run folder, where earlier stages' exports are.
         cameras: (dataset, camid) of the stage's images, sorted.
         classes: Identities of the stage's images, for the classifier.
+        size: Height and width of its images.
 
     Raises:
         ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
@@ -52,7 +54,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         running = [part for part, mode in stage.batch_norm.items() if mode == "running"]
         model = EmbAE(keys, heads, stage.parts, running=running, classes=classes,
-                      cameras=export.cameras if export else ())
+                      cameras=export.cameras if export else (), size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
@@ -67,9 +69,9 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
                         own = without_tables(own, keep_batch_norm=part in running)
                     load_into(module, own, f"{stage.init}, part {part}")
         elif stage.init == "hub":
-            model.backbone.load_state_dict(_from_hub(keys.backbone).state_dict())
+            model.backbone.load_state_dict(_from_hub(keys, size).state_dict())
         elif stage.init != "random":
-            load_into(model.backbone, _backbone_file(Path(stage.init)), stage.init)
+            load_into(model.backbone, fitted(_backbone_file(Path(stage.init)), model.backbone), stage.init)
     return model
 
 
@@ -106,12 +108,12 @@ def _is_plain(item: tuple[object, object]) -> bool:
             and value.layout == torch.strided and not value.is_quantized)
 
 
-def _from_hub(backbone: str) -> torch.nn.Module:
+def _from_hub(keys: Model, size: tuple[int, int]) -> torch.nn.Module:
     try:
-        return build_backbone(backbone, pretrained=True)
+        return build_backbone(keys, size, pretrained=True)
     except RecipeError:
         raise
     except Exception as error:  # the hub's client raises what its transport raises
-        raise ExportError(f"the hub's weights of {backbone} could not be fetched ({type(error).__name__}). "
+        raise ExportError(f"the hub's weights of {keys.backbone} could not be fetched ({type(error).__name__}). "
                           "Where there is no internet, put init: PATH to a .safetensors file with timm's names, "
                           "or init: random.") from error

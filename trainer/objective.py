@@ -64,7 +64,7 @@ class Objective(nn.Module):
         total = z.new_zeros((), dtype=torch.float32)
         report: dict[str, Tensor] = {}
         if "triplet" in terms:
-            loss, seen = self._triplet(z, batch)
+            loss, seen = self._triplet(features if self.model.neck else z, batch)
             total = total + self._weight("triplet") * world * loss
             report |= {"triplet": loss.detach(), **seen}
         if "memory" in terms:
@@ -151,8 +151,9 @@ class Objective(nn.Module):
         They are those of parts that none of the terms goes through, and of nuisance heads that no image of the global
         batch belongs to.
         """
+        through = {**THROUGH, "embedding": TERMS - {"triplet"}} if self.model.neck else THROUGH
         for part, module in self.model.parts().items():
-            if self.model.uses[part] == "train" and not THROUGH.get(part, TERMS) & set(terms):
+            if self.model.uses[part] == "train" and not through.get(part, TERMS) & set(terms):
                 yield from module.parameters()
         if self.model.uses["nuisance"] == "train":
             present = heads_of(self.model, batch)[1]

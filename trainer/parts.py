@@ -2,26 +2,24 @@
 
 F gives pooled features; E and N map them to z (who it is) and v (camera, pose, light); D rebuilds the features
 from both. The autoencoder is truncated: it rebuilds features, not pixels. Without E the features are z, and without N
-the decoder has z alone. Two more parts serve other methods: a classifier of identities over z, and a discriminator
-that tells codes [z, v] from noise.
+the decoder has z alone. E may also be a batch norm alone (BNNeck, arXiv 1903.07071 §III-E). Two more parts serve other
+methods: a classifier of identities over z, and a discriminator that tells codes [z, v] from noise.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
+from embae.trainer.backbone import build_backbone, width
 from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
-from embae.trainer.errors import RecipeError
-from embae.trainer.mistakes import short
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
 
@@ -32,6 +30,18 @@ Head = tuple[str | int, ...]
 def head(features: int, hidden: int, out: int) -> nn.Sequential:
     """Dense, ReLU, batch norm, dense: `(B, features)` to `(B, out)`."""
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.BatchNorm1d(hidden), nn.Linear(hidden, out))
+
+
+def bnneck(features: int) -> nn.BatchNorm1d:
+    """Batch norm with a bias that stays 0 (Luo et al. 2019, §III-E): `(B, features)` to `(B, features)`.
+
+    The triplet loss looks at what goes in, the classifier and retrieval at what comes out.
+    """
+    neck = nn.BatchNorm1d(features)
+    # A buffer: a parameter that does not train, in a part that does, would have to be told apart everywhere.
+    del neck.bias
+    neck.register_buffer("bias", torch.zeros(features))
+    return neck
 
 
 class NuisanceHeads(nn.Module):
@@ -90,18 +100,32 @@ class EmbAE(nn.Module):
         running: Trained parts whose batch norms keep to their running statistics.
         classes: Identities that the classifier tells apart.
         cameras: (dataset, camid) of the cameras that the model is calibrated on, in the order of its tables.
+        size: Height and width of its images.
+
+    Attributes:
+        features, z: Widths of what the backbone and the embedding put out.
+        neck: Whether the triplet loss looks at what goes into the embedding.
+        unit: Whether embeddings to search by have length 1.
+        last_stride: Of the backbone; its weights do not tell.
+
+    Raises:
+        RecipeError: timm has no such backbone, or not in this form.
     """
 
     def __init__(self, keys: Model, heads: Sequence[Head], uses: Mapping[PartName, Use], *,
-                 running: Collection[PartName] = (), classes: int = 0, cameras: Sequence[Camera] = ()):
+                 running: Collection[PartName] = (), classes: int = 0, cameras: Sequence[Camera] = (),
+                 size: tuple[int, int] = (256, 128)):
         super().__init__()
         self.uses: dict[PartName, Use] = {part: uses.get(part, "absent") for part in PARTS}
         self._running, self.classes, self.cameras = frozenset(running), classes, list(cameras)
         self.heads = list(heads) if self.uses["nuisance"] != "absent" else []
-        self.backbone = build_backbone(keys.backbone)
-        self.features = width(self.backbone)
+        self.backbone = build_backbone(keys, size)
+        self.features = width(self.backbone, size)
+        self.neck, self.unit, self.last_stride = keys.head == "bnneck", keys.unit, keys.last_stride
         self.z = self.features
-        if self.uses["embedding"] != "absent":
+        if self.uses["embedding"] != "absent" and self.neck:
+            self.embedding: nn.Module = bnneck(self.features)
+        elif self.uses["embedding"] != "absent":
             self.embedding, self.z = head(self.features, keys.hidden, keys.embedding), keys.embedding
         latent = self.z
         if self.uses["nuisance"] != "absent":
@@ -110,7 +134,9 @@ class EmbAE(nn.Module):
         if self.uses["decoder"] != "absent":
             self.decoder = Decoder(latent, keys.hidden, self.features)
         if self.uses["classifier"] != "absent":
-            self.classifier = nn.Linear(self.z, classes)
+            self.classifier = nn.Linear(self.z, classes, bias=not self.neck)
+            if self.neck:  # as its authors start it
+                nn.init.normal_(self.classifier.weight, std=0.001)
         if self.uses["discriminator"] != "absent":
             self.discriminator = Discriminator(latent, keys.hidden)
         for name, part in self.parts().items():
@@ -132,12 +158,21 @@ class EmbAE(nn.Module):
         return self
 
     def forward(self, images: Tensor, which: Tensor | None = None) -> Tensor:
-        """Embeddings z of images: `(B, 3, H, W)` to `(B, Z)`.
+        """Embeddings of images to search by: `(B, 3, H, W)` to `(B, Z)`.
 
         Args:
             images: Normalised.
             which: `(B,)` the camera of each in a calibrated model's list, see `cameras_of`.
         """
+        return self.for_search(self.encode(images, which))
+
+    def for_search(self, z: Tensor) -> Tensor:
+        """Embeddings as they leave the model, `(B, Z)`: of length 1 if the recipe wants that, so that a Euclidean
+        ranking is one by cosine. Losses and the decoder see z as it is."""
+        return F.normalize(z, dim=1) if self.unit else z
+
+    def encode(self, images: Tensor, which: Tensor | None = None) -> Tensor:
+        """Embeddings z of images as the other parts see them: `(B, 3, H, W)` to `(B, Z)`."""
         return self.embed(self.extract(images, which), which)
 
     def extract(self, images: Tensor, which: Tensor | None = None) -> Tensor:
@@ -176,43 +211,6 @@ def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
     if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
         return len(model.cameras), model.features if path == "backbone" else model.z
     return None
-
-
-def build_backbone(name: str, pretrained: bool = False) -> nn.Module:
-    """A timm model without its classifier: `(B, 3, H, W)` to pooled features.
-
-    Raises:
-        RecipeError: timm has no such model.
-    """
-    # Not what timm also takes for a name: hubs (hf-hub:…) and folders (local-dir:…).
-    if re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) and timm.is_model(name):
-        try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0)
-        except RuntimeError as error:
-            if "Invalid pretrained tag" not in str(error):
-                raise
-    close = timm.list_models(f"*{name[:100].split('_')[0]}*")[:8]
-    near = f"; near: {', '.join(close)}" if close else ""
-    raise RecipeError(f"model.backbone: timm has no model {short(name)}{near}")
-
-
-@torch.no_grad()
-def width(backbone: nn.Module) -> int:
-    """Width of the pooled features; measured, since for some MobileNets timm's `num_features` is not it.
-
-    Raises:
-        RecipeError: The backbone takes no images of this size, or does not pool its features.
-    """
-    training = backbone.training
-    try:
-        features = backbone.eval()(torch.zeros(1, 3, 64, 64))
-    except (AssertionError, RuntimeError) as error:  # timm's ways to say so
-        raise RecipeError(f"model.backbone: {type(backbone).__name__} takes images of some sizes only ({error})") \
-            from error
-    if features.dim() != 2:
-        raise RecipeError(f"model.backbone: {type(backbone).__name__} does not pool its features")
-    backbone.train(training)
-    return features.shape[1]
 
 
 def head_labels(per: Literal["shared", "dataset", "camera"], cameras: Sequence[tuple[str, int]]) -> list[Head]:

@@ -16,7 +16,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, mod
 
 from embae.datasets.cache import Cache
 from embae.datasets.remote import Url, location
-from embae.trainer.keys import Count, Name, Positive, Strict, Whole, checked
+from embae.trainer.keys import Count, Flag, Name, Positive, Strict, Whole, checked
 from embae.trainer.stage_schema import PARTS, Stage
 
 TTA = Literal["none", "flip", "ten-crop"]
@@ -45,6 +45,15 @@ class Model(Strict):
     """The model's parts."""
 
     backbone: str = "mobilenetv1_100"
+    pooling: Literal["avg", "gem"] = "avg"
+    """Of the last feature map: its mean, or the generalised mean with an exponent that trains with the backbone."""
+    last_stride: Literal[1, 2] = 2
+    """Of a ResNet's last stage: 1 leaves a feature map twice as high and wide."""
+    head: Literal["mlp", "bnneck"] = "mlp"
+    """The embedding: dense, ReLU, batch norm, dense (arXiv 1807.10591 §3.1), sized by ``embedding`` and ``hidden``;
+    or a batch norm of the features, with a classifier behind it and the triplet loss before it (arXiv 1903.07071)."""
+    unit: Flag = False
+    """Whether embeddings that leave the model have length 1: distances then rank as the cosine does."""
     embedding: Count = 128
     hidden: Count = 1024
     nuisance: Nuisance = Nuisance()
@@ -145,6 +154,8 @@ class Recipe(Strict):
             if several and stage.use("nuisance") == "train" and stage.ema:
                 yield (f"stages.{name}.ema: nuisance heads that a batch lacks stay unmoved, and their average would "
                        "move; leave it out")
+            if self.model.head == "bnneck" and stage.loss and stage.loss.triplet:
+                yield from self._wrong_neck(name, stage)
             if stage.init not in self.stages or name not in self.run:
                 continue
             if stage.init not in self.run[:self.run.index(name)]:
@@ -159,6 +170,13 @@ class Recipe(Strict):
                     yield f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; leave it out"
                 elif stage.use(part) == "frozen" and part not in has:
                     yield f"stages.{name}.parts.{part}: is frozen, but {stage.init}, where it comes from, has none"
+
+    def _wrong_neck(self, name: str, stage: Stage) -> Iterator[str]:
+        before = "with model.head: bnneck the triplet loss looks at the features, before the neck"
+        if stage.use("backbone") != "train":
+            yield f"stages.{name}.loss.triplet: {before}, and the backbone, which makes them, does not train"
+        elif stage.use("embedding") == "train" and stage.loss and stage.loss.terms() == ["triplet"]:
+            yield f"stages.{name}.parts.embedding: {before}, and no other loss trains it; add loss.identity"
 
     def _wrong_labels(self, name: str, labels: str) -> Iterator[str]:
         key = f"stages.{name}.data.labels"

@@ -15,11 +15,13 @@ from typing import Any
 from embae.datasets.index import Index
 from embae.datasets.merged import Merged, is_merged
 from embae.datasets.remote import Url
-from embae.trainer.schema import Recipe
+from embae.trainer.schema import Model, Recipe
 
 METHOD = 1
 """Raise it where the same recipe comes to mean another computation."""
 
+_NEWER = ("pooling", "last_stride", "head", "unit")
+"""Keys of the model that are newer than some comparisons, which their defaults leave as they are."""
 _UNSEEN = {"log_every", "evaluate_every"}
 
 
@@ -48,6 +50,9 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     if stage.data.labels:
         keys["data"]["labels"] = before[stage.data.labels]
     model = recipe.model.model_dump(mode="json")
+    for key in _NEWER:
+        if model[key] == Model.model_fields[key].default:
+            del model[key]
     if stage.use("nuisance") == "absent":  # else every variant would train an embedding of its own
         del model["nuisance"]
     return {

@@ -20,7 +20,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import on_ranks
 from torch import Tensor
-from toys import RECONSTRUCTION, TRIPLET, ToyView, distance, heads, images, model, parts_in, share_of, stage
+from toys import (
+    KEYS,
+    NECK,
+    RECONSTRUCTION,
+    TRIPLET,
+    ToyView,
+    distance,
+    heads,
+    images,
+    model,
+    parts_in,
+    share_of,
+    stage,
+)
 
 from embae.datasets.batch import Batch
 from embae.datasets.plan import share
@@ -28,6 +41,7 @@ from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.distributed import World
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
+from embae.trainer.schema import Model
 
 RATE = 2.0**20  # the step is so long that what it started from does not round it
 
@@ -44,6 +58,7 @@ class Case:
         zero: ZeRO stages.
         double: Whether to compute in double precision, which DeepSpeed does not: then without it.
         terms: Whose turn it is; None for all.
+        of: The model.
     """
 
     parts: dict[str, str]
@@ -53,6 +68,7 @@ class Case:
     zero: tuple[int, ...] = (0, 1, 2, 3)
     double: bool = False
     terms: tuple[str, ...] | None = None
+    of: Model = KEYS
 
     @property
     def labelled(self) -> bool:
@@ -91,6 +107,12 @@ CASES = {
     "identity in double": Case(
         {**parts_in("train", "train"), "classifier": "train"},
         {"identity": {"smoothing": 0.1}}, IDENTITIES, zero=(0,), double=True),
+    "strong": Case(
+        {**parts_in("train", "train"), "classifier": "train"},
+        {"identity": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}, IDENTITIES, zero=(0, 1, 3), of=NECK),
+    "strong in double": Case(
+        {**parts_in("train", "train"), "classifier": "train"},
+        {"identity": {"smoothing": 0.1}, "triplet": {}}, IDENTITIES, zero=(0,), double=True, of=NECK),
     "adversarial": Case(
         {**HEADS, "discriminator": "train"}, {**RECONSTRUCTION, "adversarial": {"weight": 0.5}}, FIRST, zero=(0,),
         terms=("adversarial",)),
@@ -103,7 +125,7 @@ def _start(case: Case) -> tuple[ToyView, Tensor, EmbAE]:
     inputs = images(len(view), seed=1 if case.labelled else 2)
     if case.labelled:  # people that look alike to a model that knows nothing yet
         inputs = inputs + images(4, seed=2)[torch.from_numpy(view.pid)]
-    return view, inputs.to(case.dtype), model(case.parts, heads(5), classes=4).to(case.dtype)
+    return view, inputs.to(case.dtype), model(case.parts, heads(5), classes=4, of=case.of).to(case.dtype)
 
 
 @on_ranks(2, 3, 4)
@@ -215,7 +237,8 @@ class Reference:
         loss, terms = z.new_zeros(()), self.case.terms or tuple(self.case.loss)
         if "triplet" in terms:
             keys = self.case.loss["triplet"]
-            gaps = torch.stack([_gap(z, pid, anchor) for anchor in range(len(z))])
+            mined = features if self.case.of is NECK else z  # in front of the neck
+            gaps = torch.stack([_gap(mined, pid, anchor) for anchor in range(len(mined))])
             each = F.softplus(gaps) if "margin" not in keys else F.relu(gaps + keys["margin"])
             loss = loss + keys.get("weight", 1) * each.mean()
         if "identity" in terms:

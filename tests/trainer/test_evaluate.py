@@ -37,10 +37,10 @@ SPEC = ImageSpec(36, 18)  # at 9/8 of it the tiny datasets are stored, 40 × 20,
 READING = Reading("webdataset", 1, batch=7)
 
 
-def model() -> EmbAE:
+def model(unit: bool = False) -> EmbAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        keys = Model(backbone="test_efficientnet", embedding=6, hidden=8)
+        keys = Model(backbone="test_efficientnet", embedding=6, hidden=8, unit=unit)
         return EmbAE(
             keys, [], {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
         ).eval()
@@ -87,6 +87,12 @@ def test_embeddings_are_those_of_a_plain_loop(tta: TTA, spec: ImageSpec, tmp_pat
     # DALI decodes JPEG with other roundings: a grey level here and there.
     dali = embed("gallery", spec, tta, tmp_path, Reading("dali", 1, batch=7))
     assert np.linalg.norm(dali - wanted, axis=1).max() < 0.05 * spread
+
+
+def test_the_mean_of_all_ways_of_looking_has_length_1_where_the_model_says_so(tmp_path: Path) -> None:
+    wanted = plain_loop(park(), SPEC, "ten-crop")
+    with embedded(model(unit=True), View([park()], "gallery"), SPEC, "ten-crop", ALONE, READING, tmp_path) as found:
+        np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-4)
 
 
 def test_the_ways_of_looking_differ(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import KEYS, heads, images, model, parts_in
+from toys import KEYS, NECK, heads, images, model, parts_in
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export, stage_folder
 from embae.trainer.errors import ExportError
 from embae.trainer.export import META, WEIGHTS, Export
 from embae.trainer.parts import EmbAE
+from embae.trainer.schema import Model
 
 SPEC = ImageSpec(32, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 FOUR = ["backbone", "embedding", "nuisance", "decoder"]
@@ -39,6 +40,35 @@ def test_round_trip(tmp_path: Path) -> None:
     assert not any(weight.requires_grad for weight in back.parameters())
     assert stage_folder.is_done(tmp_path, "stage")
     assert stage_folder.done(tmp_path, "stage") == stage_folder.Done(17, 34, 1.5)
+
+
+def test_an_export_says_how_a_model_pools_and_ends(tmp_path: Path) -> None:
+    parts = {**parts_in("train", "train"), "classifier": "train"}
+    made = model(parts, of=NECK, classes=3).eval()
+    torch.nn.init.constant_(made.backbone.head.global_pool.p, 2.5)
+    export.write(tmp_path, made, made.state_dict(), keys=NECK, spec=SPEC)
+    back = Export.open(tmp_path).restore()
+    assert Export.open(tmp_path).model == NECK
+    assert torch.equal(back(images(2)), made(images(2))) and back.classifier.bias is None
+
+
+def test_an_export_of_before_has_todays_defaults(tmp_path: Path) -> None:
+    made = _write(tmp_path)
+    path = tmp_path / "export" / META
+    found = json.loads(path.read_text())
+    for key in ("pooling", "last_stride", "head", "unit"):
+        del found["model"][key]
+    path.write_text(json.dumps(found))
+    opened = Export.open(tmp_path / "export")
+    assert opened.model == KEYS and torch.equal(opened.restore()(images(2)), made(images(2)))
+
+
+def test_a_transformer_comes_back_at_its_own_size(tmp_path: Path) -> None:
+    keys = Model(backbone="test_vit", embedding=8, hidden=16)
+    made = EmbAE(keys, [], {"backbone": "train", "embedding": "train"}, size=SPEC.size).eval()
+    export.write(tmp_path, made, made.state_dict(), keys=keys, spec=SPEC)
+    back = Export.open(tmp_path).restore()
+    assert torch.equal(back(images(2, size=SPEC.size)), made(images(2, size=SPEC.size)))
 
 
 def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from toys import KEYS, RECONSTRUCTION, TRIPLET, heads, model, parts_in, stage
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export
+from embae.trainer.backbone import build_backbone
 from embae.trainer.errors import ExportError
 from embae.trainer.initial import initial_model
-from embae.trainer.parts import EmbAE, build_backbone
+from embae.trainer.parts import EmbAE
 from embae.trainer.stage_folder import Done, finish
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
@@ -97,7 +98,7 @@ def test_a_stage_without_nuisance_takes_what_it_needs(run: Path) -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_file_holds_the_backbone(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(8)
-    weights = build_backbone(KEYS.backbone)
+    weights = build_backbone(KEYS, (32, 32))
     path = tmp_path / f"backbone{suffix}"
     state = {key: value.contiguous() for key, value in weights.state_dict().items()}
     save_file(state, str(path)) if suffix == ".safetensors" else torch.save(state, path)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import heads, images, model, parts_in
+from toys import KEYS, NECK, heads, images, model, parts_in
 
-from embae.trainer.errors import RecipeError
-from embae.trainer.parts import NuisanceHeads, build_backbone, head_labels, head_numbers, width
+from embae.trainer.parts import NuisanceHeads, bnneck, head_labels, head_numbers
 
 ALL = parts_in("train", "train", "train", "train")
+STRONG = {**parts_in("train", "train"), "classifier": "train"}
 
 
 def test_heads_serve_their_own_images_in_their_order() -> None:
@@ -58,20 +58,6 @@ def test_a_head_of_another_dataset_is_not_taken_for_one_of_this() -> None:
         head_numbers([("a", 1)], ["b"], np.array([0]), np.array([1]))
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "test_resnet"])
-def test_width_is_that_of_the_pooled_features(backbone: str) -> None:
-    made = build_backbone(backbone).train()
-    assert made(images(2)).shape == (2, width(made))
-    assert made.training
-
-
-def test_an_unknown_backbone_is_named_with_what_is_near() -> None:
-    with pytest.raises(RecipeError, match=r"no model 'mobilenetv9'"):
-        build_backbone("mobilenetv9")
-    with pytest.raises(RecipeError, match=r"near: .*test_byobnet"):
-        build_backbone("test_byobnets")
-
-
 def test_parts_that_are_absent_are_not_built() -> None:
     made = model(parts_in("train", "train"))
     assert list(made.parts()) == ["backbone", "embedding"]
@@ -95,3 +81,33 @@ def test_a_trained_part_may_keep_to_its_running_statistics() -> None:
     assert not made.embedding[2].training and made.embedding[0].training
     assert made.nuisance.heads[0][2].training
     assert all(weight.requires_grad for weight in made.embedding.parameters())
+
+
+def test_a_neck_is_a_batch_norm_without_a_bias() -> None:
+    torch.manual_seed(0)
+    neck, x = bnneck(5).double().train(), torch.randn(8, 5, dtype=torch.float64) * 3 + 2
+    nn.init.uniform_(neck.weight, 0.5, 2)
+    mean, variance = x.mean(0), (x - x.mean(0)).square().mean(0)
+    torch.testing.assert_close(neck(x), neck.weight * (x - mean) / (variance + 1e-5).sqrt())
+    torch.testing.assert_close(neck.running_var, 0.9 + 0.1 * variance * 8 / 7)
+    assert [name for name, _ in neck.named_parameters()] == ["weight"]
+    assert torch.equal(neck.state_dict()["bias"], torch.zeros(5, dtype=torch.float64))
+
+
+def test_with_a_neck_z_is_as_wide_as_the_features_and_the_classifier_has_no_bias() -> None:
+    made = model(STRONG, of=NECK, classes=400)
+    assert made.z == made.features == 256 and [*made.classifier.state_dict()] == ["weight"]
+    assert made.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)
+    assert made.encode(images(4)).shape == (4, 256)
+    assert model(STRONG, of=KEYS, classes=3).classifier.bias is not None
+
+
+def test_only_what_leaves_the_model_has_length_1() -> None:
+    made = model(STRONG, of=NECK, classes=3).eval()
+    features = made.extract(images(3))
+    z = made.embed(features)
+    torch.testing.assert_close(z, made.embedding(features), rtol=0, atol=0)
+    torch.testing.assert_close(made(images(3)), z / z.square().sum(1, keepdim=True).sqrt())
+    assert (z.norm(dim=1) - 1).abs().min() > 0.01
+    plain = model(STRONG, of=NECK.model_copy(update={"unit": False}), classes=3).eval()
+    assert torch.equal(plain(images(3)), z)

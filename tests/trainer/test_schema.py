@@ -233,6 +233,11 @@ RUN = {
     "name: found '..'; wanted letters, digits, _ and -": {"name": ".."},
     "data.threads: found 0; wanted greater than or equal to 1": {"data__threads": 0},
     "seed: found -1; wanted greater than or equal to 0": {"seed": -1},
+    "model.pooling: found 'max'; wanted 'avg' or 'gem'": {"model__pooling": "max"},
+    "stages.embedding.parts.embedding: with model.head: bnneck the triplet loss looks at the features": {
+        "model__head": "bnneck"},
+    "stages.embedding.loss.triplet: with model.head: bnneck the triplet loss looks at the features": {
+        "model__head": "bnneck", "stages__embedding__parts__backbone": "frozen"},
 }  # fmt: skip
 
 _MIDDLE = {

@@ -62,6 +62,9 @@ OTHER = {
     "model.embedding=9": {*FOUR},
     "model.hidden=9": {*FOUR},
     "model.backbone=test_efficientnet": {*FOUR},
+    "model.pooling=gem": {*FOUR},
+    "model.last_stride=1": {*FOUR},
+    "model.unit=true": {*FOUR},
     "data.sources=[two, one]": {*FOUR},
     "data.sources=[one]": {*FOUR},
     "model.nuisance.dim=9": {"autoencoder", *TARGET},
@@ -135,6 +138,8 @@ def test_what_came_later_leaves_the_keys_of_stages_without_it(root: Path, tmp_pa
     recipe = load("baseline", [], [small.settings(tmp_path, root / "labelled")])
     stage = stage_key._depends(recipe, "embedding", {})["stage"]
     assert "ema" not in stage and "window" not in stage["data"]
+    model = stage_key._depends(recipe, "embedding", {})["model"]
+    assert model == {"backbone": "test_byobnet", "embedding": 8, "hidden": 16}
 
 
 def test_another_method_is_another_key(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ BACKBONE = "test_byobnet"  # 0.2 million weights, 14 batch norms with activation
 KEYS = Model.model_validate(
     {"backbone": BACKBONE, "embedding": 8, "hidden": 16, "nuisance": {"dim": 6, "per": "camera"}}
 )
+# A batch norm for an embedding, over features pooled by a learnt exponent.
+NECK = Model.model_validate({"backbone": BACKBONE, "pooling": "gem", "head": "bnneck", "unit": True})
 TRIPLET = {"triplet": {}}
 RECONSTRUCTION: dict[str, Any] = {"reconstruction": {}}
 
@@ -62,11 +64,13 @@ def heads(cameras: int) -> list[Head]:
     return [("toy", camid) for camid in range(cameras)]
 
 
-def model(parts: dict[str, str], labels: Sequence[Head] = (), *, seed: int = 0, **keys: Any) -> EmbAE:
+def model(
+    parts: dict[str, str], labels: Sequence[Head] = (), *, seed: int = 0, of: Model = KEYS, **keys: Any
+) -> EmbAE:
     """A model with fixed weights and the running statistics of some images: with fresh ones features are about 0."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made = EmbAE(KEYS, labels, parts, **keys)  # type: ignore[arg-type]
+        made = EmbAE(of, labels, parts, **keys)  # type: ignore[arg-type]
         norms = [module for module in made.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
