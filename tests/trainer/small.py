@@ -26,7 +26,7 @@ SIZE = (32, 16)
 TARGET = 141  # images to train on
 
 _SMALL = """
-model: {backbone: test_byobnet, embedding: 8, hidden: 16, nuisance: {dim: 6}}
+model: {backbone: test_byobnet, last_stride: 2, embedding: 8, hidden: 16, nuisance: {dim: 6}}
 data: {root: ROOT, sources: [one, two], target: target, image: [32, 16], loader: webdataset, threads: 1}
 defaults: {precision: fp32, optimizer: {lr: 1e-3}}
 scoring: {tta: none}

@@ -392,7 +392,7 @@ def _letters(stage: Stage) -> str:
 
 
 def test_the_table_has_every_recipe() -> None:
-    assert {*PAPER, "quickstart", "pretrain-merged"} == set(names())
+    assert {*PAPER, "quickstart", "pretrain-merged", "strong-baseline"} == set(names())
 
 
 @pytest.mark.parametrize("name", PAPER)
