@@ -59,6 +59,7 @@ class Case:
         double: Whether to compute in double precision, which DeepSpeed does not: then without it.
         terms: Whose turn it is; None for all.
         of: The model.
+        seed: Of its weights.
     """
 
     parts: dict[str, str]
@@ -69,6 +70,7 @@ class Case:
     double: bool = False
     terms: tuple[str, ...] | None = None
     of: Model = KEYS
+    seed: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -109,10 +111,10 @@ CASES = {
         {"identity": {"smoothing": 0.1}}, IDENTITIES, zero=(0,), double=True),
     "strong": Case(
         {**parts_in("train", "train"), "classifier": "train"},
-        {"identity": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}, IDENTITIES, zero=(0, 1, 3), of=NECK),
+        {"identity": {"smoothing": 0.1}, "triplet": {"margin": 0.3}}, IDENTITIES, zero=(0, 1, 3), of=NECK, seed=1),
     "strong in double": Case(
         {**parts_in("train", "train"), "classifier": "train"},
-        {"identity": {"smoothing": 0.1}, "triplet": {}}, IDENTITIES, zero=(0,), double=True, of=NECK),
+        {"identity": {"smoothing": 0.1}, "triplet": {}}, IDENTITIES, zero=(0,), double=True, of=NECK, seed=1),
     "adversarial": Case(
         {**HEADS, "discriminator": "train"}, {**RECONSTRUCTION, "adversarial": {"weight": 0.5}}, FIRST, zero=(0,),
         terms=("adversarial",)),
@@ -125,7 +127,8 @@ def _start(case: Case) -> tuple[ToyView, Tensor, EmbAE]:
     inputs = images(len(view), seed=1 if case.labelled else 2)
     if case.labelled:  # people that look alike to a model that knows nothing yet
         inputs = inputs + images(4, seed=2)[torch.from_numpy(view.pid)]
-    return view, inputs.to(case.dtype), model(case.parts, heads(5), classes=4, of=case.of).to(case.dtype)
+    made = model(case.parts, heads(5), classes=4, of=case.of, seed=case.seed)
+    return view, inputs.to(case.dtype), made.to(case.dtype)
 
 
 @on_ranks(2, 3, 4)
