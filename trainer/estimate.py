@@ -172,9 +172,12 @@ def memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: int, 
     own = sum(_piece(one.trained, world_size, zero) for one in engines)
     whole = sum(first.held)  # the other engines' are among them
     weights = EXACT * whole
+    if zero in (1, 2):  # what trains lies in one row, filled up to pieces of one length
+        weights += EXACT * (world_size * own - sum(first.trained))
     if zero == 3:
-        gathered = min(whole, int(options.get("stage3_max_live_parameters", LIVE))) * (world_size > 1)
-        weights = EXACT * (_piece(first.held, world_size, zero) + gathered)
+        piece = _piece(first.held, world_size, zero)
+        gathered = min(world_size * piece, int(options.get("stage3_max_live_parameters", LIVE))) * (world_size > 1)
+        weights = EXACT * (piece + gathered)
     gradients = EXACT * own
     if not zero:  # ranks that exchange fill in those of the parameters that another engine moves
         gradients = EXACT * max(sum(one.reduced if world_size > 1 else one.trained) for one in engines)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from ranks import on_ranks
 from tiny import embae
-from toys import KEYS, RECONSTRUCTION, TRIPLET, ToyView, heads, images, parts_in, share_of, stage
+from toys import KEYS, NECK, RECONSTRUCTION, TRIPLET, ToyView, heads, images, parts_in, share_of, stage
 
 from embae.datasets.plan import share
 from embae.trainer.distributed import World
@@ -28,7 +28,7 @@ LARGEST = 4096  # elements of a parameter
 TAKEN = {
     1: [("bf16", 1), ("bf16", 3)],
     2: [("mined", 0), ("mined", 1), ("mined", 3), ("bf16", 1), ("bf16", 3), *(("parts", zero) for zero in range(4)),
-        ("in turn", 0), ("memory", 0), ("memory", 2)],
+        ("in turn", 0), ("memory", 0), ("memory", 2), ("strong", 1), ("strong", 3)],
     4: [("parts", 0), ("parts", 1), ("parts", 3)],
 }  # fmt: skip
 VIEW = ToyView(pid=[number // 4 for number in range(18)], camid=[0] * 18)
@@ -44,6 +44,9 @@ def case(name: str, zero: int) -> Stage:
     whole = parts_in("train", "train")
     if name == "mined":
         return stage(whole, TRIPLET, **keys, ema=0.9)
+    if name == "strong":
+        both = {**TRIPLET, "identity": {"smoothing": 0.1}}
+        return stage({**whole, "classifier": "train"}, both, **keys, ema=0.9)
     if name == "bf16":
         keys["optimizer"] = {"name": "sgd", "momentum": 0.9}
         return stage(whole, TRIPLET, **keys, precision="bf16", clip=1.0)
@@ -62,7 +65,8 @@ def made(keys: Stage) -> Objective:
     from embae.trainer.parts import EmbAE
 
     with torch.random.fork_rng(devices=[]):
-        model = EmbAE(KEYS, heads(1) if keys.use("nuisance") != "absent" else [], keys.parts)
+        of, labels = NECK if keys.loss.identity else KEYS, heads(1) if keys.use("nuisance") != "absent" else []
+        model = EmbAE(of, labels, keys.parts, classes=5)
     use_global_batch_norm(model, sync=True)
     memory = ClusterMemory(keys.loss.memory, VIEW, model.z) if keys.loss.memory else None  # type: ignore
     return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memory=memory)  # type: ignore[arg-type]
