@@ -7,6 +7,8 @@ running statistics, which it leaves alone.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.trainer.cameras import batch_norm_by_camera
+
+CACHED = 2**17  # numbers that a core's cache has room for
 
 
 def use_global_batch_norm(module: nn.Module, *, sync: bool) -> None:
@@ -100,22 +104,13 @@ class _GlobalBatchNorm(torch.autograd.Function):
                 tracked: Tensor, momentum: float, eps: float, together: bool) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
         count = x.numel() // x.shape[1]
-        exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if count:
-            var, mean = torch.var_mean(exact, dims, correction=0)
+            mean, var = (values.flatten() for values in moments(x, dims))
         else:  # a rank without rows of this camera still takes part
-            var = mean = exact.new_zeros(x.shape[1])
-        n, mean, var = _combine(count, mean, var, together)
-        enough = n > 1
-        # A single value has no variance: it passes on the running statistics and leaves them alone. Decided on the
-        # device, since asking for a number would make a GPU wait.
-        step = momentum * enough.to(running_mean)
-        unbiased = var * (n / (n - 1).clamp(min=1))
-        mean = torch.where(enough, mean, running_mean)
-        var = torch.where(enough, var, running_var)
-        running_mean.lerp_(mean.to(running_mean), step)
-        running_var.lerp_(torch.where(enough, unbiased, running_var).to(running_var), step)
-        tracked.add_(enough)
+            mean = var = x.new_zeros(x.shape[1], dtype=exact(x))
+        n, mean, var = combine(mean.new_full((1,), count), mean, var, together)
+        mean, var = follow(running_mean, running_var, n, mean, var, momentum)
+        tracked.add_((n > 1).squeeze())
         ctx.save_for_backward(x, weight, mean, var, n)
         ctx.eps, ctx.together = eps, together
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
@@ -127,33 +122,88 @@ class _GlobalBatchNorm(torch.autograd.Function):
         if x.numel():
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
             grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-            grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True])
         else:
-            grad_x, grad_weight, grad_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        # So far the statistics were constants. Through them, each x also moves by the means, over all rows, of
-        # the output's gradient and of its product with the normalised x.
+            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         total = torch.stack([grad_weight, grad_bias])
         if ctx.together:
-            total = total.clone()
             dist.all_reduce(total)
-        scale = torch.rsqrt(var + ctx.eps)
-        factor = torch.where(n > 1, weight * scale / n, 0.0)
-        slope = factor * scale * total[0]
-        grad_x -= (_columns(slope, x) * x + _columns(factor * total[1] - slope * mean, x)).to(grad_x.dtype)
+        factor, slope, constant = (_columns(values, x) for values in pull(weight, mean, var, n, *total, ctx.eps))
+        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, factor).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
-def _combine(count: int, mean: Tensor, var: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, mean and variance over all ranks, from those of each: one exchange, and no sum of squares to cancel."""
-    own = torch.cat([mean.new_full((1,), count), mean, var])
+def exact(x: Tensor) -> torch.dtype:
+    """What statistics of x are taken in: at least single precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over some dimensions, which stay as 1."""
+    if x.is_cuda:
+        var, mean = torch.var_mean(x.to(exact(x)), dims, correction=0, keepdim=True)
+        return mean, var
+    # On CPU, var_mean takes one number after another where channels come last: twenty times as long as two passes.
+    mean = x.mean(dims, keepdim=True, dtype=exact(x))
+    squares = [(part - own).square_().sum(dims, keepdim=True)
+               for part, own in pieces(x, mean.expand(len(x), *mean.shape[1:]))]
+    total = torch.stack(squares).sum(0) if 0 in dims else torch.cat(squares)
+    return mean, total / math.prod(x.shape[d] for d in dims)
+
+
+def pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors by some rows at a time: on CPU so few that what is computed of them stays in the cache."""
+    rows = max(1, len(x) if x.is_cuda else CACHED * len(x) // max(1, x.numel()))
+    return zip(*(tensor.split(rows) for tensor in (x, *others)), strict=True)
+
+
+def combine(count: Tensor, mean: Tensor, var: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `(…, 1)`, mean and variance `(…, C)` over all ranks, from those of each: one exchange."""
     if not together:
-        return own[0], mean, var
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    every = torch.stack(parts)
-    counts, means, variances = every[:, :1], every[:, 1:1 + len(mean)], every[:, 1 + len(mean):]
-    n = counts.sum()
-    share = counts / n.clamp(min=1)
-    overall = (share * means).sum(0)
-    return n, overall, (share * (variances + (means - overall) ** 2)).sum(0)
+        return count, mean, var
+    own = torch.cat([count, mean, var], -1)
+    every = own.new_empty(dist.get_world_size(), *own.shape)
+    dist.all_gather_into_tensor(every, own[None])
+    return merge(*every.split([1, mean.shape[-1], mean.shape[-1]], -1))
+
+
+def merge(count: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean and variance of all groups together, which the first dimension tells apart.
+
+    There is no sum of squares whose digits could cancel.
+    """
+    n = count.sum(0)
+    share = count / n.clamp(min=1)
+    overall = (share * mean).sum(0)
+    return n, overall, (share * (var + (mean - overall) ** 2)).sum(0)
+
+
+def follow(running_mean: Tensor, running_var: Tensor, n: Tensor, mean: Tensor, var: Tensor,
+           momentum: float) -> tuple[Tensor, Tensor]:
+    """Moves running statistics towards those of n values; returns the mean and variance to normalise by.
+
+    A single value has no variance: it passes on the running statistics and leaves them alone. Decided on the device,
+    since asking for a number would make a GPU wait.
+    """
+    enough = n > 1
+    unbiased = torch.where(enough, var * (n / (n - 1).clamp(min=1)), running_var)
+    mean, var = torch.where(enough, mean, running_mean), torch.where(enough, var, running_var)
+    step = momentum * enough.to(running_mean)
+    running_mean.lerp_(mean.to(running_mean), step)
+    running_var.lerp_(unbiased.to(running_var), step)
+    return mean, var
+
+
+def pull(weight: Tensor, mean: Tensor, var: Tensor, n: Tensor, grad_weight: Tensor, grad_bias: Tensor,
+         eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of x as factor × (the output's gradient) + slope × x + constant: these three.
+
+    Were the statistics constants, there would be the factor alone. Through them, each x also moves by the means, over
+    all n values, of the output's gradient and of its product with the normalised x.
+    """
+    scale = torch.rsqrt(var + eps)
+    factor = weight * scale
+    each = torch.where(n > 1, factor / n, 0.0)
+    slope = -each * scale * grad_weight
+    return factor, slope, -each * grad_bias - slope * mean

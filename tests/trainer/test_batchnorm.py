@@ -159,6 +159,27 @@ def test_bfloat16_inputs_keep_statistics_in_single_precision(computed: Callable[
         torch.testing.assert_close(torch.cat([rank[key] for rank in found]).float(), wanted[key], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("shape", [(36, 8, 96, 64), (7, 3, 5, 2), (50, 6)])
+@pytest.mark.parametrize("dims", [[0, 2, 3], [2, 3]])
+@pytest.mark.parametrize("last", [True, False])
+def test_moments_are_as_close_as_torchs(shape: tuple[int, ...], dims: list[int], last: bool) -> None:
+    from embae.trainer.batchnorm import moments
+
+    if len(shape) == 2:
+        dims = [0]
+    random = torch.Generator().manual_seed(1)
+    scale = 10 ** torch.linspace(-2, 2, shape[1]).view(-1, *[1] * (len(shape) - 2))
+    x = scale * torch.randn(shape, generator=random) + 5
+    if last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mean, var = moments(x, dims)
+    wanted_var, wanted_mean = torch.var_mean(x.double(), dims, correction=0, keepdim=True)
+    their_var, _ = torch.var_mean(x, dims, correction=0, keepdim=True)
+    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-6)
+    error, theirs = ((found / wanted_var - 1).abs().max() for found in (var, their_var))
+    assert error < max(4 * theirs, 1e-6)
+
+
 def test_the_backward_pass_is_the_derivative() -> None:
     from embae.trainer.batchnorm import _GlobalBatchNorm
 
