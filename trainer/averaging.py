@@ -16,7 +16,7 @@ from embae.trainer.parts import EmbAE
 
 
 class Average:
-    """The average of a model's trained parameters and of the running statistics beside them.
+    """The average of a model's trained parameters and of the running statistics beside them, those by camera too.
 
     The average of step t moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so that the first ones are
     soon forgotten.

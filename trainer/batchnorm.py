@@ -2,13 +2,11 @@
 
 torch's SyncBatchNorm refuses CPU tensors, and DeepSpeed leaves batch norm to each rank. This one runs on both kinds of
 device, weights ranks by their rows, stands ranks without any, and lets a batch of a single value pass through on the
-running statistics, which it leaves alone.
+running statistics, which it leaves alone. Norms that hold statistics by camera go by these (`cameras.py`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +16,9 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embae.trainer.cameras import batch_norm_by_camera
-
-CACHED = 2**17  # numbers that a core's cache has room for
+from embae.trainer.camera_norm import CameraBatchNorm
+from embae.trainer.cameras import batch_norm_by_camera, trained_by
+from embae.trainer.norm_statistics import combine, exact, follow, moments, pull
 
 
 def use_global_batch_norm(module: nn.Module, *, sync: bool) -> None:
@@ -58,6 +56,8 @@ class _Global:
                 return by_camera
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         together = self.sync and dist.is_initialized() and dist.get_world_size() > 1
+        if (cameras := trained_by(self)) is not None:
+            return CameraBatchNorm.apply(x, self.weight, self.bias, self, *cameras, together)
         if not together and x.numel() // x.shape[1] > 1:
             self.num_batches_tracked.add_(1)
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum,
@@ -129,81 +129,6 @@ class _GlobalBatchNorm(torch.autograd.Function):
         total = torch.stack([grad_weight, grad_bias])
         if ctx.together:
             dist.all_reduce(total)
-        factor, slope, constant = (_columns(values, x) for values in pull(weight, mean, var, n, *total, ctx.eps))
+        factor, slope, constant = (_columns(values, x) for values in pull(weight, mean, var, n, total, ctx.eps))
         grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, factor).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
-
-
-def exact(x: Tensor) -> torch.dtype:
-    """What statistics of x are taken in: at least single precision."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over some dimensions, which stay as 1."""
-    if x.is_cuda:
-        var, mean = torch.var_mean(x.to(exact(x)), dims, correction=0, keepdim=True)
-        return mean, var
-    # On CPU, var_mean takes one number after another where channels come last: twenty times as long as two passes.
-    mean = x.mean(dims, keepdim=True, dtype=exact(x))
-    squares = [(part - own).square_().sum(dims, keepdim=True)
-               for part, own in pieces(x, mean.expand(len(x), *mean.shape[1:]))]
-    total = torch.stack(squares).sum(0) if 0 in dims else torch.cat(squares)
-    return mean, total / math.prod(x.shape[d] for d in dims)
-
-
-def pieces(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors by some rows at a time: on CPU so few that what is computed of them stays in the cache."""
-    rows = max(1, len(x) if x.is_cuda else CACHED * len(x) // max(1, x.numel()))
-    return zip(*(tensor.split(rows) for tensor in (x, *others)), strict=True)
-
-
-def combine(count: Tensor, mean: Tensor, var: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows `(…, 1)`, mean and variance `(…, C)` over all ranks, from those of each: one exchange."""
-    if not together:
-        return count, mean, var
-    own = torch.cat([count, mean, var], -1)
-    every = own.new_empty(dist.get_world_size(), *own.shape)
-    dist.all_gather_into_tensor(every, own[None])
-    return merge(*every.split([1, mean.shape[-1], mean.shape[-1]], -1))
-
-
-def merge(count: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, mean and variance of all groups together, which the first dimension tells apart.
-
-    There is no sum of squares whose digits could cancel.
-    """
-    n = count.sum(0)
-    share = count / n.clamp(min=1)
-    overall = (share * mean).sum(0)
-    return n, overall, (share * (var + (mean - overall) ** 2)).sum(0)
-
-
-def follow(running_mean: Tensor, running_var: Tensor, n: Tensor, mean: Tensor, var: Tensor,
-           momentum: float) -> tuple[Tensor, Tensor]:
-    """Moves running statistics towards those of n values; returns the mean and variance to normalise by.
-
-    A single value has no variance: it passes on the running statistics and leaves them alone. Decided on the device,
-    since asking for a number would make a GPU wait.
-    """
-    enough = n > 1
-    unbiased = torch.where(enough, var * (n / (n - 1).clamp(min=1)), running_var)
-    mean, var = torch.where(enough, mean, running_mean), torch.where(enough, var, running_var)
-    step = momentum * enough.to(running_mean)
-    running_mean.lerp_(mean.to(running_mean), step)
-    running_var.lerp_(unbiased.to(running_var), step)
-    return mean, var
-
-
-def pull(weight: Tensor, mean: Tensor, var: Tensor, n: Tensor, grad_weight: Tensor, grad_bias: Tensor,
-         eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x as factor × (the output's gradient) + slope × x + constant: these three.
-
-    Were the statistics constants, there would be the factor alone. Through them, each x also moves by the means, over
-    all n values, of the output's gradient and of its product with the normalised x.
-    """
-    scale = torch.rsqrt(var + eps)
-    factor = weight * scale
-    each = torch.where(n > 1, factor / n, 0.0)
-    slope = -each * scale * grad_weight
-    return factor, slope, -each * grad_bias - slope * mean

@@ -6,7 +6,8 @@ A model *calibrated* on cameras holds, beside its shared statistics, for each of
     backbone|embedding.camera_shift, .camera_scale     `(C, width)`: what the part puts out, minus shift, times scale
     backbone.camera_common     `(2, width)`: mean and deviation that features under an embedding were moved to
 
-They are used in eval mode alone. An image of another camera goes through the shared statistics.
+An image of another camera goes through the shared statistics. Those of features and embeddings are used in eval mode
+alone; a batch norm that has tables while it trains normalises by camera and keeps them up (`camera_norm.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Camera = tuple[str, int]
 MEAN, VAR, SHIFT, SCALE, COMMON = TABLES = ("camera_mean", "camera_var", "camera_shift", "camera_scale",
                                             "camera_common")
 
+_present: ContextVar[Tensor | None] = ContextVar("cameras of the global batch", default=None)
 _which: ContextVar[Tensor | None] = ContextVar("cameras of the images in the network", default=None)
 
 
@@ -37,6 +39,16 @@ def seen_by(which: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _which.reset(token)
+
+
+@contextmanager
+def among(present: Tensor | None) -> Iterator[None]:
+    """Says which cameras a global batch has images of: `(K,)`, rising; all of the model's where nobody says."""
+    token = _present.set(present)
+    try:
+        yield
+    finally:
+        _present.reset(token)
 
 
 def numbers(cameras: Sequence[Camera], names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray:
@@ -60,7 +72,8 @@ def has_table(module: nn.Module, name: str) -> bool:
 
 
 def make_room(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Gives a module the tables that a state dict has and it lacks; returns whether it has any now."""
+    """Gives a module the tables that a state dict has and it lacks; returns whether there were any."""
+    made = False
     for key, value in state.items():
         path, _, name = key.rpartition(".")
         if name in TABLES:
@@ -68,8 +81,10 @@ def make_room(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
                 owner = module.get_submodule(path)
             except AttributeError:
                 continue  # loading will say that the model lacks it
-            owner.register_buffer(name, torch.empty_like(value))
-    return any(has_table(one, name) for one in module.modules() for name in TABLES)
+            if not has_table(owner, name):
+                owner.register_buffer(name, torch.empty_like(value))
+                made = True
+    return made
 
 
 def forget(module: nn.Module, names: Collection[str] = TABLES) -> None:
@@ -79,15 +94,51 @@ def forget(module: nn.Module, names: Collection[str] = TABLES) -> None:
             one._buffers.pop(name, None)
 
 
+def fill_up(part: nn.Module, cameras: int, *, trains: bool) -> None:
+    """Gives a part's tables rows for so many cameras: new ones do as the shared statistics do.
+
+    Args:
+        part: A part; rows that it has stay.
+        cameras: How many.
+        trains: Whether its batch norms go by camera while it trains, and so get tables where they have none.
+    """
+    for one in part.modules():
+        if isinstance(one, _BatchNorm) and trains and not has_table(one, MEAN):
+            for name, shared in ((MEAN, one.running_mean), (VAR, one.running_var)):
+                assert shared is not None
+                one.register_buffer(name, shared.new_empty(0, len(shared)))
+        for name in filter(one._buffers.__contains__, TABLES):
+            table = one.get_buffer(name)
+            more = table.new_zeros(cameras - len(table), table.shape[1])
+            if name == SCALE:
+                more += 1
+            elif name in (MEAN, VAR):
+                more += one.get_buffer("running_mean" if name == MEAN else "running_var")
+            one.register_buffer(name, torch.cat([table, more]))
+
+
 def without_tables(state: Mapping[str, Tensor], *, keep_batch_norm: bool) -> dict[str, Tensor]:
     """A part's state without the tables that training it makes stale.
 
     Args:
         state: By the part's own names.
-        keep_batch_norm: Whether its batch norms keep to their statistics while it trains.
+        keep_batch_norm: Whether its batch norms keep to their statistics while it trains, or keep them up.
     """
     stale = (SHIFT, SCALE, COMMON) if keep_batch_norm else TABLES
     return {key: value for key, value in state.items() if key.rpartition(".")[2] not in stale}
+
+
+def trained_by(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:
+    """What a batch norm in training mode goes by: the camera of each image `(B,)`, and those that the global batch has.
+
+    None where it has no tables, or nobody says which camera an image is of.
+    """
+    which, present = _which.get(), _present.get()
+    if which is None or not has_table(norm, MEAN):
+        return None
+    if present is None:
+        present = torch.arange(len(norm.get_buffer(MEAN)), device=which.device)
+    return which, present
 
 
 def batch_norm_by_camera(norm: _BatchNorm, x: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from embae.datasets.view import View
 from embae.trainer.adversary import in_turn
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.bench_command import open_plan
+from embae.trainer.cameras import fill_up
 from embae.trainer.description import META, read_description
 from embae.trainer.estimate import Memory, Passes, memory, owned, passes, pretended, sent, size_of
 from embae.trainer.memory import ClusterMemory
@@ -143,10 +144,13 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     slots = shares[number]
     data = keys.data
     least = min(data.P.values()) * (data.K or 1) if isinstance(data.P, dict) else sampler.batch
+    by_camera = keys.normalised("camera")
     with torch.random.fork_rng(devices=[]):
         model = EmbAE(recipe.model, heads, keys.parts, classes=sum(map(len, sampler.view.identities)),
-                      running=[part for part, mode in keys.batch_norm.items() if mode == "running"],
+                      running=keys.normalised("running"), cameras=sampler.view.cameras() if by_camera else [],
                       size=recipe.data.image)
+    for part in by_camera:
+        fill_up(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
     standardised = keys.loss.reconstruction and keys.loss.reconstruction.standardised
     standard = (torch.zeros(model.features), torch.ones(model.features)) if standardised else None

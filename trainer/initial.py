@@ -9,7 +9,7 @@ import torch
 
 from embae.datasets.keyed import generator
 from embae.trainer.backbone import build_backbone, fitted
-from embae.trainer.cameras import Camera, without_tables
+from embae.trainer.cameras import Camera, fill_up, without_tables
 from embae.trainer.description import named
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
@@ -23,7 +23,8 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
     """Builds a stage's model.
 
     Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
-    stage) without touching the global generator.
+    stage) without touching the global generator. Parts whose batch norms train by camera get statistics of the cameras
+    that ``init`` knows from there, and of the stage's other ones the shared statistics.
 
     Args:
         keys: Sizes and backbone.
@@ -52,9 +53,11 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
             heads = export.heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
-        running = [part for part, mode in stage.batch_norm.items() if mode == "running"]
-        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes,
-                      cameras=export.cameras if export else (), size=size)
+        running, by_camera = stage.normalised("running"), stage.normalised("camera")
+        known = export.cameras if export else []
+        if by_camera:
+            known = [*dict.fromkeys([*known, *cameras])]  # rows of tables stay where they are
+        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes, cameras=known, size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
@@ -66,12 +69,14 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
                 if part in export.parts and part not in stage.reinit:
                     own = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
                     if stage.use(part) == "train":
-                        own = without_tables(own, keep_batch_norm=part in running)
+                        own = without_tables(own, keep_batch_norm=part in (*running, *by_camera))
                     load_into(module, own, f"{stage.init}, part {part}")
         elif stage.init == "hub":
             model.backbone.load_state_dict(_from_hub(keys, size).state_dict())
         elif stage.init != "random":
             load_into(model.backbone, fitted(_backbone_file(Path(stage.init)), model.backbone), stage.init)
+    for part, module in model.parts().items():
+        fill_up(module, len(known), trains=part in by_camera)
     return model
 
 

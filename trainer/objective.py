@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from embae.datasets.batch import Batch
 from embae.trainer import losses
-from embae.trainer.cameras import put_out, seen_by
+from embae.trainer.cameras import among, put_out, seen_by
 from embae.trainer.distributed import gather_rows, sum_over_ranks
 from embae.trainer.loss_keys import Loss
 from embae.trainer.memory import ClusterMemory
@@ -127,8 +127,9 @@ class Objective(nn.Module):
     def _encode(self, batch: Batch) -> tuple[Tensor | None, Tensor, Tensor]:
         """The camera of each image in the model's list, its features, and its embedding."""
         which = self.model.cameras_of(batch)
-        features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
-        return which, features, self.model.embed(features, which)
+        with among(self.model.cameras_among(batch)):
+            features = batch.inputs if self._cached else self.model.extract(batch.inputs, which)
+            return which, features, self.model.embed(features, which)
 
     def _code(self, z: Tensor, features: Tensor, batch: Batch) -> Tensor:
         if self.model.uses["nuisance"] == "absent":

@@ -192,6 +192,12 @@ class EmbAE(nn.Module):
         found = self.numbers(batch.view.names, batch.dataset, batch.camid)
         return None if found is None else torch.from_numpy(found).to(batch.inputs.device)
 
+    def cameras_among(self, batch: Batch) -> Tensor | None:
+        """The cameras of the model's list that the *global* batch has images of, rising: `(K,)`; None as above."""
+        rows, view = batch.plan, batch.view
+        found = self.numbers(view.names, view.locate(rows)[0], view.column("camid", rows))
+        return None if found is None else torch.from_numpy(np.unique(found)).to(batch.inputs.device)
+
     def numbers(self, names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray | None:
         """As `cameras_of`, from the number of each image's dataset and its camid: `(N,)` int64."""
         return numbers(self.cameras, names, dataset, camid) if self.cameras else None

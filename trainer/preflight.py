@@ -211,6 +211,8 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
         return stage.calibrate.per == "camera"
     if stage.loss and stage.loss.memory and stage.loss.memory.proxies == "camera":
         return True
+    if stage.data.from_ == "target" and stage.normalised("camera"):
+        return True
     return stage.data.from_ == "target" and recipe.model.nuisance.per == "camera" and stage.use("nuisance") != "absent"
 
 

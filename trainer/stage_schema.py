@@ -51,7 +51,8 @@ class Stage(Strict):
     """Decay, a step, of a moving average of the weights that is exported instead of them."""
     accumulate: Count = 1
     deepspeed: DeepSpeed = DeepSpeed()
-    batch_norm: dict[PartName, Literal["batch", "running"]] = Field(default_factory=dict)
+    batch_norm: dict[PartName, Literal["batch", "running", "camera"]] = Field(default_factory=dict)
+    """What a trained part's batch norms go by: the batch, their running statistics, or the batch camera by camera."""
     sync_batch_norm: Flag = True
     cache_features: Flag = True
     """Compute a frozen backbone's features once, where augmentation is at most a flip."""
@@ -89,6 +90,10 @@ class Stage(Strict):
         """Parts that train, in the model's order."""
         return [part for part in PARTS if self.use(part) == "train"]
 
+    def normalised(self, by: Literal["batch", "running", "camera"]) -> list[PartName]:
+        """Trained parts whose batch norms go by this."""
+        return [part for part in self.trained() if self.batch_norm.get(part, "batch") == by]
+
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
         given = [kind for kind in KINDS if getattr(self, kind)]
@@ -107,6 +112,11 @@ class Stage(Strict):
         for part in self.reinit:
             if self.use(part) == "absent":
                 yield f"reinit: names {part}, which is absent"
+        for part, by in self.batch_norm.items():
+            if by == "camera" and part not in ("backbone", "embedding"):
+                yield f"batch_norm.{part}: goes by camera in backbone and embedding only; set it to batch or running"
+            elif by == "camera" and self.use(part) != "train":
+                yield f"batch_norm.{part}: is about parts that train, and this one does not; leave it out"
 
     def _wrong_untrained(self) -> Iterator[str]:
         for part, use in self.parts.items():

@@ -1,13 +1,15 @@
-"""Batch norm over the global batch against torch's own: forward and backward, CPU seconds.
+"""Batch norm over the global batch and by camera against torch's own: forward and backward, CPU seconds.
 
-    python tests/benchmarks/bench_batchnorm.py [--repeats 5] [--threads 1]
+    python tests/benchmarks/bench_batchnorm.py [--cameras 2 8] [--repeats 5] [--threads 1]
 
 The norms alone at some sizes of MobileNetV2, then a step of all of it at 128×64 with 64 images, channels last. The ways
 take turns, and the least of each counts; in brackets, as a multiple of torch's:
 
 * torch: `F.batch_norm`, which one rank alone uses;
 * var_mean: global batch norm as it was, by `torch.var_mean` and with full-size tensors of single terms;
-* global: global batch norm as several ranks use it, without their exchange.
+* global: global batch norm as several ranks use it, without their exchange;
+* N cameras: batch norm by camera, without exchange too; images of the cameras are mixed;
+* N sorted: `F.batch_norm` over each camera's images, which must lie side by side for that, put together again.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from embae.trainer.batchnorm import _columns, _GlobalBatchNorm
+from embae.trainer.camera_norm import CameraBatchNorm
+from embae.trainer.cameras import MEAN, fill_up, has_table
 
 IMAGES, SIZE = 64, (128, 64)
+MOST = 64  # cameras
 SHAPES = [(32, 64, 32), (96, 64, 32), (144, 32, 16), (192, 16, 8), (960, 4, 2)]
 Way = Callable[[Any, Tensor], Tensor]
 
@@ -68,6 +73,20 @@ def everyone(norm: Any, x: Tensor) -> Tensor:
     """Global batch norm."""
     return _GlobalBatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
                                   norm.num_batches_tracked, norm.momentum, norm.eps, False)
+
+
+def by_camera(cameras: int, norm: Any, x: Tensor) -> Tensor:
+    """Batch norm by camera."""
+    if not has_table(norm, MEAN):
+        fill_up(norm, max(cameras, MOST), trains=True)
+    which = torch.arange(IMAGES) % cameras
+    return CameraBatchNorm.apply(x, norm.weight, norm.bias, norm, which, torch.arange(cameras), False)
+
+
+def sorted_by_camera(cameras: int, norm: Any, x: Tensor) -> Tensor:
+    """A loop of torch's over cameras."""
+    counts = torch.bincount(torch.arange(IMAGES) % cameras).tolist()
+    return torch.cat([plain(norm, part) for part in x.split(counts)])
 
 
 def compare(ways: dict[str, Callable[[], Any]], repeats: int) -> str:
@@ -112,11 +131,15 @@ def together(ways: dict[str, Way], repeats: int) -> str:
 def main() -> None:
     """Prints a line a size, and one for the whole network."""
     arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--cameras", type=int, nargs="*", default=[2, 8])
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=1)
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     ways: dict[str, Way] = {"torch": plain, "var_mean": var_mean, "global": everyone}
+    for cameras in chosen.cameras:
+        ways[f"{cameras} cameras"] = partial(by_camera, cameras)
+        ways[f"{cameras} sorted"] = partial(sorted_by_camera, cameras)
     for shape in SHAPES:
         print(f"{IMAGES}×{'×'.join(map(str, shape))}: {alone(ways, (IMAGES, *shape), chosen.repeats)}", flush=True)
     print(f"a step of MobileNetV2: {together(ways, chosen.repeats)}", flush=True)

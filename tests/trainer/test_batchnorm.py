@@ -163,7 +163,7 @@ def test_bfloat16_inputs_keep_statistics_in_single_precision(computed: Callable[
 @pytest.mark.parametrize("dims", [[0, 2, 3], [2, 3]])
 @pytest.mark.parametrize("last", [True, False])
 def test_moments_are_as_close_as_torchs(shape: tuple[int, ...], dims: list[int], last: bool) -> None:
-    from embae.trainer.batchnorm import moments
+    from embae.trainer.norm_statistics import moments
 
     if len(shape) == 2:
         dims = [0]

@@ -28,7 +28,7 @@ LARGEST = 4096  # elements of a parameter
 TAKEN = {
     1: [("bf16", 1), ("bf16", 3)],
     2: [("mined", 0), ("mined", 1), ("mined", 3), ("bf16", 1), ("bf16", 3), *(("parts", zero) for zero in range(4)),
-        ("in turn", 0), ("memory", 0), ("memory", 2), ("strong", 1), ("strong", 3)],
+        ("in turn", 0), ("memory", 0), ("memory", 2), ("strong", 1), ("strong", 3), ("cameras", 0)],
     4: [("parts", 0), ("parts", 1), ("parts", 3)],
 }  # fmt: skip
 VIEW = ToyView(pid=[number // 4 for number in range(18)], camid=[0] * 18)
@@ -42,6 +42,8 @@ def case(name: str, zero: int) -> Stage:
         zeros["stage3_param_persistence_threshold"] = 0
     keys: dict[str, Any] = {"optimizer": {"name": "adam"}, "deepspeed": {"zero_stage": zero, "zero": zeros}}
     whole = parts_in("train", "train")
+    if name == "cameras":
+        return stage(whole, TRIPLET, **keys, batch_norm={"embedding": "camera"})
     if name == "mined":
         return stage(whole, TRIPLET, **keys, ema=0.9)
     if name == "strong":
@@ -62,11 +64,15 @@ def case(name: str, zero: int) -> Stage:
 def made(keys: Stage) -> Objective:
     """Its objective, over weights of any values."""
     from embae.trainer.batchnorm import use_global_batch_norm
+    from embae.trainer.cameras import fill_up
     from embae.trainer.parts import EmbAE
 
     with torch.random.fork_rng(devices=[]):
         of, labels = NECK if keys.loss.identity else KEYS, heads(1) if keys.use("nuisance") != "absent" else []
-        model = EmbAE(of, labels, keys.parts, classes=5)
+        cameras = [("toy", camid) for camid in range(3)] if keys.batch_norm else []
+        model = EmbAE(of, labels, keys.parts, classes=5, cameras=cameras)
+    for part in keys.normalised("camera"):
+        fill_up(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=True)
     memory = ClusterMemory(keys.loss.memory, VIEW, model.z) if keys.loss.memory else None  # type: ignore
     return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memory=memory)  # type: ignore[arg-type]

@@ -59,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "memory in two parts": {
         **TRIPLET, "parts": parts_in("frozen", "train"), "data": {**TRIPLET["data"], "augment": {"flip": True}},
         "loss": {"memory": {"update": "hard"}}, "accumulate": 2, "batch_norm": {"embedding": "running"}},
+    "batch norm by camera": {**RECONSTRUCTION, "batch_norm": {"embedding": "camera"}, "ema": 0.9},
     # Not on images: convolutions in bfloat16 differ from run to run on CPU, with or without a new start.
     "bf16, ZeRO 1": {**RECONSTRUCTION, "precision": "bf16", "deepspeed": {"zero_stage": 1}},
 }  # fmt: skip

@@ -81,6 +81,8 @@ STAGE = {
     "parts.decoder: reconstruction needs it; it cannot be absent": {
         "loss__reconstruction": {}, "parts__nuisance": "train", "data": {"from": "sources", "P": 2, "K": 2}},
     "reinit: names decoder, which is absent": {"reinit": ["decoder"]},
+    "batch_norm.nuisance: goes by camera in backbone and embedding only; set it to batch or running": {
+        "batch_norm": {"nuisance": "camera"}},
     "epochs: give one of epochs, steps, schedule; here are epochs and schedule (null takes one away)": {
         "schedule": {"constant": 3}},
     "epochs: give one of epochs, steps, schedule": {"epochs": None},
