@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,8 @@ class _Measured(StageRun):
         features = Features(np.load(path, mmap_mode="r"), np.arange(images) % shape[0])
         return FeatureLoader(work, features, self.world.device), 0.0
 
-    def _fill(self, memory: ClusterMemory) -> None:
-        """Its entries stay zeros: there may be many images."""
+    def _fill(self, memories: Collection[ClusterMemory]) -> None:
+        """Their entries stay zeros: there may be many images."""
 
     def update(self, parts: Sequence[Batch]) -> None:
         """A step's updates on a batch that is there."""

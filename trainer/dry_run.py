@@ -21,7 +21,7 @@ from embae.trainer.bench_command import open_plan
 from embae.trainer.cameras import fill_up
 from embae.trainer.description import META, read_description
 from embae.trainer.estimate import Memory, Passes, memory, owned, passes, pretended, sent, size_of
-from embae.trainer.memory import ClusterMemory
+from embae.trainer.memory import memories
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE, Head, head_labels
 from embae.trainer.preflight import open_view
@@ -154,9 +154,8 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
     standardised = keys.loss.reconstruction and keys.loss.reconstruction.standardised
     standard = (torch.zeros(model.features), torch.ones(model.features)) if standardised else None
-    kept = ClusterMemory(keys.loss.memory, sampler.view, model.z) if keys.loss.memory else None
     objective = Objective(model.train(), _hard(keys), accumulate=keys.accumulate, cached=keys.caches, standard=standard,
-                          memory=kept)
+                          memories=memories(keys.loss, sampler.view, model.z))
     turns = in_turn(objective, keys.loss, seed=recipe.seed, stage=name)
     with pretended(objective, number // keys.accumulate, world_size):
         shape = (model.features,) if keys.caches else (3, *recipe.data.image)

@@ -89,9 +89,9 @@ def passes(turns: Collection[Turn], batch: Batch, keys: Stage) -> Passes:
         most = max(most, sum(kept.values()))
         sent += keys.accumulate * sum(map(bytes_sent, recorder.calls))
         flops += keys.accumulate * counter.get_total_flops()
-        if isinstance(module, Objective) and module.memory and "memory" in terms:  # once a step, of all parts
-            with Recorder() as recorder:
-                module.memory.update(batch, torch.zeros(()))
+        for memory in module.memories.values() if isinstance(module, Objective) else ():
+            with Recorder() as recorder:  # once a step, of all parts
+                memory.update(batch, torch.zeros(()))
             sent += sum(map(bytes_sent, recorder.calls))
     return Passes(most, sent, flops)
 

@@ -43,11 +43,14 @@ class Memory(Strict):
     """The part of an entry that stays where a batch has images of it: at 0 these replace it, near 1 it hardly moves."""
     update: Literal["mean", "hard"] = "mean"
     """What an entry moves towards: the mean of its images in the batch, or the one least like it."""
-    proxies: Literal["cluster", "camera"] = "cluster"
-    """An entry for each identity, or for each camera that an identity is seen by."""
-    hard_negatives: Count = 50
-    """With ``proxies: camera``, entries of others that those of the same identity on other cameras are told from."""
     weight: Positive = 1.0
+
+
+class Proxies(Memory):
+    """As `Memory`, with a unit vector for each camera that an identity is seen by (Wang et al. 2021)."""
+
+    hard_negatives: Count = 50
+    """Vectors of others that those of the same identity on other cameras are told from."""
 
 
 class Adversarial(Strict):
@@ -62,6 +65,7 @@ class Loss(Strict):
     triplet: Triplet | None = None
     identity: Identity | None = None
     memory: Memory | None = None
+    proxies: Proxies | None = None
     reconstruction: Reconstruction | None = None
     adversarial: Adversarial | None = None
 

@@ -8,6 +8,7 @@ moves those of its batch without an optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from embae.datasets.view import PERSON, View
 from embae.trainer import losses
 from embae.trainer.distributed import World, gather_rows
 from embae.trainer.evaluate import Reading, embedded
-from embae.trainer.loss_keys import Memory
+from embae.trainer.loss_keys import Loss, Memory, Proxies
 from embae.trainer.parts import EmbAE
 
 AT_ONCE = 256  # entries whose images are averaged at a time
@@ -30,7 +31,7 @@ _ACROSS = 0.5  # weight of CAP's inter-camera loss, λ in the paper
 
 
 class ClusterMemory(nn.Module):
-    """An entry for each identity of a view, or for each camera that an identity is seen by.
+    """An entry for each identity of a view, or, as proxies, for each camera that an identity is seen by.
 
     The loss of an image is the ClusterNCE loss of Cluster Contrast: cross-entropy of its embedding's cosines to the
     entries, divided by the temperature, with its own entry as its class. The entries are those of the batch's own
@@ -58,7 +59,7 @@ class ClusterMemory(nn.Module):
         super().__init__()
         self._keys, self._seen = keys, list[Tensor]()
         rows = persons(view)
-        by_camera = keys.proxies == "camera"
+        by_camera = isinstance(keys, Proxies)
         # One number stands for all cameras where they are not told apart.
         self._camids = np.unique(view.column("camid", rows)) if by_camera else None
         self._cameras = 1 if self._camids is None else len(self._camids)
@@ -101,7 +102,7 @@ class ClusterMemory(nn.Module):
             camera = self.camera[some]
             among = scores.masked_fill(camera != camera[own][:, None], -torch.inf)
         loss = losses.cross_entropy(among, own, rows)
-        if self._camids is not None:
+        if isinstance(self._keys, Proxies):
             same = torch.from_numpy(self._same[number] - some.start).to(z.device)
             loss = loss + _ACROSS * losses.inter_camera(scores, own, same, self._keys.hard_negatives, rows)
         return loss, (among.detach().argmax(1) == own).sum() / rows
@@ -164,12 +165,12 @@ def _same(identity: np.ndarray) -> np.ndarray:
     return np.where(places < past[:, None], places, np.arange(len(identity))[:, None])
 
 
-def fill(memory: ClusterMemory, model: EmbAE, view: View, spec: ImageSpec, world: World, reading: Reading,
-         folder: Path) -> None:
+def fill(memories: Collection[ClusterMemory], model: EmbAE, view: View, spec: ImageSpec, world: World,
+         reading: Reading, folder: Path) -> None:
     """Makes each entry the mean of its images' unit embeddings, at unit length; the same bit for bit on any ranks.
 
     Args:
-        memory: Of the view.
+        memories: Of the view.
         model: The stage's initial model in eval mode, on the rank's device.
         view: The images.
         spec: What the model takes.
@@ -181,13 +182,22 @@ def fill(memory: ClusterMemory, model: EmbAE, view: View, spec: ImageSpec, world
     known = np.zeros(len(view), bool)
     known[persons(view)] = True
     rows = order[known[order]]
-    entry = memory.entry(view, rows)
+    with embedded(model, view, spec, "none", world, reading, folder, rows=rows) as found:
+        for memory in memories:
+            _average(memory, memory.entry(view, rows), found)
+
+
+def _average(memory: ClusterMemory, entry: np.ndarray, found: np.ndarray) -> None:
     place = np.argsort(entry, kind="stable")
     starts = np.searchsorted(entry[place], np.arange(len(memory.entries) + 1))
-    with embedded(model, view, spec, "none", world, reading, folder, rows=rows) as found:
-        for first in range(0, len(memory.entries), AT_ONCE):
-            bounds = starts[first:first + AT_ONCE + 1]
-            z = found[place[bounds[0]:bounds[-1]]].astype(np.float64)
-            sums = np.add.reduceat(z / np.linalg.norm(z, axis=1, keepdims=True).clip(1e-12), bounds[:-1] - bounds[0])
-            mean = F.normalize(torch.from_numpy(sums))
-            memory.entries[first:first + AT_ONCE] = mean.to(memory.entries)
+    for first in range(0, len(memory.entries), AT_ONCE):
+        bounds = starts[first:first + AT_ONCE + 1]
+        z = found[place[bounds[0]:bounds[-1]]].astype(np.float64)
+        sums = np.add.reduceat(z / np.linalg.norm(z, axis=1, keepdims=True).clip(1e-12), bounds[:-1] - bounds[0])
+        memory.entries[first:first + AT_ONCE] = F.normalize(torch.from_numpy(sums)).to(memory.entries)
+
+
+def memories(loss: Loss, view: View, size: int) -> dict[str, ClusterMemory]:
+    """The memories of a stage's loss, by term."""
+    kept = {"memory": loss.memory, "proxies": loss.proxies}
+    return {term: ClusterMemory(keys, view, size) for term, keys in kept.items() if keys}

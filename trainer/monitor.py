@@ -158,7 +158,7 @@ def memory_gib() -> float:
 
 def line(stage: str, step: int, stop: int, values: dict[str, float]) -> str:
     """The console line of a logging interval."""
-    losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "right", "near") if name in values)
+    losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "right", "near_memory") if name in values)
     left = values["seconds_left"]
     saving = f"saving {values['saving_percent']:.1f} %  " if values["saving_percent"] else ""
     time_left = f"{left / 3600:.1f} h" if left >= 5400 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ class Objective(nn.Module):
         cached: Whether batches hold backbone features instead of images.
         batch_all_steps: Steps at the start that mine batch-all.
         standard: Mean and deviation of the features, two `(F,)`, where the standardised ones are rebuilt.
-        memory: What embeddings are drawn to, where the terms say so.
+        memories: What embeddings are drawn to, by term.
     """
 
     def __init__(self, model: EmbAE, loss: Loss, *, accumulate: int = 1, cached: bool = False,
                  batch_all_steps: int = 0, standard: tuple[Tensor, Tensor] | None = None,
-                 memory: ClusterMemory | None = None):
+                 memories: Mapping[str, ClusterMemory] | None = None):
         super().__init__()
-        self.model, self.memory = model, memory
+        self.model = model
+        self.memories: Mapping[str, ClusterMemory] = nn.ModuleDict(memories or {})  # type: ignore[assignment]
         self._loss, self._accumulate, self._cached = loss, accumulate, cached
         self._batch_all_steps, self._standard = batch_all_steps, standard
         if loss.reconstruction and model.uses["backbone"] == "train":
@@ -67,11 +68,13 @@ class Objective(nn.Module):
             loss, seen = self._triplet(features if self.model.neck else z, batch)
             total = total + self._weight("triplet") * world * loss
             report |= {"triplet": loss.detach(), **seen}
-        if "memory" in terms:
-            loss, near = self._contrast(z, batch)
-            total = total + self._weight("memory") * world * self._accumulate * loss
-            found = sum_over_ranks(torch.stack([loss.detach(), near])) * self._accumulate
-            report |= {"memory": found[0], "near": found[1]}
+        for name, memory in self.memories.items():
+            if name in terms:
+                with torch.autocast(z.device.type, enabled=False):
+                    loss, near = memory(exact(z), batch)
+                total = total + self._weight(name) * world * self._accumulate * loss
+                found = sum_over_ranks(torch.stack([loss.detach(), near])) * self._accumulate
+                report |= {name: found[0], f"near_{name}": found[1]}
         for name, term in (("identity", self._identity), ("reconstruction", self._reconstruction),
                            ("adversarial", self._adversarial)):
             if name in terms:  # each is this rank's part of a mean over the global batch
@@ -92,11 +95,6 @@ class Objective(nn.Module):
             everyone = gather_rows(exact(z), len(batch.plan))
             mining = "batch-all" if batch.step < self._batch_all_steps else term.mining
             return losses.MINING[mining](everyone, identity, term.margin)
-
-    def _contrast(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert self.memory is not None
-        with torch.autocast(z.device.type, enabled=False):
-            return self.memory(exact(z), batch)
 
     def _identity(self, z: Tensor, _: Tensor, batch: Batch, __: Tensor | None) -> Tensor:
         term = self._loss.identity
@@ -163,7 +161,7 @@ class Objective(nn.Module):
                     yield from head.parameters()
 
 
-TERMS = {"triplet", "identity", "memory", "reconstruction", "adversarial"}
+TERMS = {"triplet", "identity", "memory", "proxies", "reconstruction", "adversarial"}
 # The terms that go through a part; where it is not named, all do.
 THROUGH = {"nuisance": {"reconstruction", "adversarial"}, "decoder": {"reconstruction"}, "classifier": {"identity"},
            "discriminator": set()}

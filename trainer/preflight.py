@@ -209,7 +209,7 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage tells the target's cameras apart."""
     if stage.calibrate:
         return stage.calibrate.per == "camera"
-    if stage.loss and stage.loss.memory and stage.loss.memory.proxies == "camera":
+    if stage.loss and stage.loss.proxies:
         return True
     if stage.data.from_ == "target" and stage.normalised("camera"):
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from embae.trainer.export import load_into
 from embae.trainer.features import FeatureLoader, cached_features, standard
 from embae.trainer.initial import initial_model
 from embae.trainer.keeper import Keeper
-from embae.trainer.memory import ClusterMemory, fill
+from embae.trainer.memory import ClusterMemory, fill, memories
 from embae.trainer.monitor import Clock, Monitor, line
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
@@ -76,7 +76,7 @@ class StageRun:
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         self._standard: tuple[Tensor, Tensor] | None = None
-        self._memory = self._remembered(begins=not resume)
+        self._memories = self._remembered(begins=not resume)
         work = self.work(self.start)
         self.cached, elsewhere = self.keys.caches, 0.0
         self.loader: Loader
@@ -96,18 +96,19 @@ class StageRun:
             return 0
         return sum(map(len, self.sampler.view.identities))
 
-    def _remembered(self, begins: bool) -> ClusterMemory | None:
-        """The memory that embeddings are drawn to: of a stage that goes on, the checkpoint has its entries."""
-        if not (self.keys.loss and self.keys.loss.memory):
-            return None
-        memory = ClusterMemory(self.keys.loss.memory, self.sampler.view, self.model.z).to(self.world.device)
-        if begins:
-            self._fill(memory)
-        return memory
+    def _remembered(self, begins: bool) -> dict[str, ClusterMemory]:
+        """The memories that embeddings are drawn to: of a stage that goes on, the checkpoint has their entries."""
+        assert self.keys.loss is not None
+        found = memories(self.keys.loss, self.sampler.view, self.model.z)
+        for memory in found.values():
+            memory.to(self.world.device)
+        if begins and found:
+            self._fill(found.values())
+        return found
 
-    def _fill(self, memory: ClusterMemory) -> None:
+    def _fill(self, memories: Collection[ClusterMemory]) -> None:
         data = self.recipe.data
-        fill(memory, self.model.eval(), self.sampler.view, self.spec, self.world, Reading(data.loader, data.threads),
+        fill(memories, self.model.eval(), self.sampler.view, self.spec, self.world, Reading(data.loader, data.threads),
              self.run / "cache")
         self.model.train()
 
@@ -122,7 +123,7 @@ class StageRun:
         first = loss.triplet.batch_all_epochs if loss.triplet else 0
         batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
         objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
-                              batch_all_steps=batch_all, standard=self._standard, memory=self._memory)
+                              batch_all_steps=batch_all, standard=self._standard, memories=self._memories)
         model, moments = resume.state() if resume else ({}, {})
         if resume:
             load_into(self.model, model, str(resume.path))

@@ -42,8 +42,9 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     keys = stage.model_dump(mode="json", by_alias=True, exclude=_UNSEEN)
     if not stage.ema:
         del keys["ema"]  # what is newer than a comparison leaves its stages as they are
-    if stage.loss and not stage.loss.memory:
-        del keys["loss"]["memory"]
+    for term in ("memory", "proxies") if stage.loss else ():
+        if not getattr(stage.loss, term):
+            del keys["loss"][term]
     if not stage.data.window:  # then it does not matter how the images are sharded
         del keys["data"]["window"]
     keys["init"] = before.get(stage.init) or _content(Path(stage.init)) or stage.init

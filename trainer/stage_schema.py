@@ -142,7 +142,7 @@ class Stage(Strict):
 
     def _wrong_loss(self, loss: Loss) -> Iterator[str]:
         data = self.data
-        mined = next((term for term in ("triplet", "identity", "memory") if getattr(loss, term)), None)
+        mined = next((term for term in ("triplet", "identity", "memory", "proxies") if getattr(loss, term)), None)
         alone = 1 in (data.P.values() if isinstance(data.P, dict) else [data.P])
         if mined and not data.labelled:
             yield f"loss.{mined}: needs identities; give data.P and data.K instead of data.batch"
@@ -153,13 +153,14 @@ class Stage(Strict):
                 yield "data.P: the triplet loss needs at least 2"
             if self.accumulate > 1:
                 yield "accumulate: a mined loss sees the whole global batch, so this must be 1"
-        if loss.memory:
+        if loss.memory or loss.proxies:
             if alone:
                 yield "data.P: the memory needs at least 2"
             if data.mix:
                 yield "data.mix: the memory tells apart the identities of one dataset at a time; leave it out"
         if not mined and data.labelled:
-            yield "data: without a triplet, identity or memory loss labels are not used; give batch instead of P and K"
+            yield ("data: without a triplet, identity, memory or proxies loss labels are not used; give batch instead "
+                   "of P and K")
         if loss.adversarial:
             if self.deepspeed.zero_stage:
                 yield "deepspeed.zero_stage: updates in turn leave the other parts unmoved at stage 0 only; set it to 0"

@@ -41,12 +41,10 @@ class Turns:
         self._turns = [(engines[turn.module], turn.terms) for turn in turns]
         self._engines = list(engines.values())
         self._average = Average(objective.model, keys.ema) if keys.ema else None
-        self._memory = objective.memory
-        self._beside: dict[str, Average | ClusterMemory] = {}
+        self._memories = dict(objective.memories)
+        self._beside: dict[str, Average | ClusterMemory] = {**self._memories}
         if self._average:
             self._beside["average"] = self._average
-        if self._memory:
-            self._beside["memory"] = self._memory
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
         """All updates of a step.
@@ -65,8 +63,8 @@ class Turns:
             report |= {**found, "loss": loss}
         if self._average:
             self._average.update(parts[0].step, self.broken)
-        if self._memory:
-            self._memory.update(parts[0], self.broken)
+        for memory in self._memories.values():
+            memory.update(parts[0], self.broken)
         return report
 
     def around(self, phase: Phase) -> None:

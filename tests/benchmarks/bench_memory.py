@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from embae.datasets.batch import Batch
 from embae.datasets.view import PERSON
-from embae.trainer.loss_keys import Memory
+from embae.trainer.loss_keys import Memory, Proxies
 from embae.trainer.memory import ClusterMemory
 
 CAMERAS = 4
@@ -49,10 +49,10 @@ class People:
         return rows // CAMERAS
 
 
-def memory(entries: int, batch: int, size: int, proxies: str) -> Callable[[], None]:
+def memory(keys: Memory, entries: int, batch: int, size: int) -> Callable[[], None]:
     """A step of the memory with so many entries."""
-    people: Any = People(entries // (CAMERAS if proxies == "camera" else 1))
-    made = ClusterMemory(Memory(proxies=proxies), people, size).to(DEVICE)  # type: ignore[arg-type]
+    people: Any = People(entries // (CAMERAS if isinstance(keys, Proxies) else 1))
+    made = ClusterMemory(keys, people, size).to(DEVICE)
     made.entries.copy_(F.normalize(torch.randn(made.entries.shape, device=DEVICE)))
     rows, z = (CAMERAS * np.arange(batch // 4)[:, None] + np.arange(4)).reshape(-1), _embeddings(batch, size)
     part, broken = Batch(z, rows, rows, slice(0, batch), 0, people), torch.zeros((), device=DEVICE)
@@ -82,8 +82,8 @@ def classifier(entries: int, batch: int, size: int) -> Callable[[], None]:
 
 MADE: dict[str, Callable[[int, int, int], Callable[[], None]]] = {
     "classifier": classifier,
-    "memory": lambda *sizes: memory(*sizes, "cluster"),
-    "memory by camera": lambda *sizes: memory(*sizes, "camera"),
+    "memory": lambda *sizes: memory(Memory(), *sizes),
+    "proxies": lambda *sizes: memory(Proxies(), *sizes),
 }
 
 

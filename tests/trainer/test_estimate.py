@@ -18,7 +18,7 @@ from toys import KEYS, NECK, RECONSTRUCTION, TRIPLET, ToyView, heads, images, pa
 
 from embae.datasets.plan import share
 from embae.trainer.distributed import World
-from embae.trainer.memory import ClusterMemory
+from embae.trainer.memory import memories
 from embae.trainer.objective import Objective
 from embae.trainer.stage_schema import Stage
 
@@ -53,7 +53,7 @@ def case(name: str, zero: int) -> Stage:
         keys["optimizer"] = {"name": "sgd", "momentum": 0.9}
         return stage(whole, TRIPLET, **keys, precision="bf16", clip=1.0)
     if name == "memory":
-        return stage(whole, {"memory": {"proxies": "camera"}}, **keys, accumulate=2,
+        return stage(whole, {"memory": {}, "proxies": {}}, **keys, accumulate=2,
                      data={"from": "sources", "P": 4, "K": 4})
     if name == "parts":
         return stage(parts_in("frozen", "train", "frozen", "train"), RECONSTRUCTION, **keys, accumulate=2)
@@ -74,8 +74,8 @@ def made(keys: Stage) -> Objective:
     for part in keys.normalised("camera"):
         fill_up(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=True)
-    memory = ClusterMemory(keys.loss.memory, VIEW, model.z) if keys.loss.memory else None  # type: ignore
-    return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memory=memory)  # type: ignore[arg-type]
+    found = memories(keys.loss, VIEW, model.z)  # type: ignore[arg-type]
+    return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memories=found)  # type: ignore[arg-type]
 
 
 def nbytes(tensors: Iterable[Any]) -> dict[int, int]:

@@ -98,8 +98,8 @@ STAGE = {
     "accumulate: a mined loss sees the whole global batch, so this must be 1": {"accumulate": 2},
     "loss.triplet: needs identities; give data.P and data.K instead of data.batch": {
         "data": {"from": "target", "batch": 8}},
-    "loss: name at least one of triplet, identity, memory, reconstruction, adversarial": {"loss": {}},
-    "data: without a triplet, identity or memory loss labels are not used; give batch instead of P and K": {
+    "loss: name at least one of triplet, identity, memory, proxies, reconstruction, adversarial": {"loss": {}},
+    "data: without a triplet, identity, memory or proxies loss labels are not used; give batch instead of P and K": {
         "loss": {"reconstruction": {}}, "parts__nuisance": "train", "parts__decoder": "train"},
     "optimizer.lr: found 0; wanted greater than 0": {"optimizer": {"lr": 0}},
     "optimizer.lr: found '1e-4'; wanted a valid number": {"optimizer": {"lr": "1e-4"}},
