@@ -72,7 +72,8 @@ class Data(Strict):
     cache: CacheKeys = CacheKeys()  # before root, which takes it along
     root: Annotated[Path | Url, PlainSerializer(str), PlainValidator(_located)] = Path("shards")
     """A folder, or a url."""
-    sources: list[Name] = Field(min_length=1)
+    sources: list[Name] = Field(default_factory=list)
+    """None where every stage of the run reads the target alone."""
     target: Name
     image: tuple[Side, Side] = (256, 128)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -145,6 +146,8 @@ class Recipe(Strict):
         for name, stage in self.stages.items():
             if name in RESERVED:
                 yield f"stages.{name}: the name has another meaning; take one that is not among {', '.join(RESERVED)}"
+            if name in self.run and stage.data.from_ != "target" and not self.data.sources:
+                yield f"data.sources: names none, but the stage {name} reads them"
             if labels := stage.data.labels:
                 yield from self._wrong_labels(name, labels)
             zero, several = stage.deepspeed.zero_stage, self.model.nuisance.per != "shared"
