@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, ImageFile
 
@@ -55,28 +57,62 @@ def prepare(data: bytes, name: str, size: tuple[int, int] | None = None) -> tupl
     Raises:
         DataError: Empty, not an image, cut short or damaged, of more than `MAX_PIXELS`, or of more than 8 bits.
     """
-    if not data:
-        raise DataError(f"{name}: the file is empty, wanted an image")
     with warnings.catch_warnings():
         # Its limit is higher than ours; other warnings (say, odd metadata) do not make an image bad.
         warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise DataError(f"{name}: {error}; wanted at most {MAX_PIXELS:,} pixels") from error
-        except Exception as error:  # Pillow's parsers raise whatever a damaged header makes them raise
-            raise DataError(f"{name}: not an image of a known kind ({', '.join(FORMATS)}): {_why(error)}") from error
-        with image:
+        with opened(data, name) as image:
             return _prepare(image, data, name, size)
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
+    """An encoded image whose head has been looked at, and nothing more.
+
+    Args:
+        data: The encoded image.
+        name: What to call it in messages.
+
+    Raises:
+        DataError: Empty, not an image, of more than `MAX_PIXELS`, or of more than 8 bits.
+    """
+    if not data:
+        raise DataError(f"{name}: the file is empty, wanted an image")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: {error}; wanted at most {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # Pillow's parsers raise whatever a damaged header makes them raise
+        raise DataError(f"{name}: not an image of a known kind ({', '.join(FORMATS)}): {_why(error)}") from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"{name}: declares {image.width} × {image.height} pixels, wanted at most {MAX_PIXELS:,} in "
+                            "all")
+        if image.mode not in MODES:
+            raise DataError(f"{name}: pixels of mode {image.mode}, wanted 8 bits a channel; convert it first")
+        yield image
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """An image's pixels as a person sees them: in RGB (transparency dropped), turned as its Exif orientation says.
+
+    Args:
+        image: Opened, of one of `MODES`.
+        name: What to call it in messages.
+
+    Raises:
+        DataError: Damaged or cut short.
+    """
+    try:
+        image.load()
+    except Exception as error:
+        raise DataError(f"{name}: damaged or cut short ({_why(error)})") from error
+    orientation, rgb = _orientation(image), image.convert("RGB")
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _prepare(
     image: ImageFile.ImageFile, data: bytes, name: str, size: tuple[int, int] | None
 ) -> tuple[bytes, int, int]:
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{name}: declares {image.width} × {image.height} pixels, wanted at most {MAX_PIXELS:,} in all")
-    if image.mode not in MODES:
-        raise DataError(f"{name}: pixels of mode {image.mode}, wanted 8 bits a channel; convert it first")
     is_jpeg = image.format == "JPEG"
     kept = False
     height, width = image.height, image.width
@@ -87,16 +123,9 @@ def _prepare(
         # Nobody looks at its pixels: an eighth of them takes two thirds of the time, and all of the data is decoded all
         # the same, since what can be wrong in them is found before the transform that a smaller image saves.
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
-    try:
-        image.load()
-    except Exception as error:
-        raise DataError(f"{name}: damaged or cut short ({_why(error)})") from error
+    rgb = upright(image, name)
     if kept:
         return data, height, width
-    orientation = _orientation(image)
-    rgb = image.convert("RGB")
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
     if size is not None and (rgb.height, rgb.width) != size:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)  # Pillow widens the triangle when it shrinks
     out = io.BytesIO()
