@@ -23,9 +23,11 @@ from embae.slurm.command import slurm
 from embae.trainer.bench_command import bench
 from embae.trainer.calibrate_command import calibrate
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
+from embae.trainer.extract_command import extract
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
 from embae.trainer.schema import TTA, Recipe
+from embae.trainer.search_command import search
 from embae.trainer.stopping import stopping
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -287,6 +289,8 @@ def evaluate(
 app.command()(merge)
 app.command()(bench)
 app.command()(calibrate)
+app.command()(extract)
+app.command()(search)
 app.command()(slurm)
 
 
@@ -350,7 +354,8 @@ def main() -> None:
 def train_main() -> None:
     """``python -m embae.trainer``: ``embae train`` without the word, or another command of ranks; a rank of it."""
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    others: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "bench": bench}
+    others: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "bench": bench,
+                                           "extract": extract}
     command = others[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in others else train
     one.command()(command)
     _run(one)

@@ -1,0 +1,79 @@
+"""The images of a gallery that are nearest to an image, in exact order.
+
+Distances are Euclidean between embeddings divided by their length, as in `ranking.py`: 0 for the same direction, 1.41
+for unrelated ones, 2 at most. All of the gallery is compared: measured (`bench_search.py`), that takes less time than
+starting the command, at any size that a machine's memory holds, so there is no approximate index to build or to trust.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embae.trainer.fixed_point import fixed_point
+from embae.trainer.ranking import STEP
+from embae.trainer.rerank import reranked_distances
+from embae.trainer.spread import Spread
+from embae.trainer.vectors import Vectors
+
+SHORTLIST = 1000
+"""Nearest images among which re-ranking looks for reciprocal neighbours."""
+_BLOCK = 2**20  # numbers of embeddings at a time, which the cache holds
+_NOISE = 1e-5  # similarities in float32 are nearer to exact ones than that
+
+
+class Search:
+    """A gallery to search in; may be asked again and again.
+
+    Args:
+        gallery: The embeddings.
+    """
+
+    def __init__(self, gallery: Vectors):
+        self._gallery = gallery
+        self._size = max(1, _BLOCK // gallery.width)
+        lengths = [np.sqrt(np.einsum("nd,nd->n", part, part)) for part in gallery.blocks(self._size)]
+        self._length = np.maximum(np.concatenate(lengths), np.float32(1e-30))
+
+    def nearest(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images by rising distance, equal ones in the gallery's order, and the distances: two `(n,)`, n ≤ count.
+
+        Args:
+            query: `(D,)`, an embedding.
+            count: How many.
+            left_out: `(N,)` bool, images that take no part.
+        """
+        unit = (query / max(float(np.linalg.norm(query)), 1e-30)).astype(np.float32)
+        near = np.concatenate([part @ unit for part in self._gallery.blocks(self._size)]) / self._length
+        near[left_out] = -np.inf
+        count = min(count, int(np.count_nonzero(~left_out)))
+        if not count:
+            return np.empty(0, np.int64), np.empty(0)
+        least = np.partition(near, len(near) - count)[len(near) - count]
+        found = np.flatnonzero(near >= least - _NOISE)  # whoever may be among them, to be looked at closely
+        found = found[~left_out[found]]
+        exact = fixed_point(self._gallery[found]) @ fixed_point(query[None])[0]
+        square = np.rint(np.maximum(2 - 2 * exact, 0) / STEP) * STEP
+        order = np.lexsort((found, square))[:count]
+        return found[order], np.sqrt(square[order])
+
+    def expanded(self, query: np.ndarray, count: int, left_out: np.ndarray) -> np.ndarray:
+        """Average query expansion (Chum et al. 2007): the mean of a query and its nearest images, each of length 1.
+
+        Args:
+            query: `(D,)`, an embedding.
+            count: How many images.
+            left_out: `(N,)` bool, images that take no part.
+        """
+        found, _ = self.nearest(query, count, left_out)
+        return fixed_point(np.concatenate([query[None], self._gallery[found]])).mean(0)
+
+    def reranked(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `nearest`, by k-reciprocal re-ranking (`rerank.py`) of the `SHORTLIST` nearest: distances from 0 to 1."""
+        found, _ = self.nearest(query, max(count, SHORTLIST), left_out)
+        if not len(found):
+            return found, np.empty(0)
+        every = np.arange(len(found))
+        again = reranked_distances(query[None], self._gallery[found], every, k1=20, k2=6, weight=0.3, spread=Spread())
+        distances = again(every)(np.array([0]))[0]
+        order = np.argsort(distances, kind="stable")[:count]
+        return found[order], distances[order]

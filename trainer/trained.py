@@ -1,0 +1,55 @@
+"""The model that a person means by a path: a run, one of its stages, or an export. Read without torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from embae.trainer.description import META
+from embae.trainer.errors import RecipeError
+from embae.trainer.recipe import load
+from embae.trainer.schema import Recipe
+from embae.trainer.stage_folder import EXPORT, is_done
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a trained model is.
+
+    Attributes:
+        run: The folder that was named, beside which caches may lie.
+        export: Its weights and ``model.json``.
+        recipe: The run's, where a run was named.
+    """
+
+    run: Path
+    export: Path
+    recipe: Recipe | None
+
+
+def find(path: Path, stage: str | None = None) -> Trained:
+    """Finds the model below a path.
+
+    Args:
+        path: A run folder, the folder of a stage, or an export.
+        stage: Of a run: whose model; by default that of the last row of its table.
+
+    Raises:
+        RecipeError: There is no model, the stage is not done, or `stage` was given for what is not a run.
+    """
+    for export in (path, path / EXPORT):
+        if os.path.isfile(export / META):  # not Path.is_file, which a name too long makes raise
+            if stage:
+                raise RecipeError(f"{path}: the stage {stage} was asked for, but this is one model; name its run")
+            return Trained(path, export, None)
+    if not os.path.isfile(path / "recipe.yaml"):
+        raise RecipeError(f"{path}: neither a run folder (recipe.yaml) nor an export (model.json)")
+    recipe = load(str(path / "recipe.yaml"))
+    wanted = stage or list(recipe.evaluate.values() or recipe.run)[-1]
+    there = [name for name in recipe.run if is_done(path, name) and os.path.isfile(path / name / EXPORT / META)]
+    if wanted not in there:
+        known = f"; done: {', '.join(there)}" if there else ""
+        what = "has no model to load" if wanted in recipe.run else "is not a stage of this run"
+        raise RecipeError(f"{path}: {wanted} {what}{known}; go on with embae train, or name another stage")
+    return Trained(path, path / wanted / EXPORT, recipe)
