@@ -11,7 +11,8 @@ What ``--json`` writes, stable; distances are those of `search.py`, or with ``--
       dataset, camid  its camera, null where it is not known
       pid             its identity, null where it is not known
       matches         a list, nearest first: rank (from 1), distance, dataset, key, camid, pid (null where it is not
-                      known), same (whether it is the query's identity; null where either is not known)
+                      known, and of distractors), same (whether it is the query's identity, which distractors never
+                      are; null where that is not known)
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def _tree(query: Query, matches: list[tuple[int, float]], vectors: Vectors) -> d
     listed = []
     for rank, (image, distance) in enumerate(matches, 1):
         pid = int(vectors.pid[image]) if vectors.labelled[image] else None
-        same = None if pid is None or query.pid is None else pid == query.pid
+        known = query.pid is not None and (pid is not None or bool(vectors.distractor[image]))
+        same = pid == query.pid if known else None
         listed.append({"rank": rank, "distance": round(distance, 6), "dataset": vectors.origin.name,
                        "key": vectors.key(image), "camid": int(vectors.camid[image]), "pid": pid, "same": same})
     return {"query": query.said, "dataset": dataset, "camid": camid, "pid": query.pid, "matches": listed}
@@ -246,5 +248,5 @@ def _draw(path: Path, tree: dict[str, Any], asked: list[Query], found: list[list
         rows.append((first, [shown(match, image)
                              for match, (image, _) in zip(told["matches"], matches, strict=True)]))
     ways = ["re-ranked" * tree["rerank"], f"expanded by {tree['expand']}" * bool(tree["expand"])]
-    how = ", ".join(["nearest first, distance at the right", *filter(None, ways)])
+    how = ", ".join(["each with its rank and its distance from the query", *filter(None, ways)])
     draw(f"Nearest of {tree['images']:,} images of {tree['gallery']}", how, rows, path)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from embae.datasets.errors import DataError
 from embae.datasets.index_writer import write_whole
 
-CELL = (192, 96)  # height, width of an image, at most
+CELL = (208, 108)  # height, width of an image with its frame: people are twice as high as wide
 _GAP, _MARGIN, _TITLE, _HEAD, _FOOT, _APART, _ROWS = 14, 28, 54, 24, 36, 30, 22
 _PAPER, _INK, _FAINT = "#faf9f6", "#22252a", "#7a7f87"
 _FRAME = {True: "#2f9e55", False: "#d1483f", None: "#b9bdc4"}
@@ -95,17 +95,12 @@ def _put(sheet: Image.Image, pen: ImageDraw.ImageDraw, shown: Shown, left: int, 
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A text as wide as an image at most; what is cut is its middle, since names end in what tells them apart."""
+    """A text as wide as an image at most, cut at its beginning: keys end in what tells them apart."""
     if pen.textlength(text, font) <= CELL[1]:
         return text
-    kept = len(text)
-    while kept > 2 and pen.textlength(_cut(text, kept), font) > CELL[1]:
-        kept -= 1
-    return _cut(text, kept)
-
-
-def _cut(text: str, kept: int) -> str:
-    return f"{text[:kept // 2]}…{text[len(text) - (kept - kept // 2):]}"
+    while len(text) > 1 and pen.textlength(f"…{text}", font) > CELL[1]:
+        text = text[1:]
+    return f"…{text}"
 
 
 def _legend(pen: ImageDraw.ImageDraw, width: int) -> None:

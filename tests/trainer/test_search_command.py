@@ -1,0 +1,219 @@
+"""``embae extract`` and ``embae search`` as a user types them, on drawn people and a model that is not trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.feather
+import pytest
+import tiny
+import torch
+from exported import STORED, export
+from PIL import Image
+from typer.testing import CliRunner
+
+from embae.datasets.errors import DataError
+from embae.datasets.index import Index
+from embae.datasets.reading import ViewReader
+from embae.datasets.view import View
+from embae.trainer import extract as extracting
+from embae.trainer.cli import app
+from embae.trainer.distributed import World
+from embae.trainer.errors import RecipeError
+from embae.trainer.evaluate import Reading, evaluate
+from embae.trainer.export import Export
+from embae.trainer.search_picture import size
+from embae.trainer.vectors import Vectors
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model in ``stage``, ``shards``, and two images of the gallery in ``door`` and ``hall``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    export(Path("stage"), STORED)
+    Path("shards").symlink_to(tiny.shards())
+    for place, data in zip(("door", "hall"), ViewReader(gallery()).read(np.array([3, 11])), strict=True):
+        Path("footage", place).mkdir(parents=True)
+        Path("footage", place, "seen.jpg").write_bytes(data)
+    return tmp_path
+
+
+def park() -> Index:
+    return Index.open(Path("shards/park"))
+
+
+def gallery() -> View:
+    return View([park()], "gallery")
+
+
+def key(number: int) -> str:
+    """Of an image of the gallery."""
+    return park().key(park().rows("gallery").start + number)
+
+
+def run(*words: object) -> str:
+    done = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def search(*words: object) -> Any:
+    run("search", "stage", *words, "--json", "new/found.json")
+    return json.loads(Path("new/found.json").read_text())
+
+
+def test_extracted_are_the_embeddings_of_evaluate(desk: Path) -> None:
+    said = run("extract", "stage", "shards/park", "-o", "out/park.arrow")
+    assert said == f"out/park.arrow: {len(park())} embeddings of 8 numbers\n"
+    opened = Export.open(Path("stage/export"))
+    evaluate(opened.restore(), park(), opened.spec, "flip", ALONE, Reading(), Path("cache"), keep=Path("kept.npz"))
+    found = Vectors.open(Path("out/park.arrow"))
+    with np.load("kept.npz") as kept:
+        for split in ("query", "gallery"):
+            rows = park().rows(split)  # type: ignore[arg-type]
+            assert np.array_equal(found[np.arange(rows.start, rows.stop)], kept[split])
+    table = pyarrow.feather.read_table("out/park.arrow", memory_map=True)  # by anyone's reader
+    assert table["key"].to_pylist() == park().keys.to_pylist() and set(table["dataset"].to_pylist()) == {"park"}
+    assert table["role"].to_pylist().count("distractor") == np.sum(park().role == 1) > 0
+    assert sorted(os.listdir("out")) == ["park.arrow"] and not Path("stage/cache").exists()
+
+
+def test_extraction_is_not_done_twice_and_goes_on_after_a_kill(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("extract", "stage", "shards/park", "-o", "whole.arrow")
+    calls: list[str] = []
+    real = extracting.embedded
+
+    def counted(model: Any, view: View, *rest: Any) -> Any:
+        calls.append("")
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(model, view, *rest)
+
+    monkeypatch.setattr(extracting, "embedded", counted)
+    run("extract", "stage", "shards/park", "-o", "whole.arrow")
+    assert not calls
+    run_killed = CliRunner().invoke(app, ["extract", "stage", "shards/park", "-o", "again.arrow"])
+    assert run_killed.exit_code and not Path("again.arrow").exists() and len(calls) == 3
+    run("extract", "stage", "shards/park", "-o", "again.arrow")
+    assert Path("again.arrow").read_bytes() == Path("whole.arrow").read_bytes()
+    run("extract", "stage", "shards/park", "-o", "again.arrow", "--tta", "none")  # another question
+    assert Path("again.arrow").read_bytes() != Path("whole.arrow").read_bytes()
+
+
+def test_two_ranks_extract_the_same_from_a_folder_as_one(desk: Path) -> None:
+    run("extract", "stage", "footage", "-o", "one.arrow")
+    done = tiny.embae("extract", "stage", "footage", "-o", "two.arrow", "--nproc", 2, cwd=desk)
+    assert done.returncode == 0, done.stderr
+    assert Path("two.arrow").read_bytes() == Path("one.arrow").read_bytes()
+    run("extract", "stage", "shards/park", "-o", "park.arrow")
+    found, all_of_them = Vectors.open(Path("one.arrow")), Vectors.open(Path("park.arrow"))
+    assert found.camid.tolist() == [0, 1] and not found.labelled.any()
+    start = park().rows("gallery").start
+    np.testing.assert_allclose(found[np.arange(2)], all_of_them[start + np.array([3, 11])], rtol=1e-4, atol=1e-5)
+
+
+def test_search_finds_the_same_image_first(desk: Path) -> None:
+    found = search("--query", "footage/door/seen.jpg", "--query", "footage/hall/seen.jpg", "--gallery", "shards/park",
+                   "--top", 4)
+    images = int(np.sum(park().role[park().rows("gallery")] != 2))
+    assert {name: value for name, value in found.items() if name != "queries"} == {
+        "format": 1, "model": "stage/export", "gallery": "park", "images": images, "tta": "flip", "rerank": False,
+        "expand": 0}
+    for query, number in zip(found["queries"], (3, 11), strict=True):
+        assert [query[name] for name in ("dataset", "camid", "pid")] == [None] * 3
+        assert [match["rank"] for match in query["matches"]] == [1, 2, 3, 4]
+        first, row = query["matches"][0], park().rows("gallery").start + number
+        assert first["key"] == key(number) and first["distance"] < 0.02 and first["same"] is None
+        assert first["dataset"] == "park" and first["camid"] == park().camid[row]
+        distances = [match["distance"] for match in query["matches"]]
+        assert distances == sorted(distances) and distances[1] > 0.02
+
+
+def test_a_second_search_extracts_nothing(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--query", "footage/door/seen.jpg", "--gallery"
+    first = [search(*words, place) for place in ("shards/park", "footage")]
+    monkeypatch.setattr(extracting, "embedded", None)
+    assert [search(*words, place) for place in ("shards/park", "footage")] == first
+    assert first[1]["queries"][0]["matches"][0]["camid"] == 0 and first[1]["images"] == 2
+
+
+def test_a_query_by_its_key_is_not_found_itself(desk: Path) -> None:
+    run("extract", "stage", "shards/park", "-o", "all.arrow")
+    row = next(row for row in range(len(park())) if park().labelled[row] and park().role[row] == 0)
+    for place, splits in (("shards/park", ("gallery",)), ("all.arrow", ("train", "query", "gallery"))):
+        for said in (park().key(row), key(3)):
+            (query,) = search("--query", said, "--gallery", place, "--top", 1000)["queries"]
+            images = [number for split in splits for number in np.arange(len(park()))[park().rows(split)]  # type: ignore[arg-type]
+                      if park().role[number] != 2]
+            assert {match["key"] for match in query["matches"]} == {park().key(number) for number in images} - {said}
+            for match in query["matches"]:
+                of = park().keys.to_pylist().index(match["key"])
+                if query["pid"] is not None:
+                    assert match["same"] == (park().role[of] == 0 and park().pid[of] == query["pid"])
+            assert query["dataset"] == "park" and query["camid"] is not None
+
+
+def test_expansion_and_re_ranking_change_the_list(desk: Path) -> None:
+    words = "--query", park().key(park().rows("query").start), "--gallery", "shards/park", "--top", 12
+    plain, expanded, again = (search(*words, *more) for more in ((), ("--expand", 3), ("--rerank",)))
+    assert (expanded["expand"], again["rerank"]) == (3, True)
+    lists = [[match["key"] for match in found["queries"][0]["matches"]] for found in (plain, expanded, again)]
+    assert lists[0] != lists[1] and lists[0] != lists[2]
+    assert all(0 <= match["distance"] <= 1 for match in again["queries"][0]["matches"])
+
+
+def test_the_picture_shows_every_query_and_its_list(desk: Path) -> None:
+    query = park().key(park().rows("query").start)
+    run("search", "stage", "--query", query, "--query", "footage/door/seen.jpg", "--gallery", "shards/park", "--top", 5,
+        "--picture", "new/found.png", "--camera", "park:1")
+    with Image.open("new/found.png") as picture:
+        assert picture.size == size(2, 5) and picture.format == "PNG"
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}  # type: ignore[union-attr]
+    assert {(0x2f, 0x9e, 0x55), (0xd1, 0x48, 0x3f), (0xb9, 0xbd, 0xc4)} <= colours  # frames, or the legend
+
+
+def test_a_calibrated_model_is_told_the_camera(desk: Path) -> None:
+    export(Path("calibrated"), STORED, cameras=2)
+    words = "search", "calibrated", "--query", "footage/door/seen.jpg", "--gallery", "shards/park", "--json"
+    first, other = (f"park:{number}" for number in sorted(set(park().camid.tolist()))[:2])
+    found = []
+    for number, camera in enumerate((first, first.removeprefix("park:"), other)):
+        run(*words, f"{number}.json", "--camera", camera)
+        found.append(json.loads(Path(f"{number}.json").read_text())["queries"])
+    assert found[0] == found[1] != found[2] and found[0][0]["dataset"] == "park"
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--query", "missing.jpg", "--gallery", "shards/park"), "no such file, and park has no image of this key"),
+    (("--query", "footage", "--gallery", "shards/park"), "a folder; wanted one image"),
+    (("--query", "stage/export/model.json", "--gallery", "shards/park"), "not an image of a known kind"),
+    (("--query", "footage/door/seen.jpg", "--gallery", "nowhere"), "nowhere: no such folder"),
+    (("--query", "footage/door/seen.jpg", "--gallery", "stage/export/model.json"), "not a whole file of embeddings"),
+    (("--query", "footage/door/seen.jpg", "--gallery", "shards/park", "--camera", "roof"), "--camera roof: park has"),
+])
+def test_bad_input_is_told(desk: Path, words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        run("search", "stage", *words)
+
+
+def test_embeddings_of_another_model_are_refused(desk: Path) -> None:
+    run("extract", "stage", "shards/park", "-o", "all.arrow", "--tta", "none")
+    with pytest.raises(DataError, match=r"all\.arrow: embeddings of another model or another test-time augmentation"):
+        run("search", "stage", "--query", "footage/door/seen.jpg", "--gallery", "all.arrow")
+    with pytest.raises(RecipeError, match=r"--out out\.npz: wanted a file named \*\.arrow"):
+        run("extract", "stage", "shards/park", "-o", "out.npz")
+    with pytest.raises(RecipeError, match="found 2 for 1 queries"):
+        run("search", "stage", "--query", "a", "--gallery", "b", "--camera", "1", "--camera", "2")
+
+
+def test_bad_input_ends_with_code_2(desk: Path) -> None:
+    done = tiny.embae("search", "shards", "--query", "missing.jpg", "--gallery", "shards/park", cwd=desk)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr == "embae: shards: neither a run folder (recipe.yaml) nor an export (model.json)\n"
