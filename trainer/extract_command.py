@@ -13,6 +13,7 @@ import typer
 from embae.datasets.index import Index
 from embae.datasets.progress import note
 from embae.datasets.records import SPLITS
+from embae.datasets.remote import location
 from embae.trainer.errors import RecipeError
 from embae.trainer.options import Debug, ranks_here
 from embae.trainer.schema import TTA, Scoring
@@ -68,8 +69,9 @@ def _work(trained: Trained, images: str, out: Path, tta: TTA, pattern: str | Non
             def index() -> Index:
                 return pointed_at(images, trained, folder / "footage", pattern)
 
-            on_first_rank(world, index)  # a folder of images is sharded by one of them
-            found, model = index(), export.restore().to(world.device)
+            mine = on_first_rank(world, index)  # a folder of images is sharded by one of them
+            there = broadcast_object(str(mine.root) if mine else None)
+            found, model = mine or Index.open(location(there)), export.restore().to(world.device)
             made = origin(model_key(model, export.spec, tta), found, SPLITS)
             new = extract_to(out, made, model, found, export.spec, tta, world, reading_of(trained))
     finally:

@@ -17,7 +17,6 @@ from embae.trainer.vectors import Vectors
 
 SHORTLIST = 1000
 """Nearest images among which re-ranking looks for reciprocal neighbours."""
-_BLOCK = 2**20  # numbers of embeddings at a time, which the cache holds
 _NOISE = 1e-5  # similarities in float32 are nearer to exact ones than that
 
 
@@ -30,8 +29,7 @@ class Search:
 
     def __init__(self, gallery: Vectors):
         self._gallery = gallery
-        self._size = max(1, _BLOCK // gallery.width)
-        lengths = [np.sqrt(np.einsum("nd,nd->n", part, part)) for part in gallery.blocks(self._size)]
+        lengths = [np.sqrt(np.einsum("nd,nd->n", part, part)) for part in gallery.parts]
         self._length = np.maximum(np.concatenate(lengths), np.float32(1e-30))
 
     def nearest(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +41,7 @@ class Search:
             left_out: `(N,)` bool, images that take no part.
         """
         unit = (query / max(float(np.linalg.norm(query)), 1e-30)).astype(np.float32)
-        near = np.concatenate([part @ unit for part in self._gallery.blocks(self._size)]) / self._length
+        near = np.concatenate([part @ unit for part in self._gallery.parts]) / self._length
         near[left_out] = -np.inf
         count = min(count, int(np.count_nonzero(~left_out)))
         if not count:

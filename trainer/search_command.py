@@ -10,9 +10,10 @@ What ``--json`` writes, stable; distances are those of `search.py`, or with ``--
       query           as it was given
       dataset, camid  its camera, null where it is not known
       pid             its identity, null where it is not known
-      matches         a list, nearest first: rank (from 1), distance, dataset, key, camid, pid (null where it is not
-                      known, and of distractors), same (whether it is the query's identity, which distractors never
-                      are; null where that is not known)
+      matches         a list, nearest first: rank (from 1), distance, dataset, key, camid, camera (its name: the
+                      sub-folder of a folder of images, else camid as text), pid (null where it is not known, and of
+                      distractors), same (whether it is the query's identity, which distractors never are; null where
+                      that is not known)
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def search(
 
     Example: embae search runs/embae-cam --query door.jpg --gallery shards/market1501 --top 10 --picture found.png
     """
-    trained, tta = find(run, stage), tta_of(find(run, stage))
+    trained = find(run, stage)
+    tta = tta_of(trained)
     for one in query:
         if os.path.isdir(one):
             raise DataError(f"--query {one}: a folder; wanted one image, and --query for each of several")
@@ -81,10 +83,10 @@ def search(
         names = camera or []
         asked = [_query(one, (names[number % len(names)] if names else None), index, vectors, model)
                  for number, one in enumerate(query)]
-        found = _found(asked, vectors, top, rerank, expand)
+        found, cameras = _found(asked, vectors, top, rerank, expand), _named(index)
         tree = {"format": 1, "model": str(trained.export), "gallery": vectors.origin.name,
                 "images": int((~vectors.junk).sum()), "tta": tta, "rerank": rerank, "expand": expand,
-                "queries": [_tree(one, matches, vectors) for one, matches in zip(asked, found, strict=True)]}
+                "queries": [_tree(one, matches, vectors, cameras) for one, matches in zip(asked, found, strict=True)]}
         if to:
             from embae.datasets.index_writer import write_whole
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -204,15 +206,23 @@ def _found(asked: list[Query], vectors: Vectors, top: int, rerank: bool,
     return found
 
 
-def _tree(query: Query, matches: list[tuple[int, float]], vectors: Vectors) -> dict[str, Any]:
+def _named(index: Index | None) -> dict[int, str]:
+    """What a dataset's cameras are called, where that is known."""
+    from embae.trainer.footage import cameras
+    return {camid: name for name, camid in cameras(index).items()} if index else {}
+
+
+def _tree(query: Query, matches: list[tuple[int, float]], vectors: Vectors, cameras: dict[int, str]) -> dict[str, Any]:
     dataset, camid = query.camera or (None, None)
     listed = []
     for rank, (image, distance) in enumerate(matches, 1):
         pid = int(vectors.pid[image]) if vectors.labelled[image] else None
         known = query.pid is not None and (pid is not None or bool(vectors.distractor[image]))
         same = pid == query.pid if known else None
+        camera = int(vectors.camid[image])
         listed.append({"rank": rank, "distance": round(distance, 6), "dataset": vectors.origin.name,
-                       "key": vectors.key(image), "camid": int(vectors.camid[image]), "pid": pid, "same": same})
+                       "key": vectors.key(image), "camid": camera, "camera": cameras.get(camera, str(camera)),
+                       "pid": pid, "same": same})
     return {"query": query.said, "dataset": dataset, "camid": camid, "pid": query.pid, "matches": listed}
 
 
@@ -220,8 +230,8 @@ def _text(tree: dict[str, Any]) -> str:
     lines = []
     for query in tree["queries"]:
         lines += ["", f"{query['query']}: nearest of {tree['images']:,} images of {tree['gallery']}",
-                  "rank  distance  camera     pid  key", "─" * 60]
-        lines += [f"{one['rank']:4}  {one['distance']:8.3f}  {one['camid']:6}  {_pid(one['pid']):>6}  {one['key']}"
+                  "rank  distance      camera     pid  key", "─" * 64]
+        lines += [f"{one['rank']:4}  {one['distance']:8.3f}  {one['camera']:>10}  {_pid(one['pid']):>6}  {one['key']}"
                   for one in query["matches"]]
     return "\n".join(lines[1:])
 
@@ -237,7 +247,7 @@ def _draw(path: Path, tree: dict[str, Any], asked: list[Query], found: list[list
     def shown(match: dict[str, Any], image: int) -> Shown:
         who = "" if match["pid"] is None else f", pid {match['pid']}"
         return Shown(_pixels(index, int(vectors.row[image])), f"{match['distance']:.3f}",
-                     [f"camera {match['camid']}{who}", match["key"]], match["same"])
+                     [f"camera {match['camera']}{who}", match["key"]], match["same"])
 
     rows = []
     for query, told, matches in zip(asked, tree["queries"], found, strict=True):

@@ -17,7 +17,7 @@ schema's metadata holds, under ``embae``, what the embeddings were made by and o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +64,7 @@ class Vectors:
         labelled: `(N,)`.
         distractor, junk: `(N,)`, whether it has this role.
         row: `(N,)`, of each image in its dataset's index.
+        parts: All embeddings in order, in pieces `(n, D)`: views of the file.
     """
 
     def __init__(self, origin: Origin, table: pa.Table):
@@ -74,9 +75,9 @@ class Vectors:
         self.pid = table.column("pid").fill_null(-1).to_numpy()
         self.distractor, self.junk = (pc.equal(table.column("role").cast(pa.string()), role).to_numpy()
                                       for role in ("distractor", "junk"))
-        self._parts = [np.asarray(chunk.flatten()).reshape(-1, self.width)
+        self.parts = [np.asarray(chunk.flatten()).reshape(-1, self.width)
                        for chunk in table.column("embedding").chunks]
-        self._starts = np.cumsum([0, *map(len, self._parts)])
+        self._starts = np.cumsum([0, *map(len, self.parts)])
 
     @classmethod
     def open(cls, path: Path) -> Vectors:
@@ -107,13 +108,8 @@ class Vectors:
         found = np.empty((len(rows), self.width), np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
         for number in set(part.tolist()):
-            found[part == number] = self._parts[number][rows[part == number] - self._starts[number]]
+            found[part == number] = self.parts[number][rows[part == number] - self._starts[number]]
         return found
-
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """All embeddings in order, `size` at a time at most: views of the file."""
-        for part in self._parts:
-            yield from (part[start:start + size] for start in range(0, len(part), size))
 
     def key(self, image: int) -> str:
         """The key of an image."""

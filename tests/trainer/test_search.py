@@ -10,7 +10,6 @@ import tiny
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
-from embae.trainer import search as searching
 from embae.trainer.rerank import reranked_distances
 from embae.trainer.search import Search
 from embae.trainer.spread import Spread
@@ -44,8 +43,7 @@ def ordered(query: np.ndarray, embeddings: np.ndarray, left_out: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("top", [1, 7, 500])
-def test_nearest_are_those_of_ordering_everything(top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "_BLOCK", 6 * 16)  # many blocks
+def test_nearest_are_those_of_ordering_everything(top: int, tmp_path: Path) -> None:
     embeddings, query = numbers(300), numbers(1, seed=1)[0]
     left_out = np.random.default_rng(2).random(300) < 0.2
     found, distances = Search(gallery(tmp_path, embeddings)).nearest(query, top, left_out)
@@ -112,7 +110,7 @@ def test_a_file_of_embeddings_holds_what_the_index_knows(tmp_path: Path) -> None
     assert np.array_equal(found.labelled, known) and np.array_equal(found.pid[known], index.pid[:50][known])
     assert not found.junk.any() or np.array_equal(found.junk, index.role[:50] == 2)
     # Mapped, not read: the numbers lie in the file.
-    assert all(not part.flags.owndata and not part.flags.writeable for part in found.blocks(7))
+    assert all(not part.flags.owndata and not part.flags.writeable for part in found.parts)
     assert [path.name for path in tmp_path.iterdir()] == ["some.arrow"]
 
 
