@@ -1,8 +1,9 @@
 """The images of a gallery that are nearest to an image, in exact order.
 
 Distances are Euclidean between embeddings divided by their length, as in `ranking.py`: 0 for the same direction, 1.41
-for unrelated ones, 2 at most. All of the gallery is compared: measured (`bench_search.py`), that takes less time than
-starting the command, at any size that a machine's memory holds, so there is no approximate index to build or to trust.
+for unrelated ones, 2 at most. All of the gallery is compared, in one product with the memory-mapped file. Of 100,000
+images with 128 numbers each that takes tens of milliseconds (`bench_search.py`), a third of what faiss's exact index
+takes and far less than starting a command does, so there is no index to build, and none to be wrong.
 """
 
 from __future__ import annotations
