@@ -107,7 +107,7 @@ def fill_up(part: nn.Module, cameras: int, *, trains: bool) -> None:
             for name, shared in ((MEAN, one.running_mean), (VAR, one.running_var)):
                 assert shared is not None
                 one.register_buffer(name, shared.new_empty(0, len(shared)))
-        for name in filter(one._buffers.__contains__, TABLES):
+        for name in filter(one._buffers.__contains__, (MEAN, VAR, SHIFT, SCALE)):
             table = one.get_buffer(name)
             more = table.new_zeros(cameras - len(table), table.shape[1])
             if name == SCALE:
