@@ -23,6 +23,7 @@ from embae.slurm.command import slurm
 from embae.trainer.bench_command import bench
 from embae.trainer.calibrate_command import calibrate
 from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
+from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
@@ -291,6 +292,7 @@ app.command()(bench)
 app.command()(calibrate)
 app.command()(extract)
 app.command()(search)
+app.command()(export)
 app.command()(slurm)
 
 
