@@ -27,6 +27,7 @@ from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
+from embae.trainer.report.command import report as report_command
 from embae.trainer.schema import TTA, Recipe
 from embae.trainer.search_command import search
 from embae.trainer.stopping import stopping
@@ -293,6 +294,7 @@ app.command()(calibrate)
 app.command()(extract)
 app.command()(search)
 app.command()(export)
+app.command("report")(report_command)
 app.command()(slurm)
 
 

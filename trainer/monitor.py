@@ -6,13 +6,14 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from embae.datasets.augment import ImageSpec
 from embae.datasets.index_writer import write_whole
@@ -80,6 +81,19 @@ class Monitor:
                 if isinstance(value, (int, float)):
                     self._board(stage).add_scalar(f"{kind}/{name}", value, step)
 
+    def keys(self, stage: str, tree: dict[str, Any]) -> None:
+        """The keys that led to a stage's scores, beside these in TensorBoard's HParams.
+
+        Args:
+            stage: The stage.
+            tree: Plain values, mappings within each other.
+        """
+        if self._first:
+            plain = {path: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+                     for path, value in _paths(tree)}
+            for summary in hparams(plain, dict.fromkeys(("eval/Rank-1", "eval/mAP"), 0.0)):  # names; values are curves
+                self._board(stage)._get_file_writer().add_summary(summary)
+
     def images(self, stage: str, step: int, images: Tensor, spec: ImageSpec) -> None:
         """A grid of augmented inputs, as the model gets them."""
         if self._first:
@@ -92,6 +106,14 @@ class Monitor:
             for board in self._boards.values():
                 board.close()
             self._lines.close()
+
+
+def _paths(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _paths(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def _later(line: bytes, stage: str, step: int) -> bool:

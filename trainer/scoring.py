@@ -91,6 +91,9 @@ class _Scorer:
 
         def take() -> dict[str, Any]:
             self._monitor.take_back("eval", stage, steps)
+            keys = self._recipe.model_dump(mode="json", by_alias=True, include={"seed", "model", "data", "scoring"})
+            own = self._recipe.stages[stage].model_dump(mode="json", by_alias=True, exclude_none=True)
+            self._monitor.keys(stage, {**keys, "stage": own})
             return score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
                                self._target, path.with_suffix(".npz"))
 

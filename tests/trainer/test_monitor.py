@@ -133,3 +133,20 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: Any) -> None:
     kept.images("embedding", 0, torch.zeros(1, 3, 4, 4), ImageSpec(4, 4))
     kept.close()
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+def test_keys_stand_beside_the_scores_in_hparams(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    board = Monitor(tmp_path, first=True)
+    board.keys("one", {"seed": 3, "stage": {"loss": {"triplet": {"margin": "soft"}}, "clip": None, "reinit": ["x"]}})
+    board.record("eval", "one", 5, {"mAP": 0.25})
+    board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "one"))
+    events.Reload()
+    tags = events.PluginTagToContent("hparams")
+    start = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/session_start_info"]).session_start_info
+    kept = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert kept == {"seed": 3, "stage.loss.triplet.margin": "soft", "stage.clip": "null", "stage.reinit": '["x"]'}
+    shown = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/experiment"]).experiment
+    assert "eval/mAP" in [info.name.tag for info in shown.metric_infos] and events.Scalars("eval/mAP")[0].step == 5

@@ -1,0 +1,1 @@
+"""``embae report``: one HTML page of a run, which works offline."""

@@ -1,0 +1,134 @@
+"""What the run is, as words and tables: summary, scores, stages, data, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from embae.trainer.facts import Facts, Scored, Seen
+from embae.trainer.report.markup import Markup, joined, section, table, tag
+from embae.trainer.stage_schema import PARTS, Stage
+from embae.trainer.table import SHOWN
+
+
+def summary(facts: Facts) -> Markup:
+    """The first thing to read: what came out, and what is missing."""
+    return joined([tag("div", *_tiles(facts), class_="tiles"), *_missing(facts)])
+
+
+def _tiles(facts: Facts) -> Iterator[Markup]:
+    if facts.scores:
+        scored = facts.scores[0]
+        row = list(scored.rows)[-1]
+        start = facts.recipe.start(row) if row in facts.recipe.evaluate else None
+        for name in ("Rank-1", "mAP"):
+            value, before = scored.rows[row][name], scored.rows.get(start or "", {}).get(name)
+            gain = f"{value - before:+.3f} over {start}" if before is not None else ""
+            yield _tile(f"{value:.3f}", f"{name} on {scored.dataset}, {row}", gain)
+    took = [one for one in facts.took.values() if one]
+    yield _tile(f"{len(took)} of {len(facts.took)}", "stages done", "")
+    if took:
+        yield _tile(f"{sum(one.images for one in took):,}", "images seen", "")
+        yield _tile(_duration(sum(one.rank_seconds for one in took)), "of ranks' time", "")
+
+
+def _tile(value: str, label: str, below: str) -> Markup:
+    return tag("div", tag("b", value), tag("span", label), *([tag("small", below)] if below else []), class_="tile")
+
+
+def _missing(facts: Facts) -> Iterator[Markup]:
+    said = [f"The run {one}" for one in facts.ended]
+    if facts.unfinished:
+        said.append(f"This run is not finished: {', '.join(facts.unfinished)} "
+                    f"{'is' if len(facts.unfinished) == 1 else 'are'} still to do. The same embae train goes on.")
+    if not facts.scores:
+        why = "no row of the recipe is scored" if not facts.recipe.evaluate else "it has scored nothing yet"
+        said.append(f"There are no scores: {why}.")
+    said += [f"{seen.name} is not here: {seen.missing}" for seen in facts.data if seen.missing]
+    if said:
+        yield tag("ul", *(tag("li", line) for line in said), class_="missing")
+
+
+def scores(facts: Facts) -> Markup:
+    """A table a dataset; a click on a header sorts it."""
+    if not facts.scores:
+        return section("scores", "Scores", tag("p", "No scores yet.", class_="none"))
+    return section("scores", "Scores", *(part for scored in facts.scores for part in _scored(facts, scored)))
+
+
+def _scored(facts: Facts, scored: Scored) -> Iterator[Markup]:
+    queries = next(iter(scored.rows.values()))["queries"]
+    again = ", k-reciprocal re-ranking" if scored.rerank else ""
+    yield tag("p", tag("b", scored.dataset), f", {queries:,} queries, test-time augmentation: {scored.tta}{again}, mAP "
+              "by trapezoid; below the scores, 95 % intervals over resampled identities.")
+    rows = []
+    for row, values in scored.rows.items():
+        start = facts.recipe.start(row) if row in facts.recipe.evaluate else None
+        before = scored.rows.get(start or "")
+        gain = f"{values['mAP'] - before['mAP']:+.3f}" if before else "–"
+        cells = [(values[name], _value(values[name], values["interval"].get(name))) for name in SHOWN]
+        rows.append([row, *cells, (values["mAP"] - before["mAP"] if before else "", gain)])
+    yield table(["model", *SHOWN, "gain in mAP"], rows)
+
+
+def _value(value: float, interval: list[float] | None) -> Markup:
+    return joined([f"{value:.3f}", *([tag("small", f"{interval[0]:.3f} … {interval[1]:.3f}")] if interval else [])])
+
+
+def stages(facts: Facts) -> Markup:
+    """Stages in order: what trained, what was frozen, on what, how long."""
+    rows = []
+    for number, name in enumerate(facts.recipe.run):
+        stage, took = facts.recipe.stages[name], facts.took[name]
+        chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
+        length = [f"{took.steps:,}", f"{took.images:,}", _duration(took.rank_seconds)] if took else ["not done", "", ""]
+        rows.append([(number, name), joined(chips), _data_of(stage), _task(stage), stage.init, *length])
+    head = ["stage", "parts", "images", "what it minimises", "starts from", "steps", "images seen", "time × ranks"]
+    key = tag("p", tag("span", "trained", class_="chip train"), tag("span", "frozen", class_="chip frozen"))
+    return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5))
+
+
+def _data_of(stage: Stage) -> str:
+    data = stage.data
+    said = {"sources": "sources", "target": "target", "all": "sources and target"}[data.from_]
+    if data.labels:
+        return f"{said}, pseudo-labels of {data.labels}"
+    return f"{said}, P = {data.P}, K = {data.K}" if data.labelled else f"{said}, no labels, batch {data.batch}"
+
+
+def _task(stage: Stage) -> str:
+    if stage.loss:
+        return " + ".join(stage.loss.terms())
+    return f"nothing: {stage.kind}" + (f" {stage.calibrate.what} per {stage.calibrate.per}" if stage.calibrate else "")
+
+
+def data(facts: Facts) -> Markup:
+    """What the run has seen, from the cards of its datasets."""
+    head = ["dataset", "role", "training images", "identities", "cameras", "query", "gallery", "licence of its card"]
+    rows = [_seen(seen) for seen in facts.data]
+    notes = [tag("li", tag("b", seen.name), f": {seen.notes}") for seen in facts.data if seen.notes]
+    return section("data", "Data", table(head, rows, sortable=False, numbers=2),
+                   *([tag("ul", *notes)] if notes else []))
+
+
+def _seen(seen: Seen) -> list[str]:
+    if seen.missing:
+        return [seen.name, seen.role, "not here", *["–"] * 5]
+    counts = [seen.images["train"], seen.identities, seen.cameras, seen.images["query"], seen.images["gallery"]]
+    return [seen.name, seen.role, *(f"{count:,}" for count in counts), seen.licence or "not stated"]
+
+
+def environment(facts: Facts) -> Markup:
+    """What it ran with."""
+    model, recipe = facts.recipe.model, facts.recipe
+    known = {"backbone": model.backbone, "embedding": model.embedding, "nuisance": f"{model.nuisance.dim} a head, "
+             f"{model.nuisance.per}", "input": "{} × {} (height × width)".format(*recipe.data.image),
+             "loader": recipe.data.loader, "seed": recipe.seed}
+    rows = [[key, value] for key, value in known.items()]
+    lines = [tag("li", line) for line in facts.ran_with] or [tag("li", "recipe.yaml does not say what it ran with.")]
+    return section("environment", "Environment", tag("ul", *lines),
+                   table(["", ""], rows, sortable=False, numbers=9))
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
