@@ -10,6 +10,7 @@ import numpy as np
 from embae.trainer.report.markup import Markup, tag
 
 MOST = 240  # points of a line
+_FAR = 20  # times: values that a linear axis would press flat
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 22  # pixels around a plot
 
 
@@ -21,15 +22,17 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
         series: Name → x and y; what is not finite is left out.
         label: What a screen reader says.
         width, height: Pixels; the page may scale it.
-        log: A logarithmic y axis, for values above zero.
+        log: A logarithmic y axis, if values are above zero and far apart.
         dots: Mark every point.
     """
-    lines = {name: _finite(x, y, log) for name, (x, y) in series.items()}
-    lines = {name: line for name, line in lines.items() if len(line)}
+    lines = {name: line for name, (x, y) in series.items() if len(line := _finite(x, y))}
     if not lines:
         return tag("p", "No values.", class_="none")
     every = np.concatenate(list(lines.values()))
     (x0, y0), (x1, y1) = every.min(0), every.max(0)
+    if log := log and y0 > 0 and y1 > _FAR * y0:
+        lines = {name: np.stack([line[:, 0], np.log10(line[:, 1])], 1) for name, line in lines.items()}
+        y0, y1 = np.log10(y0), np.log10(y1)
     spread = (y1 - y0) or abs(y1) or 1.0
     y0, y1 = (y0 - 0.05 * spread, y1 + 0.05 * spread)
     place = _Scale(x0, x1, y0, y1, width, height)
@@ -106,7 +109,7 @@ class _Scale:
 def _frame(place: _Scale, log: bool) -> list[Markup]:
     """Ticks and their lines."""
     drawn = []
-    for y in _ticks(place.y0, place.y1, 4):
+    for y in (_decades if log else _ticks)(place.y0, place.y1, 4):
         (left, at), (right, _) = place(place.x0, y), place(place.x1, y)
         drawn.append(tag("line", x1=f"{left:.1f}", x2=f"{right:.1f}", y1=f"{at:.1f}", y2=f"{at:.1f}", class_="grid"))
         drawn.append(tag("text", _number(10**y if log else y), x=_LEFT - 5, y=f"{at + 3.5:.1f}", class_="end"))
@@ -126,17 +129,22 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
+def _decades(low: float, high: float, count: int) -> list[float]:
+    """Logarithms of round numbers between two: of 1, 2 and 5, or of powers of ten where those are enough."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    found = [[power + math.log10(factor) for power in powers for factor in factors
+              if low <= power + math.log10(factor) <= high] for factors in ((1,), (1, 2, 5))]
+    return found[0] if len(found[0]) >= count else found[1]
+
+
 def _number(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.4g}"
 
 
-def _finite(x: Sequence[float], y: Sequence[float], log: bool) -> np.ndarray:
+def _finite(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
     line = np.array([x, y], float).T.reshape(-1, 2)
-    if log:
-        line = line[line[:, 1] > 0]
-        line[:, 1] = np.log10(line[:, 1])
     return line[np.isfinite(line).all(1)]
 
 

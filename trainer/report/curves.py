@@ -54,13 +54,14 @@ def _stage(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Markup:
     train = kinds["train"]
     terms = [key for key, value in train[0].items() if key not in _NO_TERM and type(value) is float]
     losses = ["loss", *(terms if len(terms) > 1 else [])]
-    charts = [_chart("Loss", train, losses, log=min(_values(train, "loss")[1], default=0.0) > 0)]
+    charts = [_chart("Loss", train, losses, log=True)]
     if len(set(_values(train, "lr")[1])) > 1:
         charts.append(_chart("Learning rate", train, ["lr"]))
     charts.append(_chart("Images per second", train, ["images_per_s"]))
     if any("d_ap" in record for record in train):
         charts.insert(1, _chart("Distance in a batch", train, ["d_ap", "d_an"], ("to the positive", "to the negative")))
-    if evals := [record for record in kinds.get("eval", []) if type(record.get("mAP")) is float]:
+    evals = [record for record in kinds.get("eval", []) if type(record.get("mAP")) is float]
+    if len(evals) > 1:  # one stands in the table
         charts.insert(0, _chart(f"Scores on {evals[0].get('dataset', 'the target')}", evals, ["Rank-1", "mAP"],
                                 dots=True))
     return joined([tag("h3", name), tag("div", *charts, class_="charts")])

@@ -35,7 +35,8 @@ def pair_distances(evidence: Evidence, model: Ranked) -> tuple[np.ndarray, np.nd
     asked, gallery = evidence.query_labels, evidence.gallery_labels
     draws = generator(evidence.seed, "report", "negatives")
     there = np.flatnonzero(~gallery.junk)
-    same, other = [], []
+    same: list[np.ndarray] = []
+    other: list[np.ndarray] = []
     for query in np.flatnonzero(asked.known):
         alike = gallery.known & (gallery.pid == asked.pid[query])
         places = np.flatnonzero(alike & (gallery.camid != asked.camid[query]))

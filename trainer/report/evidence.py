@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,8 @@ def taken_evidence(facts: Facts, index: Index) -> tuple[Evidence | str, Scored]:
     reading, world = Reading(recipe.data.loader, recipe.data.threads, how.batch), join()
     try:
         with tempfile.TemporaryDirectory(prefix="embae-") as folder:
-            files, rows = {}, {}
+            files: dict[str, Path] = {}
+            rows: dict[str, dict[str, Any]] = {}
             for row in rows_shown(facts):
                 files[row] = Path(folder) / f"{len(files)}.npz"
                 opened = Export.open(facts.run / recipe.evaluate[row] / "export")

@@ -103,10 +103,10 @@ def _task(stage: Stage) -> str:
 
 def data(facts: Facts) -> Markup:
     """What the run has seen, from the cards of its datasets."""
-    head = ["dataset", "role", "training images", "identities", "cameras", "query", "gallery", "licence of its card"]
+    head = ["dataset", "role", "licence of its card", "training images", "identities", "cameras", "query", "gallery"]
     rows = [_seen(seen) for seen in facts.data]
     notes = [tag("li", tag("b", seen.name), f": {seen.notes}") for seen in facts.data if seen.notes]
-    return section("data", "Data", table(head, rows, sortable=False, numbers=2),
+    return section("data", "Data", table(head, rows, sortable=False, numbers=3),
                    *([tag("ul", *notes)] if notes else []))
 
 
@@ -114,7 +114,7 @@ def _seen(seen: Seen) -> list[str]:
     if seen.missing:
         return [seen.name, seen.role, "not here", *["–"] * 5]
     counts = [seen.images["train"], seen.identities, seen.cameras, seen.images["query"], seen.images["gallery"]]
-    return [seen.name, seen.role, *(f"{count:,}" for count in counts), seen.licence or "not stated"]
+    return [seen.name, seen.role, seen.licence or "not stated", *(f"{count:,}" for count in counts)]
 
 
 def environment(facts: Facts) -> Markup:

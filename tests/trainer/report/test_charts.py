@@ -41,6 +41,18 @@ def test_long_lines_are_thinned() -> None:
     assert len(drawn) == MOST and (np.diff(drawn[:, 0]) > 0).all() and (np.diff(drawn[:, 1]) < 0).all()
 
 
+def test_a_logarithmic_axis_has_round_ticks_where_values_are_far_apart() -> None:
+    def ticks(values: list[float]) -> list[str]:
+        drawn = ET.fromstring(line_chart({"a": (list(range(len(values))), values)}, label="a", log=True))
+        return [node.text or "" for node in drawn.findall("text") if node.get("class") == "end"]
+
+    assert ticks([0.03, 0.5, 3.0]) == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
+    assert ticks([0.02, 300.0]) == ["0.1", "1", "10", "100"]
+    assert ticks([1.0, 2.0]) == ticks([1.0, 2.0, 1.5]) and "1.5" in ticks([1.0, 2.0])  # linear
+    drawn = points(line_chart({"a": ([0, 1, 2], [0.01, 0.1, 1.0])}, label="a", log=True))
+    assert np.diff(drawn[:, 1]) == pytest.approx(2 * [drawn[1, 1] - drawn[0, 1]], abs=0.3)
+
+
 def test_histogram_and_scatter() -> None:
     made = histogram({"a": np.array([0.5, 0.5]), "b": np.array([0.0, 1.0])}, np.array([0.0, 1.0, 2.0]), label="h")
     assert len(ET.fromstring(made).findall("polygon")) == 2
