@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from embae.datasets.keyed import generator
 from embae.trainer.cameras import TABLES
-from embae.trainer.export import WEIGHTS, Export, load_into
-from embae.trainer.parts import EmbAE
-from embae.trainer.stage_schema import PartName, Use
+from embae.trainer.export import Export
+from embae.trainer.stage_schema import PartName
 
 EMBEDDING_PARTS: tuple[PartName, ...] = ("backbone", "embedding")
 IMAGES, CAMERA, OUTPUT = "images", "camera", "embedding"
@@ -36,13 +35,10 @@ class Deployed(nn.Module):
 
     def __init__(self, export: Export):
         super().__init__()
-        state = {key: value for key, value in export.state().items() if key.split(".")[0] in EMBEDDING_PARTS}
-        uses: dict[PartName, Use] = {part: "frozen" for part in export.parts if part in EMBEDDING_PARTS}
-        self.model = EmbAE(export.model, [], uses, cameras=export.cameras)
-        load_into(self.model, state, str(export.path / WEIGHTS))
+        self.model = export.restore([part for part in export.parts if part in EMBEDDING_PARTS])
         for name, values in (("mean", export.spec.mean), ("std", export.spec.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
-        self.by_camera = any(key.rpartition(".")[2] in TABLES for key in state)
+        self.by_camera = any(key.rpartition(".")[2] in TABLES for key in self.model.state_dict())
         self.eval()
 
     def forward(self, images: Tensor, camera: Tensor | None = None) -> Tensor:

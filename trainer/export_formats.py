@@ -133,7 +133,19 @@ def _torch_export(folder: Path, export: Export, deployed: Deployed, about: dict[
     return torch.export.load(path).module()
 
 
+def _check_plain(export: Export) -> None:
+    """Refuses what timm's own backbone and the head of arXiv 1807.10591 cannot hold."""
+    keys = export.model
+    odd = [name for name, is_odd in (("pooling", keys.pooling != "avg"), ("last_stride", keys.last_stride != 2), (
+        "head", keys.head != "mlp" and "embedding" in export.parts), ("unit", keys.unit)) if is_odd]
+    if odd:
+        said = ", ".join(f"{name} {getattr(keys, name)}" for name in odd)
+        raise ExportError(f"{export.path}: has {said}, which timm's own model has not; take --format onnx or "
+                          "torch-export")
+
+
 def _safetensors(folder: Path, export: Export, deployed: Deployed, about: dict[str, Any]) -> Run:
+    _check_plain(export)
     state = deployed.model.state_dict()
     tables = {key: value for key, value in state.items() if key.rpartition(".")[2] in TABLES}
     if tables:
@@ -142,7 +154,8 @@ def _safetensors(folder: Path, export: Export, deployed: Deployed, about: dict[s
                     if key.startswith(f"{part}.") and key not in tables} for part in ("backbone", "embedding")}
     if named["embedding"]:
         save_weights(named["embedding"], folder / "head.safetensors")
-    backbone = timm.create_model(export.model.backbone, num_classes=0)
+    sized = {"img_size": export.spec.size} if hasattr(deployed.model.backbone, "patch_embed") else {}
+    backbone = timm.create_model(export.model.backbone, num_classes=0, **sized)
     backbone.load_state_dict(named["backbone"])
     how = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
            "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}

@@ -151,6 +151,18 @@ def test_a_difference_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
 
 
+def test_what_timm_cannot_hold_is_refused_as_safetensors(tmp_path: Path) -> None:
+    source = stage(tmp_path / "stage")
+    meta = source / "model.json"
+    tree = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**tree, "model": {**tree["model"], "unit": True}}))
+    with pytest.raises(ExportError, match=r"has unit True, which timm's own model has not; take --format onnx"):
+        run(source, "--format", "safetensors")
+    run(source, "--format", "torch-export")
+    np.testing.assert_allclose(np.linalg.norm(loaded(tmp_path / "stage" / "torch-export", "torch-export")(pictures(3)),
+                                              axis=1), 1, rtol=1e-5)
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, real = stage(tmp_path / "stage"), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
