@@ -60,7 +60,7 @@ class DBSCAN(Strict):
 class Linkage(Strict):
     """Average linkage on camera-aware Jaccard distances (Chen et al. 2024); see `linkage.py`, `camera_jaccard.py`."""
 
-    distance: Share = 0.75
+    distance: Share = 0.8
     """Mean distance of two clusters up to which they merge."""
     smallest: Count = 2
     """Clusters of fewer images are left out."""
