@@ -26,9 +26,9 @@ from embae.datasets.view import View
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.footage import footage, images, is_sharded, shard
 from embae.trainer.options import Debug
-from embae.trainer.rescore import models
 from embae.trainer.schema import Recipe
-from embae.trainer.stage_folder import EXPORT, is_done
+from embae.trainer.stage_folder import EXPORT
+from embae.trainer.trained import find
 
 if TYPE_CHECKING:
     from embae.trainer.export import Export
@@ -72,7 +72,8 @@ def calibrate(
     wanted = _wanted(camera or [])
     if not wanted and dataset is None:
         raise RecipeError("which cameras? Give --camera NAME=IMAGES for each, or --dataset for all of a dataset")
-    recipe, source = _chosen(run, stage)
+    trained = find(run, stage)
+    recipe, source = trained.recipe, trained.export
     to = out or (run if recipe else run.resolve().parent) / "calibrated" / EXPORT
     if os.path.lexists(to):
         raise RecipeError(f"{to}: is there already; calibrate writes a new folder: give another with --out, or remove "
@@ -111,19 +112,6 @@ def _wanted(cameras: Sequence[str]) -> dict[Camera, str]:
                             "a pattern in quotes takes images of several folders")
         wanted[one] = where
     return wanted
-
-
-def _chosen(run: Path, stage: str | None) -> tuple[Recipe | None, Path]:
-    """The run's recipe, if it is a run, and the export to calibrate."""
-    if stage is None:
-        recipe, exports, _ = models(run)
-        return recipe, list(exports.values())[-1]
-    if not os.path.isfile(run / "recipe.yaml"):
-        raise RecipeError(f"--stage {stage}: goes with a run folder, and {run} is none")
-    if not is_done(run, stage):
-        raise RecipeError(f"--stage {stage}: no stage of that name is done in {run}")
-    from embae.trainer.recipe import load
-    return load(str(run / "recipe.yaml")), run / stage / EXPORT
 
 
 def _place(dataset: str, recipe: Recipe | None) -> str:

@@ -20,17 +20,19 @@ import typer
 
 from embae.datasets.errors import DataError
 from embae.slurm.command import slurm
+from embae.trainer.adapt_command import adapt
 from embae.trainer.bench_command import bench
 from embae.trainer.calibrate_command import calibrate
-from embae.trainer.errors import RecipeError, RunError, Stopped, exit_code, lost
+from embae.trainer.errors import RunError, Stopped, exit_code, lost
 from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
 from embae.trainer.report.command import report as report_command
-from embae.trainer.schema import TTA, Recipe
+from embae.trainer.schema import TTA
 from embae.trainer.search_command import search
 from embae.trainer.stopping import stopping
+from embae.trainer.train_command import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Person re-identification embeddings that move to a new camera network without labels.")
@@ -143,88 +145,6 @@ def recipes_check(
 
 
 @app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    overrides: Overrides = None,
-    settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help=(
-        "Go on from this checkpoint, RUN/STAGE/checkpoints/step-…; by default from the newest."))] = None,
-    profile: Annotated[bool, typer.Option("--profile", help=(
-        "Leave a trace of a few steps of each stage in RUN/tensorboard (TensorBoard's profiler, ui.perfetto.dev)."
-    ))] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help=(
-        "Check recipe and data, say what each stage needs of a rank, and start nothing."))] = False,
-    world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: ranks in all, which need not be here."
-                                                   )] = None,
-    to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="With --dry-run: write it here as JSON."
-                                            )] = None,
-    debug: Debug = False,
-) -> None:
-    """Run a recipe's stages and score the target; the same command again goes on where it stopped.
-
-    Example: embae train embae-cam data.root=/data/shards --nproc 8
-    """
-    from embae.trainer.launch import launch
-    from embae.trainer.recipe import load
-    found = load(recipe, overrides or [], settings or [])
-    if dry_run:
-        _estimate(found, world_size or ranks_here(nproc), to)
-        return
-    if world_size or to:
-        raise RecipeError(f"{'--world-size' if world_size else '--json'}: goes with --dry-run")
-    run = out or Path("runs") / found.name
-    if stage and stage not in found.run:
-        raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
-    if "RANK" in os.environ:
-        _work(found, run, stage, resume, profile)
-        return
-    ranks = ranks_here(nproc)
-    _prepare(found, run, ranks)
-    arguments = [recipe, *(overrides or []), "--out", str(run)]
-    arguments += [word for name in settings or [] for word in ("--settings", name)]
-    arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
-    arguments += ["--profile"] if profile else []
-    arguments += ["--resume", str(resume)] if resume else []
-    if code := launch(arguments, ranks):
-        raise typer.Exit(code)
-
-
-def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
-    """What a run on so many ranks would be refused for, and what it would need."""
-    from embae.trainer.preflight import check, draw_synthetic
-    draw_synthetic(recipe)
-    check(recipe, ranks)
-    from embae.trainer.dry_run import dry_run
-    dry_run(recipe, ranks, to)
-
-
-def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
-    """What one process does before any rank starts: all that can go wrong early does so here."""
-    from embae.trainer.preflight import check, check_inits, draw_synthetic
-    from embae.trainer.runfolder import check_same
-    print(f"run folder: {run}", flush=True)
-    check_same(run, recipe)
-    check_inits(recipe)
-    draw_synthetic(recipe)
-    check(recipe, ranks)
-
-
-def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None, profile: bool) -> None:
-    """One rank of a run, started by our launcher, torchrun or srun."""
-    stopping.of(run)
-    if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
-        _prepare(recipe, run, int(os.environ["WORLD_SIZE"]))  # meanwhile the other ranks wait for this one to join
-    from embae.trainer.distributed import join, leave
-    world = join(recipe.timeout)
-    from embae.trainer.training import train as run_stages
-    run_stages(recipe, run, world, last=stage, resume=resume, profile=profile)
-    leave()
-
-
-@app.command()
 def compare(
     words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY=VALUE]...", show_default=False, help=(
         "Recipes, by default all that are shipped, and keys to set in each of them."))] = None,
@@ -288,8 +208,10 @@ def evaluate(
         raise typer.Exit(code)
 
 
+app.command()(train)
 app.command()(merge)
 app.command()(bench)
+app.command()(adapt)
 app.command()(calibrate)
 app.command()(extract)
 app.command()(search)

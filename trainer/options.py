@@ -24,14 +24,14 @@ def ranks_here(nproc: int | None) -> int:
     Raises:
         RecipeError: More than there are GPUs.
     """
-    gpus = _gpus()
-    ranks = nproc or gpus or 1
-    if gpus and ranks > gpus:
-        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {gpus}")
+    there = gpus()
+    ranks = nproc or there or 1
+    if there and ranks > there:
+        raise RecipeError(f"--nproc {ranks}: a rank needs a GPU of its own, and there are {there}")
     return ranks
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """GPUs that a run may use, asked of the driver's files: importing torch would take seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -45,6 +45,9 @@ stages:
   retrain: {data: {P: 2, K: 2}, epochs: 0.5}
   labelled: {init: random, data: {P: 3, K: 4}, schedule: null, epochs: 1}
   merged: {data: {P: 2, K: 2}, schedule: {warmup: 0.1, cosine: 0.3}}
+  group: {data: {batch: 16}, cluster: {linkage: {distance: 0.5}}}
+  adapt: {data: {P: 3, K: 2, augment: {pad: 2}}, epochs: 0.5}
+  recalibrate: {data: {batch: 16}}
 """
 
 

@@ -81,7 +81,7 @@ def test_it_is_what_the_stages_of_a_recipe_write(desk: Path, by_dataset: Path) -
     words = ["data.target=station", f"data.root={root}", "data.loader=dali", "run=[calibrate, features]",
              "evaluate=null", f"stages.calibrate.init={desk / 'start' / 'export'}",
              "stages.calibrate.data.batch=128"]  # fmt: skip
-    recipe, run, world = load("calibrate-only", words, [small.settings(desk, root)]), desk / "run", join()
+    recipe, run, world = load("bn-camera-features", words, [small.settings(desk, root)]), desk / "run", join()
     run.mkdir()
     try:
         for stage in recipe.run:
@@ -143,7 +143,7 @@ def test_images_of_unknown_cameras_are_scored_with_a_warning(desk: Path, by_data
     (["--camera", "door=station/door/monday/7.*"], "door/0: has a single image"),
     (["--camera", "door=bad"], "2 of 2 images cannot be used"),
     (["--camera", "station/1=station/hall", "--dataset", "station"], "station/1, which --camera gives too"),
-    (["--camera", "door=station/door", "--stage", "embedding"], "goes with a run folder"),
+    (["--camera", "door=station/door", "--stage", "embedding"], "this is one model; name its run"),
     (["--camera", "door=station/door", "--out", "station"], "is there already"),
 ])  # fmt: skip
 def test_what_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from toys import RECONSTRUCTION, ToyView, heads, images, model, parts_in, share_
 
 from embae.datasets.index import Index
 from embae.datasets.pseudo_labels import read_labels
-from embae.trainer.cameras import TABLES
+from embae.trainer.cameras import COMMON, TABLES
 from embae.trainer.distributed import World
 from embae.trainer.recipe import load
 from embae.trainer.schema import Recipe
@@ -29,7 +30,7 @@ from embae.trainer.stage_schema import PARTS
 
 VARIANTS = ["embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "aae", "pul", "pretrain-merged",
             "bn-camera", "bn-target", "features-camera", "centred-camera", "bn-camera-embae-fix",
-            "bn-camera-embae-cam"]  # fmt: skip
+            "bn-camera-embae-cam", "adapt-best"]  # fmt: skip
 CALIBRATED = [name for name in VARIANTS if "camera" in name or name == "bn-target"]
 
 
@@ -82,15 +83,16 @@ def test_each_stage_moves_what_it_trains_alone(ran: Callable[..., tuple[Recipe, 
             first, then = by_part(before, part), by_part(after, part)
             assert bool(then) == (keys.use(part) != "absent")
             if keys.calibrate:
-                statistics = ("running_mean", "running_var") if keys.calibrate.per == "dataset" else ()
-                same = [key for key in first if not key.endswith(statistics)] if statistics else list(first)
+                statistics = ("running_mean", "running_var") if keys.calibrate.per == "dataset" else TABLES
+                same = [key for key in first if not key.endswith(statistics)]
                 assert all(torch.equal(first[key], then[key]) for key in same if key in then)
                 assert {key.rpartition(".")[2] for key in then.keys() - first.keys()} <= set(TABLES)
             elif keys.use(part) == "frozen":
                 assert first.keys() == then.keys()
                 assert all(torch.equal(value, then[key]) for key, value in first.items()), (own, part)
             elif keys.use(part) == "train" and first and part not in keys.reinit:
-                weights = [key for key in first if key.endswith((".weight", ".bias"))]
+                weights = [key for key in first if key.endswith((".weight", ".bias"))
+                           and not (recipe.model.head == "bnneck" and key == "embedding.bias")]  # which stays 0
                 # A convolution of this net whose output is multiplied by zero has no gradient in its first steps.
                 still = [key for key in weights if torch.equal(first[key], then[key])]
                 assert len(still) <= (0.2 * len(weights) if part == "backbone" else 0), (own, part, still)
@@ -120,7 +122,8 @@ def test_calibrated_stages_hold_their_tables(ran: Callable[..., tuple[Recipe, Pa
     tables = {(key.split(".")[0], key.rpartition(".")[2]) for key in found if key.rpartition(".")[2] in TABLES}
     norms = {(part, table) for part in ("backbone", "embedding") for table in TABLES[:2]}
     part = {"features": "backbone", "embedding": "embedding"}.get(keys.what)
-    assert tables == ({(part, table) for table in TABLES[2:]} if part else norms if keys.per == "camera" else set())
+    assert tables == ({(part, table) for table in TABLES[2:] if table != COMMON or keys.what == "features"}
+                      if part else norms if keys.per == "camera" else set())
     card = json.loads((run / "calibrate" / EXPORT / "model.json").read_text())
     assert card["cameras"] == ([] if keys.per == "dataset" else [["target", 0], ["target", 1], ["target", 2]])
     if "target-embedding" in recipe.stages:  # the embedding trained on: its tables are gone, the backbone's are not
@@ -146,6 +149,22 @@ def test_clusters_are_labels_for_the_targets_images(ran: Callable[..., tuple[Rec
     assert all(line["images"] == 141 >= line["kept"] and 0 < line["purity"] <= 1 for line in clusters)
     assert all(0 <= line[f"{pairs}recall"] <= 1 and f"{pairs}precision" in line for line in clusters
                for pairs in ("", "cross_"))
+
+
+def test_adaptation_keeps_each_cameras_statistics(ran: Callable[..., tuple[Recipe, Path]]) -> None:
+    recipe, run = ran("adapt-best")
+    assert recipe.run[1:] == ["calibrate", *(f"{name}-{number}" for number in (1, 2)
+                                             for name in ("group", "adapt", "recalibrate"))]
+    for own in ("calibrate", "adapt-1", "recalibrate-1", "adapt-2", "recalibrate-2"):
+        card = json.loads((run / own / EXPORT / "model.json").read_text())
+        assert card["cameras"] == [["target", 0], ["target", 1], ["target", 2]]
+    tables = [by_part(state(run, own), "backbone") for own in ("calibrate", "adapt-1", "recalibrate-1")]
+    keys = [key for key in tables[0] if key.endswith(TABLES[:2])]
+    for before, after in itertools.pairwise(tables):
+        assert all(not torch.equal(before[key][camera], after[key][camera]) for key in keys for camera in range(3))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["stage"] == "adapt-2" and line["kind"] == "train"]
+    assert {"memory", "near_memory", "proxies", "near_proxies", "triplet"} <= trained[-1].keys()
 
 
 def test_adversarial_stages_train_with_all_their_losses(ran: Callable[..., tuple[Recipe, Path]]) -> None:
@@ -186,7 +205,7 @@ def test_what_variants_share_is_trained_once(computed: Callable[..., Any]) -> No
     said = computed(variants, 1)[0]
     assert "[embedding] done before" not in said["labelled embae"]
     assert all("[embedding] done before" in said[f"labelled {name}"] for name in VARIANTS[1:]
-               if name not in ("pul", "pretrain-merged"))
+               if name not in ("pul", "pretrain-merged", "adapt-best"))
     for name, first in (("embae-new", False), ("embae-dataset", True), ("embae-cam", True)):
         assert ("[autoencoder] done before" not in said[f"labelled {name}"]) == first
     assert all("[target-embedding] done before" not in console for console in said.values())

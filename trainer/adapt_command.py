@@ -1,0 +1,96 @@
+"""``embae adapt``: a trained model, and unlabelled images of other cameras → a model for these.
+
+What is run is the recipe ``adapt-source-free``, with what the model and the images ask for written out beside it:
+
+    OUT/adapt.yaml      to read, and to change: embae train OUT/adapt.yaml --out ELSEWHERE
+    footage/            in OUT, or in runs/: the images of a folder, sharded at the size that the model takes
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from embae.datasets.index import Index
+from embae.datasets.index_writer import write_whole
+from embae.datasets.plain import PlainDumper
+from embae.trainer.description import read_description
+from embae.trainer.errors import RecipeError
+from embae.trainer.extract_command import Stage
+from embae.trainer.footage import footage
+from embae.trainer.options import Debug, Overrides, gpus
+from embae.trainer.train_command import train
+from embae.trainer.trained import Trained, find
+
+RECIPE = "adapt.yaml"
+
+
+def adapt(
+    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
+    target: Annotated[str, typer.Option(help=(
+        "A sharded dataset, or a folder of images with a sub-folder for each camera."))],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The new run's folder; by default runs/adapt-NAME.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the dataset that a folder of images becomes.")] = None,
+    pattern: Annotated[str | None, typer.Option(metavar="REGEX", help=(
+        "For a folder: what stands for camid (and pid) in the paths, as for embae shard folder."))] = None,
+    stage: Stage = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Adapt a trained model to cameras without labels, by the recipe adapt-source-free; labels are not looked at.
+
+    Started again, it goes on where it stopped. The recipe is written out as adapt.yaml in the new run's folder.
+
+    Example: embae adapt runs/strong-baseline --target footage/station --nproc 8
+    """
+    trained = find(run, stage)
+    keep = (out or Path("runs")) / "footage"
+    index = footage(target, name=name, pattern=pattern, keep=keep, size=read_description(trained.export).image,
+                    skip_bad=skip_bad)
+    to = out or Path("runs") / f"adapt-{index.name}"
+    tree = _recipe(trained, index)
+    _write(to / RECIPE, tree)
+    train(str(to / RECIPE), overrides, out=to, nproc=nproc, debug=debug)
+
+
+def _recipe(trained: Trained, index: Index) -> dict[str, Any]:
+    """What differs from the shipped recipe."""
+    found = read_description(trained.export)
+    tree: dict[str, Any] = {
+        "extends": "adapt-source-free", "name": f"adapt-{index.name}",
+        "model": found.model.model_dump(mode="json"),
+        "data": {"root": str(Path(index.root).parent.resolve()) if isinstance(index.root, Path) else _above(index),
+                 "target": index.name, "image": list(found.image), "mean": list(found.mean), "std": list(found.std)},
+        "stages": {"calibrate": {"init": str(trained.export.resolve())}},
+    }
+    if trained.recipe:
+        tree["data"] |= {"loader": trained.recipe.data.loader}
+    if not gpus():
+        tree["defaults"] = {"precision": "fp32"}  # a CPU takes longer in bfloat16
+    if "embedding" not in found.parts:
+        for stage in ("calibrate", "group", "adapt", "recalibrate"):
+            tree["stages"].setdefault(stage, {})["parts"] = {"embedding": "absent"}
+        tree["stages"]["adapt"]["batch_norm"] = {"embedding": None}
+    return tree
+
+
+def _above(index: Index) -> str:
+    return str(index.root).rpartition("/")[0]
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    """Writes the recipe, unless it is there: then it must say the same."""
+    text = yaml.dump(tree, Dumper=PlainDumper, sort_keys=False)
+    if os.path.isfile(path):
+        if path.read_text(encoding="utf-8") != text:
+            raise RecipeError(f"{path}: is there and says something else; give another folder with --out, or go on "
+                              f"with what it says: embae train {path} --out {path.parent}")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(text.encode()))
