@@ -154,7 +154,7 @@ def _safetensors(folder: Path, export: Export, deployed: Deployed, about: dict[s
                     if key.startswith(f"{part}.") and key not in tables} for part in ("backbone", "embedding")}
     if named["embedding"]:
         save_weights(named["embedding"], folder / "head.safetensors")
-    sized = {"img_size": export.spec.size} if hasattr(deployed.model.backbone, "patch_embed") else {}
+    sized: dict[str, Any] = {"img_size": export.spec.size} if hasattr(deployed.model.backbone, "patch_embed") else {}
     backbone = timm.create_model(export.model.backbone, num_classes=0, **sized)
     backbone.load_state_dict(named["backbone"])
     how = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
