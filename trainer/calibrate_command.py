@@ -34,10 +34,9 @@ if TYPE_CHECKING:
     from embae.trainer.export import Export
     from embae.trainer.parts import EmbAE
 
-ENOUGH, HARMFUL = 128, 64
-"""Images of a camera. Rank-1 on drawn people, by tests/benchmarks/bench_calibration.py: 0.31 as the model is, 0.54 with
-all 402 to 450 images a camera; with 128 of them 0.47, 64 0.41, 32 0.33, 16 0.24, 8 0.06. With ``--features`` 0.36 and
-0.54; with 256 0.53, 128 0.48, 64 0.44, 32 0.32, 16 0.22, 8 0.03."""
+ENOUGH = 32
+"""Images of a camera. Rank-1 on the drawn campus: 0.31 as the model is, 0.36 with 8 images a camera, 0.44 with 16, 0.46
+with 32, 0.55 with all 402 to 450; with ``--features`` 0.36, 0.40, 0.44, 0.46 and 0.55."""
 
 BATCH = 128
 """Images at a time, as in the recipes: the variance of a batch norm is the mean of its batches'."""
@@ -64,8 +63,8 @@ def calibrate(
     """Give a model the statistics of new cameras from unlabelled images; nothing is trained.
 
     Its batch norms get each camera's own, then its features, if it has no embedding, mean 0 and deviation 1 on each.
-    What it has of other cameras stays. A camera needs 128 images, better some hundreds; with less than 64 a search
-    may find less than without. Labels are not looked at.
+    What it has of other cameras stays. A camera needs 32 images, better some hundreds; the fewer they are, the
+    nearer its statistics stay to those that all share. Labels are not looked at.
 
     Example: embae calibrate runs/baseline --camera station/3=footage/cam3 --camera station/4=footage/cam4
     """
@@ -91,8 +90,7 @@ def calibrate(
         counts = _counts(indexes)
         _calibrate(export, View(indexes, "train"), recipe, to, features)
     for (name, camid), count in sorted(counts.items()):
-        few = "" if count >= ENOUGH else (f", which is few: below {ENOUGH} statistics are rough, and below {HARMFUL} "
-                                          "may be worse than none")
+        few = "" if count >= ENOUGH else f", which is few: below {ENOUGH} a search gains less; some hundreds are better"
         print(f"{name}/{camid}: {count:,} images{few}")
     print(f"calibrated {source}: {to}")
 

@@ -4,7 +4,7 @@ A model *calibrated* on cameras holds, beside its shared statistics, for each of
 
     <batch norm>.camera_mean, .camera_var     `(C, channels)`, in place of running_mean and running_var
     backbone|embedding.camera_shift, .camera_scale     `(C, width)`: what the part puts out, minus shift, times scale
-    backbone.camera_common     `(2, width)`: mean and deviation that features under an embedding were moved to
+    backbone.camera_common     `(2, width)`: mean and deviation of all, that each camera's are mixed with
 
 An image of another camera goes through the shared statistics. Those of features and embeddings are used in eval mode
 alone; a batch norm that has tables while it trains normalises by camera and keeps them up (`camera_norm.py`).

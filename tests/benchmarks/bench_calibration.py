@@ -30,7 +30,7 @@ from embae.trainer.pass_keys import Calibrate
 from embae.trainer.preflight import draw_synthetic
 from embae.trainer.recipe import load
 
-COUNTS = [8, 16, 32, 64, 128, 256]
+COUNTS = [4, 8, 16, 32, 64, 128, 256]
 READING = Reading(batch=128)
 
 

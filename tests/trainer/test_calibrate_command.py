@@ -67,7 +67,7 @@ def by_dataset(desk: Path) -> Path:
     """The export after all cameras at once, without the embedding."""
     done = calibrate(desk, "--dataset", desk / "station", "--features", "--out", desk / "all")
     assert done.exit_code == 0
-    assert "station/0: 130 images\nstation/1: 128 images\nstation/2: 3 images, which is few: below 128" in done.stdout
+    assert "station/0: 130 images\nstation/1: 128 images\nstation/2: 3 images, which is few: below 32" in done.stdout
     return desk / "all"
 
 
@@ -108,7 +108,7 @@ def test_a_camera_that_is_added_leaves_the_others_as_they_were(desk: Path, by_da
     assert found.cameras == [("shop", 0), ("station", 0), ("station", 1), ("station", 2)]
     after = weights(desk / "shop")
     for key, value in weights(by_dataset).items():
-        table = key.endswith(TABLES)
+        table = key.endswith(TABLES[:4])
         assert torch.equal(value, after[key][1:] if table else after[key]), key
         if table:  # its own, of features too
             assert not torch.equal(after[key][0], value[0])

@@ -99,22 +99,40 @@ def statistics(images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return totals
 
 
+def mixed(mean: Tensor, var: Tensor, images: int, usual_mean: Tensor, usual_var: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of images and 32 usual ones, by their moments."""
+    share = images / (32 + images)
+    first = share * mean + (1 - share) * usual_mean
+    second = share * (var + mean ** 2) + (1 - share) * (usual_var + usual_mean ** 2)
+    return first, second - first ** 2
+
+
+def with_shared(found: dict[str, tuple[Tensor, Tensor]], images: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Statistics of so many images mixed with those of the model as it was."""
+    shared = {name: (norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double())
+              for name, norm in norms(fresh()).items()}
+    return {name: mixed(*values, images, *shared[name]) for name, values in found.items()}
+
+
 @pytest.mark.parametrize("name", ["labelled", "nulled", "fewer"])
-def test_statistics_by_camera_are_those_of_training_mode_on_its_images(one: dict[str, Any], name: str) -> None:
+def test_statistics_by_camera_are_those_of_training_mode_on_its_images_and_32_shared(
+    one: dict[str, Any], name: str
+) -> None:
     data, found = one[name], one[f"{name} by camera"]
     assert found["cameras"] == CAMERAS
     images, camera = data["images"][data["order"]], data["camera"][data["order"]]
     for number in (0, 2) if name == "fewer" else (0, 1, 2):
-        wanted = statistics(images[camera == number])
+        wanted = with_shared(statistics(images[camera == number]), int((camera == number).sum()))
         assert len(wanted) == 15
         for norm, (mean, var) in wanted.items():
             torch.testing.assert_close(found["state"][f"{norm}.{MEAN}"][number].double(), mean, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(found["state"][f"{norm}.{VAR}"][number].double(), var, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_of_the_whole_target_are_those_of_training_mode(one: dict[str, Any]) -> None:
+def test_statistics_of_the_whole_target_are_those_of_training_mode_and_32_shared(one: dict[str, Any]) -> None:
     data, found = one["labelled"], one["labelled by dataset"]
-    for norm, (mean, var) in statistics(data["images"][data["order"]]).items():
+    wanted = with_shared(statistics(data["images"][data["order"]]), len(data["images"]))
+    for norm, (mean, var) in wanted.items():
         torch.testing.assert_close(found["state"][f"{norm}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found["state"][f"{norm}.running_var"].double(), var, rtol=1e-4, atol=1e-5)
     assert found["cameras"] == [] and found["state"].keys() == fresh().state_dict().keys()
@@ -184,31 +202,26 @@ def inputs(found: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
     return found[name]["images"], found[name]["camera"]
 
 
-@torch.no_grad()
-def test_features_of_each_camera_have_mean_and_deviation_of_all(one: dict[str, Any]) -> None:
-    images, camera = inputs(one, "labelled")
-    before = fresh().extract(images).double()
-    after = restored(one, "labelled", "features").extract(images, camera).double()
-    usual = before.std(0, correction=0)  # what varies much less on a camera is only moved
-    varies = torch.stack([before[camera == c].std(0, correction=0) > 0.01 * usual for c in range(3)]).all(0)
-    assert varies.float().mean() > 0.5
-    shifted = [(before[camera == c].mean(0) - before.mean(0)).norm() for c in range(3)]
-    assert min(shifted) > 0.01 * before.mean(0).norm()  # there was something to do
-    for number in range(3):
-        own = after[camera == number]
-        torch.testing.assert_close(own.mean(0), before.mean(0), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(own.std(0, correction=0)[varies], before.std(0, correction=0)[varies], rtol=1e-3,
-                                   atol=1e-5)
+def standardised(own: Tensor, common: tuple[Tensor, Tensor], to: tuple[Tensor, Tensor]) -> Tensor:
+    """A camera's features of the mean and deviation that they are to have, where it is like the 32 common ones."""
+    mean, var = mixed(own.mean(0), own.var(0, correction=0), len(own), common[0], common[1] ** 2)
+    return (own - mean) * torch.where(common[1] > 1e-6, to[1] / var.sqrt(), 1.0) + to[0]
 
 
 @torch.no_grad()
-def test_features_of_a_camera_with_one_image_are_only_moved(one: dict[str, Any]) -> None:
-    state = one["fewer features"]["state"]
-    assert torch.equal(state[f"backbone.{SCALE}"][1], torch.ones(256))
-    images, camera = inputs(one, "fewer")
+@pytest.mark.parametrize("name", ["labelled", "fewer"])
+def test_features_of_each_camera_have_mean_and_deviation_of_all(one: dict[str, Any], name: str) -> None:
+    images, camera = inputs(one, name)
     before = fresh().extract(images).double()
-    (alone,) = restored(one, "fewer", "features").extract(images, camera)[camera == 1].double()
-    torch.testing.assert_close(alone, before.mean(0), rtol=1e-3, atol=1e-4)
+    after = restored(one, name, "features").extract(images, camera).double()
+    common = before.mean(0), before.std(0, correction=0)
+    assert (common[1] > 1e-6).float().mean() > 0.5
+    for number in range(3):  # of fewer, one has a single image
+        wanted = standardised(before[camera == number], common, common)
+        torch.testing.assert_close(after[camera == number], wanted, rtol=1e-3, atol=1e-4)
+        if name == "labelled":
+            apart = [(found[camera == number].mean(0) - common[0]).norm() for found in (before, after)]
+            assert apart[1] < apart[0] > 0.01 * common[0].norm()  # there was something to do
 
 
 @torch.no_grad()
@@ -292,6 +305,9 @@ def additions(world: World, folder: Path) -> dict[str, Any]:
     made = put(put(fresh(), "batch-norm", (0, 1)), "features", (0, 1))
     found["before"] = copy.deepcopy(made.state_dict())
     found["after"] = put(made, "batch-norm", (1,)).state_dict()
+    alone = model(parts_in("frozen")).eval()
+    alone.load_state_dict(fresh().state_dict(), strict=False)
+    found["alone"] = put(put(alone, "features", (0, 1)), "features", (2,)).state_dict()
     old = put(fresh(), "features", (0, 1))
     del old.backbone.camera_common  # exports were so
     none = EmbAE(KEYS.model_copy(update={"backbone": "test_convnext"}), [], {"backbone": "frozen"}).eval()
@@ -340,12 +356,27 @@ def test_features_of_an_added_camera_have_the_mean_and_deviation_of_those_before
     torch.testing.assert_close(mean, others.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(spread, others.std(0, correction=0), rtol=1e-4, atol=1e-5)
     found = restored(added, "features", "and one").extract(images, camera)[camera == 2].double()
-    torch.testing.assert_close(found.mean(0), mean, rtol=1e-3, atol=1e-4)
-    varies = (own.std(0, correction=0) > 0.02 * spread) & (spread > 1e-5)
-    assert 0.5 < varies.float().mean() < 1.0  # and some did not vary before
-    torch.testing.assert_close(found.std(0, correction=0)[varies], spread[varies], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found, standardised(own, (mean, spread), (mean, spread)), rtol=1e-3, atol=1e-4)
     together = added["features together"]["state"][f"backbone.{COMMON}"].double()
     assert not torch.allclose(together[0], mean, rtol=1e-3)  # of all three they are others
+
+
+@torch.no_grad()
+def test_features_without_an_embedding_move_to_mean_0_and_deviation_1(
+    one: dict[str, Any], added: dict[str, Any]
+) -> None:
+    from embae.trainer.export import load_into
+
+    images, camera = inputs(one, "labelled")
+    made = model(parts_in("frozen"), cameras=CAMERAS).eval()
+    load_into(made, added["alone"], "here")
+    plain = fresh().extract(images).double()
+    others = plain[camera != 2]
+    common, to = (others.mean(0), others.std(0, correction=0)), (torch.zeros(256), torch.ones(256))
+    for number in range(3):  # the last came later
+        own = plain[camera == number]
+        torch.testing.assert_close(made.extract(images, camera)[camera == number].double(),
+                                   standardised(own, common, to), rtol=1e-3, atol=1e-3)
 
 
 def test_features_are_taken_back_of_a_camera_whose_batch_norms_change(added: dict[str, Any]) -> None:
