@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 ENOUGH = 32
 """Images of a camera. Rank-1 on the drawn campus: 0.31 as the model is, 0.36 with 8 images a camera, 0.44 with 16, 0.46
-with 32, 0.55 with all 402 to 450; with ``--features`` 0.36, 0.40, 0.44, 0.46 and 0.55."""
+with 32, 0.55 with all 402 to 450; with ``--features`` 0.36 as it is, then 0.40, 0.44,
+0.46 and 0.55."""
 
 BATCH = 128
 """Images at a time, as in the recipes: the variance of a batch norm is the mean of its batches'."""
