@@ -176,14 +176,17 @@ def _trained_by_camera(cameras: list[tuple[str, int]]) -> EmbAE:
 
 @on_ranks(1)
 def calibrated(world: World, folder: Path) -> dict[str, Any]:
-    """The tables of calibration, and those of a pass in training mode over all images at once with momentum 1."""
-    from embae.trainer.calibration import calibrate
+    """The tables of calibration, without its prior, and those of a pass in training mode over all images at once."""
+    from embae.trainer import calibration
     from embae.trainer.features import extract
     from embae.trainer.pass_keys import Calibrate
 
     view = target(shared_shards(world, folder) / "labelled")
     wanted = model(parts_in("frozen", "frozen")).eval()
-    calibrate(wanted, Calibrate(what="batch-norm"), view, SPEC, world, Reading("webdataset", 1, len(view)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "PRIOR", 0)
+        calibration.calibrate(wanted, Calibrate(what="batch-norm"), view, SPEC, world,
+                              Reading("webdataset", 1, len(view)))
     trained = _trained_by_camera(view.cameras())
     for module in trained.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
