@@ -42,7 +42,7 @@ def combine(count: Tensor, mean: Tensor, var: Tensor, together: bool) -> tuple[T
         return count, mean, var
     own = torch.cat([count, mean, var], -1)
     every = own.new_empty(dist.get_world_size(), *own.shape)
-    dist.all_gather_into_tensor(every, own[None])
+    dist.all_gather(list(every.unbind()), own)
     return merge(*every.split([1, mean.shape[-1], mean.shape[-1]], -1))
 
 
