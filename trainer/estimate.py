@@ -89,10 +89,11 @@ def passes(turns: Collection[Turn], batch: Batch, keys: Stage) -> Passes:
         most = max(most, sum(kept.values()))
         sent += keys.accumulate * sum(map(bytes_sent, recorder.calls))
         flops += keys.accumulate * counter.get_total_flops()
-        for memory in module.memories.values() if isinstance(module, Objective) else ():
-            with Recorder() as recorder:  # once a step, of all parts
-                memory.update(batch, torch.zeros(()))
-            sent += sum(map(bytes_sent, recorder.calls))
+    objective = next(module for module, _ in turns if isinstance(module, Objective))
+    for memory in objective.memories.values():  # once a step, of all parts and after all turns
+        with Recorder() as recorder:
+            memory.update(batch, torch.zeros(()))
+        sent += sum(map(bytes_sent, recorder.calls))
     return Passes(most, sent, flops)
 
 

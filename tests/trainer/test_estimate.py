@@ -57,7 +57,7 @@ def case(name: str, zero: int) -> Stage:
                      data={"from": "sources", "P": 4, "K": 4})
     if name == "parts":
         return stage(parts_in("frozen", "train", "frozen", "train"), RECONSTRUCTION, **keys, accumulate=2)
-    adversarial = {**TRIPLET, **RECONSTRUCTION, "adversarial": {}}
+    adversarial = {**TRIPLET, **RECONSTRUCTION, "memory": {}, "adversarial": {}}
     return stage({**parts_in("frozen", "train", "train", "train"), "discriminator": "train"}, adversarial, **keys)
 
 
