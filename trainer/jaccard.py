@@ -81,7 +81,7 @@ def jaccard_distances(
 def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matrix:
     """`(n, width)` with `value` in `columns`, `(n, K)`; so many times where a column stands several times in a row."""
     count, k = columns.shape
-    indptr = np.arange(0, count * k + 1, k)
+    indptr = k * np.arange(count + 1)
     found = sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width), copy=True)
     found.sum_duplicates()  # which sorts: hence the copy
     return found

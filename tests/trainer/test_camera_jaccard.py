@@ -70,6 +70,10 @@ def test_cameras_of_one_image_and_of_all_others() -> None:
         assert np.isfinite(found).all() and (np.diag(found) == 0).all()
 
 
+def test_a_single_image_is_near_itself_alone() -> None:
+    assert dense(camera_aware_distances(np.ones((1, 16), np.float32), np.zeros(1, int))).tolist() == [[0]]
+
+
 def test_does_not_end_at_the_camera() -> None:
     """Where cameras move features far apart, people are still found across them."""
     features, camera = invented()
