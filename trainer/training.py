@@ -107,9 +107,11 @@ def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor,
     try:
         plan = open_stage(recipe, name, run)
     except DataError as error:
-        if not recipe.stages[name].data.labels:
+        if not (labels := recipe.stages[name].data.labels):
             raise
-        raise RunError(str(error)) from error  # of clusters that the run made: nothing was wrong with what it was given
+        # Nothing was wrong with what the run was given.
+        raise RunError(f"stage {name}, by the clusters of {labels}: {error} With another P, or other keys of {labels}, "
+                       "it is another recipe, which takes another folder: --out") from error
     checkpoint = broadcast_object(on_first_rank(world, lambda: newest(run / name)))
     stage = StageRun(recipe, name, plan, run, world, monitor, checkpoint)
     if checkpoint:

@@ -1,0 +1,37 @@
+"""A run's stages one after the other: what is told where one cannot go on from those before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from embae.datasets.index import Index
+from embae.datasets.pseudo_labels import write_labels
+from embae.trainer.distributed import World
+from embae.trainer.errors import RunError
+from embae.trainer.monitor import Monitor
+from embae.trainer.recipe import check
+from embae.trainer.training import _stage
+
+
+def test_fewer_clusters_than_a_batch_takes_are_told_with_what_to_do(tmp_path: Path) -> None:
+    parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
+    stages: dict[str, Any] = {
+        "group": {"init": "embedding", "parts": parts, "data": {"from": "target", "batch": 8},
+                  "cluster": {"linkage": {}}},
+        "adapt": {"init": "embedding", "parts": {**parts, "embedding": "train"}, "epochs": 1, "loss": {"triplet": {}},
+                  "data": {"from": "target", "labels": "group", "P": 3, "K": 2}}}  # fmt: skip
+    changes = {f"stages__{name}": stage for name, stage in stages.items()}
+    recipe = check(tiny.tree(data__root=str(tiny.shards()), run=["embedding", "group", "adapt"],
+                             evaluate={"Adapted": "adapt"}, **changes), "tiny")  # fmt: skip
+    index, found = Index.open(tiny.shards() / "park"), tmp_path / "group" / "export"
+    found.mkdir(parents=True)
+    write_labels(found, index, "train", np.arange(index.count("train")) % 2)
+    world = World(0, 0, 1, torch.device("cpu"))
+    with pytest.raises(RunError, match=r"stage adapt, by the clusters of group: .*2 identities, but P is 3.*--out"):
+        _stage(recipe, "adapt", tmp_path, world, Monitor(tmp_path, False), None, False)
