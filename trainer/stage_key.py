@@ -17,8 +17,9 @@ from embae.datasets.merged import Merged, is_merged
 from embae.datasets.remote import Url
 from embae.trainer.schema import Model, Recipe
 
-METHOD = 1
-"""Raise it where the same recipe comes to mean another computation."""
+METHOD = {"loss": 1, "calibrate": 2, "cluster": 1}
+"""By what a stage does; raise one where the same recipe comes to mean another computation. Calibration 2 mixes with
+shared statistics."""
 
 _NEWER = ("pooling", "last_stride", "head", "unit")
 """Keys of the model that are newer than some comparisons, which their defaults leave as they are."""
@@ -57,7 +58,7 @@ def _depends(recipe: Recipe, name: str, before: dict[str, str]) -> dict[str, Any
     if stage.use("nuisance") == "absent":  # else every variant would train an embedding of its own
         del model["nuisance"]
     return {
-        "method": METHOD, "name": name, "seed": recipe.seed, "stage": keys, "model": model,
+        "method": METHOD[stage.kind], "name": name, "seed": recipe.seed, "stage": keys, "model": model,
         "image": [data.image, data.mean, data.std, data.loader],
         "data": [entry for dataset in recipe.datasets(stage)
                  for entry in _data(data.root / dataset, bool(stage.data.window))],

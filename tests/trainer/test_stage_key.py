@@ -142,7 +142,10 @@ def test_what_came_later_leaves_the_keys_of_stages_without_it(root: Path, tmp_pa
     assert model == {"backbone": "test_byobnet", "embedding": 8, "hidden": 16}
 
 
-def test_another_method_is_another_key(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys("embae-cam")
-    monkeypatch.setattr(stage_key, "METHOD", stage_key.METHOD + 1)
-    assert changed(before, keys("embae-cam")) == {*FOUR}
+def test_another_method_is_another_key_of_stages_that_use_it(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {recipe: keys(recipe) for recipe in ("embae-cam", "bn-camera")}
+    monkeypatch.setitem(stage_key.METHOD, "calibrate", 99)
+    assert {recipe: changed(old, keys(recipe)) for recipe, old in before.items()} == {
+        "embae-cam": set(), "bn-camera": {"calibrate"}}  # fmt: skip
+    monkeypatch.setitem(stage_key.METHOD, "loss", 99)
+    assert changed(before["embae-cam"], keys("embae-cam")) == {*FOUR}
