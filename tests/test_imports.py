@@ -166,6 +166,7 @@ LIGHT = [
     "embae.trainer.runfolder",
     "embae.trainer.cli",
     "embae.trainer.launch",
+    "embae.trainer.recipe_schema",
     "embae.trainer.schedule",
     "embae.trainer.table",
     "embae.slurm.command",

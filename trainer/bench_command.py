@@ -16,12 +16,12 @@ import typer
 from embae.datasets.index_writer import write_whole
 from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.trainer.errors import RecipeError
-from embae.trainer.options import Debug, Overrides, Settings, ranks_here
+from embae.trainer.options import Debug, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.schema import Recipe
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
     stage: Annotated[str | None, typer.Option(help="The stage; by default the first one that trains.")] = None,

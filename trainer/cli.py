@@ -27,14 +27,14 @@ from embae.trainer.errors import RunError, Stopped, exit_code, lost
 from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
 from embae.trainer.merging import inspect_merged, merge
-from embae.trainer.options import Debug, Json, Overrides, Settings, ranks_here
+from embae.trainer.options import Debug, Json, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.report.command import report as report_command
 from embae.trainer.schema import TTA
 from embae.trainer.search_command import search
 from embae.trainer.stopping import stopping
 from embae.trainer.train_command import train
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Person re-identification embeddings that move to a new camera network without labels.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
 app.add_typer(recipes_app, name="recipes")
@@ -112,7 +112,10 @@ def inspect(
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """Name the shipped recipes and settings, each with its first line."""
+    """Name the shipped recipes and settings, each with its first line.
+
+    Example: embae recipes list
+    """
     from embae.trainer.recipe import SETTINGS, names, source
     for folder in ("", SETTINGS):
         if folder:
@@ -122,15 +125,18 @@ def recipes_list() -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(recipe: str) -> None:
-    """Print a recipe as it is written."""
+def recipes_show(recipe: RecipeName) -> None:
+    """Print a recipe as it is written.
+
+    Example: embae recipes show embae-cam
+    """
     from embae.trainer.recipe import source
     print(source(recipe)[0], end="")
 
 
 @recipes_app.command("check")
 def recipes_check(
-    recipe: str,
+    recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
@@ -142,6 +148,24 @@ def recipes_check(
     from embae.trainer.recipe import dump, load
     found = load(recipe, overrides or [], settings or [])
     print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
+
+
+@recipes_app.command("schema")
+def recipes_schema(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here, instead of printing it.")] = None,
+) -> None:
+    """Print the JSON schema of recipes, by which editors complete and check keys.
+
+    Example: embae recipes schema --out recipe.schema.json
+    """
+    from embae.datasets.index_writer import write_whole
+    from embae.trainer.recipe_schema import recipe_schema
+    text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda file: file.write(text.encode()))
 
 
 @app.command()

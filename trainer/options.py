@@ -10,10 +10,26 @@ import typer
 
 from embae.trainer.errors import RecipeError
 
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Shipped recipes that begin so, for the shell's completion; where there are none, shells complete files."""
+    from embae.trainer.recipe import names
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def settings_names(incomplete: str) -> list[str]:
+    """The same of shipped settings."""
+    from embae.trainer.recipe import SETTINGS, names
+    return [name for name in names(SETTINGS) if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help=(
+    "A shipped recipe's name, or a YAML file."))]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False, help=(
     "Keys of the recipe to set, such as data.root=/data/shards."))]
-Settings = Annotated[list[str] | None, typer.Option("--settings", metavar="NAME|FILE", help=(
+Settings = Annotated[list[str] | None, typer.Option(
+    "--settings", metavar="NAME|FILE", autocompletion=settings_names, help=(
     "Settings to go with the recipe, such as quick; may be given several times."))]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.options import Debug, Overrides, Settings, ranks_here
+from embae.trainer.options import Debug, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.schema import Recipe
 from embae.trainer.stopping import stopping
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
