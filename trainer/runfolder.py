@@ -53,7 +53,7 @@ def check_same(run: Path, recipe: Recipe) -> None:
         changes = [f"  {key}: {before.get(key, 'not there')} in the folder, {now.get(key, 'not there')} now"
                    for key in differ]
         raise RecipeError("\n".join([f"{run}: holds a run of another recipe; {count}", *changes,
-                                     "Take another folder with --out, or undo the change."]))
+                                     "Take another folder with --out, or undo the change (docs/clusters.md)."]))
 
 
 def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:
