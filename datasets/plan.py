@@ -106,7 +106,8 @@ class PKSampler:
         for name, table, p in zip(self._names, tables, sizes, strict=True):
             if not len(table):
                 raise DataError(f"dataset {name}: no image has a pid; a labelled stage needs identities. "
-                                "Name labelled datasets as its source, or shard this one with its labels (docs/data.md).")
+                                "Name labelled datasets as its source, or shard this one with its labels "
+                                "(docs/data.md).")
             if not 1 <= p <= len(table):
                 raise DataError(f"dataset {name}: {len(table)} identities, but P is {p}; wanted 1 to {len(table)}. "
                                 f"Set a smaller P, for this dataset alone if need be (P: {{{name}: {len(table)}, …}}).")

@@ -147,7 +147,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(image)
     (folder / "data" / "shards").symlink_to(folder / "shards")
-    (folder / "footage").symlink_to(folder / "data" / "footage")
+    (folder / "footage").mkdir()
+    (folder / "footage" / "station").symlink_to(folder / "data" / "footage")
     (folder / "door.jpg").write_bytes(small.Drawn(1, 0).read())
     for name in ("a/0001.jpg", "b/0002.jpg"):
         path = folder / "data" / "listed" / name
@@ -163,7 +164,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["train", "baseline", "data.root=shards", "--settings", "tiny.yaml"]
     done = tiny.embae(*words, "data.sources=[dukemtmc]", "--out", "runs/embae-cam", cwd=folder)
     assert done.returncode == 0, done.stderr
-    for name in ("baseline", "strong-baseline"):
+    for name in ("baseline", "strong-baseline", "adapt-station"):
         (folder / "runs" / name).symlink_to(folder / "runs" / "embae-cam")
     export(folder / "runs" / "pretrain-merged" / "merged", ImageSpec(32, 16))
     return folder

@@ -62,7 +62,8 @@ def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | Non
     index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     check_rows(index)
     if not can_score(index):
-        raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery (docs/data.md)")
+        raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery "
+                        "(docs/data.md)")
     scoring = recipe.scoring if recipe else Scoring()
     return Question(run, recipe, exports, left_out, index, tta or scoring.tta,
                     scoring.rerank if rerank is None else rerank)
