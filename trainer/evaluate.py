@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -124,6 +124,15 @@ def labels(view: View) -> Labels:
                   role == ROLES.index("junk"))
 
 
+def note_strange_cameras(model: EmbAE, views: Sequence[View]) -> None:
+    """Says which cameras of a dataset a model that is calibrated by camera does not know."""
+    strange = sorted({camera for view in views for camera in view.cameras()} - set(model.cameras))
+    if model.cameras and strange:
+        note(f"{strange[0][0]}: the model is not calibrated on {len(strange)} of its cameras "
+             f"({', '.join(str(camid) for _, camid in strange[:5])}); their images go through the statistics "
+             "that all cameras share")
+
+
 def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,
              rerank: bool = False, keep: Path | None = None) -> dict[str, Any]:
     """Ranks a dataset's gallery for each of its queries: spread over the ranks, the same bit for bit on any number.
@@ -148,11 +157,8 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         FloatingPointError: An embedding is not finite.
     """
     both = View([index], "query"), View([index], "gallery")
-    strange = {camera for view in both for camera in view.cameras()} - set(model.cameras)
-    if model.cameras and strange and world.first:
-        note(f"{index.name}: the model is not calibrated on {len(strange)} of its cameras "
-             f"({', '.join(str(camid) for _, camid in sorted(strange)[:5])}); their images go through the statistics "
-             "that all cameras share")
+    if world.first:
+        note_strange_cameras(model, both)
     with (embedded(model, both[0], spec, tta, world, reading, folder) as query,
           embedded(model, both[1], spec, tta, world, reading, folder) as gallery):
         for embeddings in (query, gallery):

@@ -16,7 +16,7 @@ from embae.datasets.index import Index
 from embae.datasets.records import Split
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object, on_first_rank
-from embae.trainer.evaluate import Reading, embedded
+from embae.trainer.evaluate import Reading, embedded, note_strange_cameras
 from embae.trainer.features import content_key
 from embae.trainer.footage import footage
 from embae.trainer.parts import EmbAE
@@ -60,6 +60,8 @@ def extract_to(path: Path, made: Origin, model: EmbAE, index: Index, spec: Image
     """
     if broadcast_object(on_first_rank(world, lambda: _is_there(path, made))):
         return False
+    if world.first:
+        note_strange_cameras(model, [View([index], split) for split in made.splits])  # type: ignore[arg-type]
     beside = path.with_name(f"{path.name}.partial")
     with ExitStack() as stack:
         pieces = []

@@ -191,6 +191,13 @@ def test_a_calibrated_model_is_told_the_camera(desk: Path) -> None:
     assert found[0] == found[1] != found[2] and found[0][0]["dataset"] == "park"
 
 
+def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export(Path("calibrated"), STORED, cameras=2)
+    said = CliRunner().invoke(app, ["extract", "calibrated", "footage", "-o", "some.arrow"], catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "footage: the model is not calibrated on 2 of its cameras (0, 1)" in said.stderr + capfd.readouterr().err
+
+
 @pytest.mark.parametrize("words, said", [
     (("--query", "missing.jpg", "--gallery", "shards/park"), "no such file, and park has no image of this key"),
     (("--query", "footage", "--gallery", "shards/park"), "a folder; wanted one image"),
