@@ -86,9 +86,9 @@ def _above(index: Index) -> str:
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
     """Writes the recipe, unless it is there: then it must say the same."""
-    text = yaml.dump(tree, Dumper=PlainDumper, sort_keys=False)
+    text = yaml.dump(tree, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     if os.path.isfile(path):
-        if path.read_text(encoding="utf-8") != text:
+        if path.read_bytes() != text.encode():
             raise RecipeError(f"{path}: is there and says something else; give another folder with --out, or go on "
                               f"with what it says: embae train {path} --out {path.parent}")
         return

@@ -18,6 +18,7 @@ from embae.datasets.records import Split
 from embae.datasets.remote import Url
 from embae.datasets.verification import check_rows
 from embae.datasets.view import View
+from embae.trainer.data_keys import StageData
 from embae.trainer.description import META, WEIGHTS, check_weights, named, read_description
 from embae.trainer.errors import ExportError
 from embae.trainer.schema import Recipe
@@ -88,8 +89,17 @@ def open_stage(recipe: Recipe, name: str, run: Path | None = None,
             raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
                             f"wanted each of {', '.join(view.names)}")
     weights = data.weights or _merged_weights(recipe, recipe.datasets(recipe.stages[name]), view)
-    return PKSampler(view, P=data.P, K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix,
+    return PKSampler(view, P=_taken(data, view), K=data.K, seed=recipe.seed, stage=name, weights=weights, mix=data.mix,
                      window=data.window)
+
+
+def _taken(data: StageData, view: View) -> int | dict[str, int]:
+    """P, but no more of a target's pseudo-labels than there are, which a recipe cannot know; it takes two at least."""
+    assert data.P is not None
+    clusters = len(view.identities[-1])
+    if not data.labels or isinstance(data.P, dict) or data.mix or clusters < 2:
+        return data.P
+    return dict.fromkeys(view.names, data.P) | {view.names[-1]: min(data.P, clusters)}
 
 
 def check_inits(recipe: Recipe) -> None:

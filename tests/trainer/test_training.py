@@ -15,11 +15,12 @@ from embae.datasets.pseudo_labels import write_labels
 from embae.trainer.distributed import World
 from embae.trainer.errors import RunError
 from embae.trainer.monitor import Monitor
+from embae.trainer.preflight import open_stage
 from embae.trainer.recipe import check
 from embae.trainer.training import _stage
 
 
-def test_fewer_clusters_than_a_batch_takes_are_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too_few(tmp_path: Path) -> None:
     parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
     stages: dict[str, Any] = {
         "group": {"init": "embedding", "parts": parts, "data": {"from": "target", "batch": 8},
@@ -32,6 +33,8 @@ def test_fewer_clusters_than_a_batch_takes_are_told_with_what_to_do(tmp_path: Pa
     index, found = Index.open(tiny.shards() / "park"), tmp_path / "group" / "export"
     found.mkdir(parents=True)
     write_labels(found, index, "train", np.arange(index.count("train")) % 2)
+    assert open_stage(recipe, "adapt", tmp_path).batch == 4  # two clusters are all that there are
+    write_labels(found, index, "train", np.zeros(index.count("train")))
     world = World(0, 0, 1, torch.device("cpu"))
-    with pytest.raises(RunError, match=r"stage adapt, by the clusters of group: .*2 identities, but P is 3.*--out"):
+    with pytest.raises(RunError, match=r"stage adapt, by the clusters of group: .*1 identities, but P is 3.*--out"):
         _stage(recipe, "adapt", tmp_path, world, Monitor(tmp_path, False), None, False)
