@@ -218,6 +218,17 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def threads_at_rest() -> int:
+    """Once the kernel lists none any more that was joined a moment ago."""
+    deadline, found = time.monotonic() + 10, threads()
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (now := threads()) == found:
+            break
+        found = now
+    return found
+
+
 def files(below: Path) -> Iterator[str]:
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -230,7 +241,7 @@ def files(below: Path) -> Iterator[str]:
 @pytest.mark.parametrize("loader", LOADERS)
 def test_close_frees_threads_and_files(stored: Index, loader: LoaderName) -> None:
     load(work(stored), loader)  # what stays for ever is there now
-    before, open_files = threads(), sorted(files(stored.root))
+    before, open_files = threads_at_rest(), sorted(files(stored.root))
     opened = open_loader(work(stored, stop=9), loader=loader, device=torch.device("cpu"), threads=2)
     list(islice(opened, 2))
     assert threads() > before and sorted(files(stored.root)) > open_files
