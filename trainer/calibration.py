@@ -35,7 +35,7 @@ from embae.datasets.augment import ImageSpec
 from embae.datasets.plan import by_content, share
 from embae.datasets.view import View
 from embae.trainer.batchnorm import use_global_batch_norm
-from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, forget, has_table, numbers
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, fill_up, forget, has_table, numbers
 from embae.trainer.distributed import World, gather_rows
 from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
@@ -107,16 +107,16 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
 
 def _admit(model: EmbAE, cameras: list[Camera]) -> Tensor:
     """Gives tables a row for each of these cameras, a new one with what unknown cameras go through; returns which."""
-    every = sorted({*model.cameras, *cameras})
-    before = {camera: number for number, camera in enumerate(model.cameras)}
-    which = torch.tensor([before.get(camera, -1) for camera in every])
+    known = list(dict.fromkeys([*model.cameras, *cameras]))
+    every = sorted(known)
+    place = torch.tensor([known.index(camera) for camera in every])
+    for part in model.parts().values():
+        fill_up(part, len(known), trains=False)
     for module in model.modules():
         for name in (MEAN, VAR, SHIFT, SCALE):
             if has_table(module, name):
                 table = module.get_buffer(name)
-                usual = {MEAN: "running_mean", VAR: "running_var"}.get(name)
-                row = module.get_buffer(usual) if usual else torch.full_like(table[0], float(name == SCALE))
-                module.register_buffer(name, torch.cat([row[None], table])[(which + 1).to(table.device)])
+                module.register_buffer(name, table[place.to(table.device)])
     model.cameras = every
     return torch.tensor([every.index(camera) for camera in cameras])
 
