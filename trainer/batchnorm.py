@@ -122,8 +122,9 @@ class _GlobalBatchNorm(torch.autograd.Function):
         if x.numel():
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
             grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            none = mean.new_empty(0)  # as torch's own forward pass leaves them; on a GPU None is refused
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True])
+                grad, x, weight, mean, var, none, none, False, ctx.eps, [False, True, True])
         else:
             grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         total = torch.stack([grad_weight, grad_bias])
