@@ -18,6 +18,7 @@ import webdataset
 from embae.datasets.augment import Draws
 from embae.datasets.batch import Batch, Work
 from embae.datasets.reading import ViewReader
+from embae.datasets.to_device import to_device
 
 AHEAD = 3  # batches decoded ahead
 
@@ -64,7 +65,7 @@ class WebDatasetLoader:
                 self._reader.decode(int(row))  # says it by name
                 raise
         stacked = torch.stack(found).contiguous(memory_format=torch.channels_last)
-        batch.inputs = stacked.to(self._device, non_blocking=True)
+        batch.inputs = to_device(stacked, self._device)
         return batch
 
     def _image(self, data: bytes, draws: Draws) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from embae.datasets.batch import Batch
 from embae.datasets.keyed import generator
+from embae.datasets.to_device import to_device
 from embae.trainer import losses
 from embae.trainer.distributed import sum_over_ranks
 from embae.trainer.loss_keys import Loss
@@ -49,7 +50,7 @@ class Adversary(nn.Module):
         """The loss to call backward on, scaled for an engine that averages over ranks, and a report."""
         with torch.no_grad():
             code = self._others[0].codes(batch)
-        noise = torch.from_numpy(self._noise(batch, code.shape[1])).to(code)
+        noise = to_device(self._noise(batch, code.shape[1]), code.device).to(code.dtype)
         told = self.discriminator(torch.cat([noise, code]))
         with torch.autocast(code.device.type, enabled=False):
             noisy, coded = exact(told).split(len(code))

@@ -26,6 +26,7 @@ from embae.datasets.batch import Batch, Work
 from embae.datasets.index_writer import write_whole
 from embae.datasets.loading import LoaderName, open_loader
 from embae.datasets.plan import SequentialSampler, by_content
+from embae.datasets.to_device import to_device
 from embae.datasets.view import View
 from embae.trainer.distributed import World, barrier, broadcast_object
 from embae.trainer.parts import EmbAE
@@ -73,7 +74,7 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self._work)):
             batch, draws = self._work.part(number)
-            batch.inputs = torch.from_numpy(self._features[batch.rows, draws.flip]).to(self._device, non_blocking=True)
+            batch.inputs = to_device(self._features[batch.rows, draws.flip], self._device)
             yield batch
 
     def close(self) -> None:

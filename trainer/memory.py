@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from embae.datasets.augment import ImageSpec
 from embae.datasets.batch import Batch
 from embae.datasets.plan import by_content
+from embae.datasets.to_device import to_device
 from embae.datasets.view import PERSON, View
 from embae.trainer import losses
 from embae.trainer.distributed import World, gather_rows
@@ -95,7 +96,7 @@ class ClusterMemory(nn.Module):
         dataset = int(batch.view.locate(batch.plan[:1])[0][0])
         some = slice(self._starts[dataset], self._starts[dataset + 1])
         number = self.entry(batch.view, batch.rows)
-        own = torch.from_numpy(number - some.start).to(z.device)
+        own = to_device(number - some.start, z.device)
         scores = unit @ self.entries[some].T / self._keys.temperature
         among = scores
         if self._camids is not None:
@@ -103,7 +104,7 @@ class ClusterMemory(nn.Module):
             among = scores.masked_fill(camera != camera[own][:, None], -torch.inf)
         loss = losses.cross_entropy(among, own, rows)
         if isinstance(self._keys, Proxies):
-            same = torch.from_numpy(self._same[number] - some.start).to(z.device)
+            same = to_device(self._same[number] - some.start, z.device)
             loss = loss + _ACROSS * losses.inter_camera(scores, own, same, self._keys.hard_negatives, rows)
         return loss, (among.detach().argmax(1) == own).sum() / rows
 
@@ -122,8 +123,8 @@ class ClusterMemory(nn.Module):
         self._seen.clear()
         which, owner = np.unique(self.entry(batch.view, batch.plan), return_inverse=True)
         # As a matrix: sums by index are not the same bit for bit on a GPU, and ranks would drift apart.
-        member = torch.from_numpy(owner == np.arange(len(which))[:, None]).to(everyone.device)
-        places = torch.from_numpy(which).to(everyone.device)
+        member = to_device(owner == np.arange(len(which))[:, None], everyone.device)
+        places = to_device(which, everyone.device)
         old = self.entries[places]
         if self._keys.update == "hard":
             to = everyone[(old @ everyone.T).masked_fill(~member, torch.inf).argmin(1)]

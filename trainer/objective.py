@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from embae.datasets.batch import Batch
+from embae.datasets.to_device import to_device
 from embae.trainer import losses
 from embae.trainer.cameras import among, put_out, seen_by
 from embae.trainer.distributed import gather_rows, sum_over_ranks
@@ -90,7 +91,7 @@ class Objective(nn.Module):
     def _triplet(self, z: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         term = self._loss.triplet
         assert term is not None
-        identity = torch.from_numpy(batch.view.identity(batch.plan)).to(z.device)
+        identity = to_device(batch.view.identity(batch.plan), z.device)
         with torch.autocast(z.device.type, enabled=False):
             everyone = gather_rows(exact(z), len(batch.plan))
             mining = "batch-all" if batch.step < self._batch_all_steps else term.mining
@@ -100,7 +101,7 @@ class Objective(nn.Module):
         term = self._loss.identity
         assert term is not None
         scores = self.model.classifier(z)
-        identity = torch.from_numpy(batch.view.identity(batch.rows)).to(z.device)
+        identity = to_device(batch.view.identity(batch.rows), z.device)
         with torch.autocast(z.device.type, enabled=False):
             return losses.cross_entropy(exact(scores), identity, len(batch.plan), term.smoothing)
 

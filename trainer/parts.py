@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
+from embae.datasets.to_device import to_device
 from embae.trainer.backbone import build_backbone, width
 from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
 from embae.trainer.schema import Model
@@ -68,7 +69,7 @@ class NuisanceHeads(nn.Module):
         """
         order = np.argsort(which, kind="stable")
         counts = np.bincount(which, minlength=len(self.heads))
-        there, back = (torch.from_numpy(places).to(features.device) for places in (order, np.argsort(order)))
+        there, back = (to_device(places, features.device) for places in (order, np.argsort(order)))
         pieces = torch.split(features[there], counts[list(present)].tolist())
         out = torch.cat([self.heads[number](piece) for number, piece in zip(present, pieces, strict=True)])
         return out[back]
@@ -190,13 +191,13 @@ class EmbAE(nn.Module):
     def cameras_of(self, batch: Batch) -> Tensor | None:
         """The camera of each image of a batch in the model's list: `(N,)` on its device; None where it has no list."""
         found = self.numbers(batch.view.names, batch.dataset, batch.camid)
-        return None if found is None else torch.from_numpy(found).to(batch.inputs.device)
+        return None if found is None else to_device(found, batch.inputs.device)
 
     def cameras_among(self, batch: Batch) -> Tensor | None:
         """The cameras of the model's list that the *global* batch has images of, rising: `(K,)`; None as above."""
         rows, view = batch.plan, batch.view
         found = self.numbers(view.names, view.locate(rows)[0], view.column("camid", rows))
-        return None if found is None else torch.from_numpy(np.unique(found)).to(batch.inputs.device)
+        return None if found is None else to_device(np.unique(found), batch.inputs.device)
 
     def numbers(self, names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray | None:
         """As `cameras_of`, from the number of each image's dataset and its camid: `(N,)` int64."""
