@@ -54,6 +54,9 @@ def join(timeout_s: float = 600) -> World:
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
+        # The same bits twice, so that a killed run ends where an undisturbed one does; and fp32 is fp32.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
     if not dist.is_initialized():
         try:
             store = meet(rank, size, timeout_s)
