@@ -20,7 +20,7 @@ def start(network: Network, desk: Desk, run: str, log: Path) -> dict[str, subpro
     """The README's line for several nodes, on both, each with a log of its own."""
     words = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", "one:29400",
              "-m", "embae.trainer", *WORDS, f"timeout={TIMEOUT}", "--out", run]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return {name: node.start(sys.executable, "-m", "torch.distributed.run", *words, cwd=desk.folder, env=env,
                              log=(log / name).open("a"))
             for name, node in network.nodes.items()}

@@ -141,7 +141,7 @@ class Command:
         """The process of the launcher, and the token of this start; neither it nor its ranks outlive the block."""
         token = uuid.uuid4().hex
         path = f"{self._notes / 'hook'}:{os.environ.get('PYTHONPATH', '')}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FAULT_TOKEN": token,
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT_TOKEN": token,
                        "FAULT_STRUCK": str(self._notes / f"{token}.struck"), "PYTHONPATH": path}
         if fault or log:
             environment["EMBAE_FAULT"] = json.dumps(asdict(fault or Fault("$", nth=0)))

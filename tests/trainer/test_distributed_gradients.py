@@ -140,6 +140,7 @@ def one_step(world: World, folder: Path) -> dict[str, Any]:
     for name, case in CASES.items():
         for zero in case.zero:
             view, inputs, made = _start(case)
+            inputs, made = inputs.to(world.device), made.to(world.device)
             use_global_batch_norm(made, sync=True)
             keys = stage(
                 case.parts,
@@ -149,14 +150,14 @@ def one_step(world: World, folder: Path) -> dict[str, Any]:
                 batch_norm={},
                 deepspeed={"zero_stage": zero, "zero": _partition_small(zero)},
             )
-            before = {key: value.clone() for key, value in made.state_dict().items()}
+            before = {key: value.cpu().clone() for key, value in made.state_dict().items()}
             weights = {key for key, value in made.named_parameters() if value.requires_grad}
             batches = share_of(view, inputs, case.plan, world.rank, world.world_size, case.accumulate)
             objective = Objective(made, keys.loss, accumulate=case.accumulate)
             terms = list(case.terms or keys.loss.terms())
             if case.double:
                 report = _step_without_engine(objective, batches, terms)
-                after = made.state_dict()
+                after = {key: value.cpu() for key, value in made.state_dict().items()}
             else:
                 others = made.discriminator.parameters() if "discriminator" in made.parts() else ()
                 engine = Engine(objective, keys, largest=8, others=others)

@@ -38,7 +38,7 @@ class Agents:
                 subprocess.Popen(
                     command,
                     cwd=self._folder,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

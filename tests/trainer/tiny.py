@@ -101,8 +101,8 @@ def embae(*arguments: object, cwd: Path, timeout: float = 240, **env: str) -> su
 
 
 def program(*arguments: object, cwd: Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
-    """``python ARGUMENTS``; the GPU is left to the tests marked for it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env}
+    """``python ARGUMENTS``."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,

@@ -1,0 +1,33 @@
+"""GPUs are left to the tests marked for them: what the others show holds on CPU, on more ranks than there are GPUs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from embae.trainer.options import gpus
+
+_MARKED = "gpu"
+_VISIBLE = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_VISIBLE] = {}
+    if config.option.markexpr != _MARKED:
+        if gpus():
+            config.stash[_VISIBLE] = dict(os.environ)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.stash[_VISIBLE]:  # then tests/test_gpu.py runs them
+        marked = [item for item in items if item.get_closest_marker(_MARKED)]
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+
+
+@pytest.fixture(scope="session")
+def with_gpus(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of processes that may use the GPUs; empty where there are none."""
+    return request.config.stash[_VISIBLE]
