@@ -225,6 +225,16 @@ class Index:
         """Pixels."""
         return self._column("width")
 
+    @cached_property
+    def camera_names(self) -> dict[int, str]:
+        """camid → what the images' owner calls the camera, where the card says so; camids are numbered anew by those
+        who shard a folder that has more cameras now, names stay."""
+        source = self.card.get("source")
+        named = source.get("cameras") if isinstance(source, dict) else None
+        if not isinstance(named, dict):
+            return {}
+        return {camid: str(name) for name, camid in named.items() if type(camid) is int}
+
     @property
     def keys(self) -> pa.StringArray:
         """All keys, as an Arrow array."""

@@ -97,8 +97,9 @@ def _facts(description: dict[str, Any]) -> Table:
         table.add_row("left out", f"{description['skipped']:,} bad images, listed in skipped.txt")
     for name in ("source", "licence", "notes", "fingerprint"):
         if value := description[name]:
-            plain = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-            table.add_row(name, plain)
+            if isinstance(value, dict):
+                value = ", ".join(f"{key} {one}" for key, one in value.items() if key != "cameras")
+            table.add_row(name, str(value))
     return table
 
 
@@ -117,11 +118,16 @@ def _splits(description: dict[str, Any]) -> Table:
 def _cameras(description: dict[str, Any]) -> Table:
     table = Table(title="images per camera", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("camera", justify="right")
+    source = description["source"]
+    named = {camid: name for name, camid in source.get("cameras", {}).items()} if isinstance(source, dict) else {}
+    if named:
+        table.add_column("name", overflow="fold")
     for split in SPLITS:
         table.add_column(split, justify="right")
     cameras = {split: description["splits"][split]["cameras"] for split in SPLITS}
     for camid in sorted({camid for found in cameras.values() for camid in found}):
-        table.add_row(str(camid), *(f"{cameras[split].get(camid, 0):,}" for split in SPLITS))
+        called = [str(named.get(camid, ""))] if named else []
+        table.add_row(str(camid), *called, *(f"{cameras[split].get(camid, 0):,}" for split in SPLITS))
     return table
 
 

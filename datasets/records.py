@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -49,6 +50,7 @@ class Record:
         image: Where the bytes come from.
         role: ``person``; ``distractor`` is scored as a negative for every query; ``junk`` is ignored by the metric.
             Only the reader of a dataset knows what its special pids mean: nothing else tests pid values.
+        camera: What the images' owner calls the camera, where the reader numbers what it finds; kept in the card.
     """
 
     key: str
@@ -57,3 +59,10 @@ class Record:
     camid: int
     image: Image
     role: Role = "person"
+    camera: str | None = None
+
+
+def camera_names(records: Iterable[Record]) -> dict[str, int]:
+    """Name → camid of the cameras that have a name, by camid and name."""
+    named = {(record.camid, record.camera) for record in records if record.camera is not None}
+    return {name: camid for camid, name in sorted(named)}

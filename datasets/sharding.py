@@ -19,7 +19,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.index_writer import sync_folder, write_whole
 from embae.datasets.progress import Report, note, progress
-from embae.datasets.records import Record
+from embae.datasets.records import Record, camera_names
 from embae.datasets.shard_index import SKIPPED, write_shard_index
 from embae.datasets.shard_plan import ShardPlan, plan_shards
 from embae.datasets.shard_queue import CLAIM, ShardQueue
@@ -66,7 +66,8 @@ def write_shards(
         name: The dataset's name: letters, digits, ``_`` and ``-``.
         records: Its images, in any order.
         out: The folder of all datasets.
-        source: Where the images came from (reader, root, options), kept in the card; plain values only.
+        source: Where the images came from (reader, root, options), kept in the card; plain values only. What records
+            call their cameras is added as ``cameras``: name → camid.
         size: (height, width) in pixels to store the images at; None keeps the originals.
         images_per_shard: At most this many images in one tar.
         workers: Processes; None takes all cores this process may use.
@@ -81,6 +82,8 @@ def write_shards(
             the same dataset, or a disk that is full.
     """
     plan = plan_shards(name, records, size, images_per_shard)
+    if named := camera_names(records):
+        source = {**source, "cameras": named}
     folder, partial = out / name, out / (name + PARTIAL)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,11 @@ class View:
         return sorted(found)
 
     @cached_property
+    def camera_names(self) -> dict[tuple[str, int], str]:
+        """(dataset, camid) → what its owner calls the camera, of those that have a name."""
+        return {(index.name, camid): name for index in self.indexes for camid, name in index.camera_names.items()}
+
+    @cached_property
     def image(self) -> tuple[int, int] | None:
         """Height and width where every image is stored at one size, else None."""
         sizes = {index.image for index in self.indexes}

@@ -20,7 +20,7 @@ from embae.datasets.index_writer import write_whole
 from embae.datasets.plain import PlainDumper
 from embae.trainer.description import read_description
 from embae.trainer.errors import RecipeError
-from embae.trainer.extract_command import Stage
+from embae.trainer.extract_command import Name, SkipBad, Stage
 from embae.trainer.footage import footage
 from embae.trainer.options import Debug, Overrides, gpus
 from embae.trainer.train_command import train
@@ -35,11 +35,11 @@ def adapt(
         "A sharded dataset, or a folder of images with a sub-folder for each camera."))],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The new run's folder; by default runs/adapt-NAME.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the dataset that a folder of images becomes.")] = None,
+    name: Name = None,
     pattern: Annotated[str | None, typer.Option(metavar="REGEX", help=(
         "For a folder: what stands for camid (and pid) in the paths, as for embae shard folder."))] = None,
     stage: Stage = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
+    skip_bad: SkipBad = False,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     debug: Debug = False,
 ) -> None:

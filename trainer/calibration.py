@@ -35,11 +35,12 @@ from embae.datasets.augment import ImageSpec
 from embae.datasets.plan import by_content, share
 from embae.datasets.view import View
 from embae.trainer.batchnorm import use_global_batch_norm
-from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, fill_up, forget, has_table, numbers
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, fill_up, forget, has_table
 from embae.trainer.distributed import World, gather_rows
 from embae.trainer.errors import ExportError
 from embae.trainer.evaluate import Reading
 from embae.trainer.features import extract
+from embae.trainer.known_cameras import Known
 from embae.trainer.parts import EmbAE
 from embae.trainer.pass_keys import Calibrate
 
@@ -73,15 +74,17 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
     Raises:
         ExportError: There is no batch norm to calibrate, or what earlier cameras' features were moved to is not known.
     """
-    cameras, rows = view.cameras(), by_content(view)
+    rows = by_content(view)
     if keys.what == "batch-norm" and not _norms(model):
         raise ExportError("the model has no batch norm, so none can have a camera's statistics; calibrate its features")
     if keys.per == "dataset":
         forget(model)
-        model.cameras = []
+        model.known = Known()
         _batch_norm(model, [rows], None, view, spec, world, reading)
         return
-    groups, at = _by_camera(view, rows, cameras), _admit(model, cameras)
+    at = _admit(model, view)
+    which = model.known.numbers(view, rows)
+    groups = [rows[which == number] for number in at.tolist()]
     # Of an earlier calibration of these cameras, what is replaced or was taken behind what is.
     for name, behind in model.parts().items():
         if name == "embedding" or keys.what != "embedding":
@@ -105,10 +108,10 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
     _standardise(model, part, at, own, common, to)
 
 
-def _admit(model: EmbAE, cameras: list[Camera]) -> Tensor:
-    """Gives tables a row for each of these cameras, a new one with what unknown cameras go through; returns which."""
-    known = list(dict.fromkeys([*model.cameras, *cameras]))
-    every = sorted(known)
+def _admit(model: EmbAE, view: View) -> Tensor:
+    """Gives tables a row for each of a view's cameras, a new one doing as unknown cameras do; returns which."""
+    joined = model.known.joined(view)
+    known, every = list(joined.cameras), sorted(joined.cameras)
     place = torch.tensor([known.index(camera) for camera in every])
     for part in model.parts().values():
         fill_up(part, len(known), trains=False)
@@ -117,8 +120,8 @@ def _admit(model: EmbAE, cameras: list[Camera]) -> Tensor:
             if has_table(module, name):
                 table = module.get_buffer(name)
                 module.register_buffer(name, table[place.to(table.device)])
-    model.cameras = every
-    return torch.tensor([every.index(camera) for camera in cameras])
+    model.known = Known(every, joined.names)
+    return torch.tensor([model.known.place(camera, view.camera_names.get(camera)) for camera in view.cameras()])
 
 
 def _leave_alone(part: nn.Module, at: Tensor) -> None:
@@ -140,11 +143,6 @@ def _common(part: nn.Module, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tens
                           "not keep what they were moved to; calibrate all cameras anew, together")
     mean, spread = part.get_buffer(COMMON).double()
     return mean, spread
-
-
-def _by_camera(view: View, rows: np.ndarray, cameras: list[Camera]) -> list[np.ndarray]:
-    which = numbers(cameras, view.names, view.locate(rows)[0], view.column("camid", rows))
-    return [rows[which == number] for number in range(len(cameras))]
 
 
 def _norms(model: EmbAE) -> list[_BatchNorm]:
@@ -192,7 +190,7 @@ def _shrink(mean: Tensor, var: Tensor, images: int, usual_mean: Tensor, usual_va
 
 def _put(module: nn.Module, name: str, model: EmbAE, at: Tensor, rows: Tensor, usual: Tensor) -> None:
     """Puts rows of some cameras into a table; one that is new has what unknown cameras go through for the others."""
-    table = module.get_buffer(name) if has_table(module, name) else usual.expand(len(model.cameras), -1).clone()
+    table = module.get_buffer(name) if has_table(module, name) else usual.expand(len(model.known.cameras), -1).clone()
     table[at.to(table.device)] = rows.to(table)
     module.register_buffer(name, table)
 

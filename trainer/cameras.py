@@ -7,22 +7,19 @@ A model *calibrated* on cameras holds, beside its shared statistics, for each of
     backbone.camera_common     `(2, width)`: mean and deviation of all, that each camera's are mixed with
 
 An image of another camera goes through the shared statistics. Those of features and embeddings are used in eval mode
-alone; a batch norm that has tables while it trains normalises by camera and keeps them up (`camera_norm.py`).
+alone; a batch norm that has tables while it trains normalises by camera and keeps them up (`camera_norm.py`). Which
+of the model's cameras an image is of says `known_cameras.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-Camera = tuple[str, int]
-"""(dataset, camid)."""
 
 MEAN, VAR, SHIFT, SCALE, COMMON = TABLES = ("camera_mean", "camera_var", "camera_shift", "camera_scale",
                                             "camera_common")
@@ -49,21 +46,6 @@ def among(present: Tensor | None) -> Iterator[None]:
         yield
     finally:
         _present.reset(token)
-
-
-def numbers(cameras: Sequence[Camera], names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray:
-    """Where each image's camera stands in `cameras`: `(N,)` int64, −1 where it does not.
-
-    Args:
-        cameras: The model's.
-        names: Names of the datasets by number.
-        dataset: `(N,)` number of each image's dataset.
-        camid: `(N,)` its camera.
-    """
-    place = {camera: number for number, camera in enumerate(cameras)}
-    pairs, inverse = np.unique(np.stack([dataset, camid], 1), axis=0, return_inverse=True)
-    found = np.array([place.get((names[d], int(c)), -1) for d, c in pairs], np.int64)
-    return found[inverse.reshape(-1)]
 
 
 def has_table(module: nn.Module, name: str) -> bool:

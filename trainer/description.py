@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from embae.datasets.plain import read_json
 from embae.trainer.errors import ExportError
 from embae.trainer.keys import Positive, Strict, Whole, checked
+from embae.trainer.known_cameras import Known
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PartName
 
@@ -42,6 +43,7 @@ class Description(Strict):
     std: tuple[Positive, Positive, Positive]
     heads: list[tuple[()] | tuple[Name] | tuple[Name, Number]]
     cameras: list[tuple[Name, Number]] = Field(default_factory=list)
+    names: list[Name | None] = Field(default_factory=list)
     classes: Whole = 0
 
     @model_validator(mode="after")
@@ -59,7 +61,16 @@ class Description(Strict):
             wrong.append("heads: wanted those of one kind where there is a nuisance part, none where not")
         wrong += [f"{key}: repeats itself" for key in ("heads", "cameras")
                   if len(set(getattr(self, key))) < len(getattr(self, key))]
+        called = [(camera[0], name) for camera, name in zip(self.cameras, self.names, strict=False) if name is not None]
+        if self.names and (len(self.names) != len(self.cameras) or len(set(called)) < len(called)):
+            wrong.append("names: wanted none, or a name or null for each camera, no two of a dataset alike")
         return checked(self, wrong)
+
+    @property
+    def known(self) -> Known:
+        """The cameras that the model is calibrated on."""
+        names = zip(self.cameras, self.names, strict=bool(self.names))
+        return Known(self.cameras, {camera: name for camera, name in names if name is not None})
 
 
 def read_description(folder: Path) -> Description:

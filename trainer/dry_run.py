@@ -21,6 +21,7 @@ from embae.trainer.bench_command import open_plan
 from embae.trainer.cameras import fill_up
 from embae.trainer.description import META, read_description
 from embae.trainer.estimate import Memory, Passes, memory, owned, passes, pretended, sent, size_of
+from embae.trainer.known_cameras import Known
 from embae.trainer.memory import memories
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE, Head, head_labels
@@ -147,10 +148,10 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     by_camera = keys.normalised("camera")
     with torch.random.fork_rng(devices=[]):
         model = EmbAE(recipe.model, heads, keys.parts, classes=sum(map(len, sampler.view.identities)),
-                      running=keys.normalised("running"), cameras=sampler.view.cameras() if by_camera else [],
+                      running=keys.normalised("running"), known=Known(sampler.view.cameras()) if by_camera else None,
                       size=recipe.data.image)
     for part in by_camera:
-        fill_up(getattr(model, part), len(model.cameras), trains=True)
+        fill_up(getattr(model, part), len(model.known.cameras), trains=True)
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
     standardised = keys.loss.reconstruction and keys.loss.reconstruction.standardised
     standard = (torch.zeros(model.features), torch.ones(model.features)) if standardised else None

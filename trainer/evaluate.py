@@ -24,8 +24,9 @@ from embae.datasets.progress import note
 from embae.datasets.records import ROLES
 from embae.datasets.view import View
 from embae.trainer.distributed import World, barrier, broadcast_object, sum_over_ranks
-from embae.trainer.features import content_key, extract, fill, finish
+from embae.trainer.features import content_key, extract, fill, finish, seen_as
 from embae.trainer.fixed_point import blocks
+from embae.trainer.known_cameras import listed, tell
 from embae.trainer.parts import EmbAE
 from embae.trainer.ranking import rank_embeddings
 from embae.trainer.rerank import rank_again
@@ -90,7 +91,7 @@ def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, 
     device, loader, size = world.device, reading.loader, reading.batch
     through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras, model.last_stride,
                model.unit]
-    name = f"embeddings-{content_key(through, view.fingerprints()[rows], model)}"
+    name = f"embeddings-{content_key(through, seen_as(model, view, rows), model)}"
 
     def compute(batch: Batch) -> Tensor:
         which = model.cameras_of(batch)
@@ -125,12 +126,18 @@ def labels(view: View) -> Labels:
 
 
 def note_strange_cameras(model: EmbAE, views: Sequence[View]) -> None:
-    """Says which cameras of a dataset a model that is calibrated by camera does not know."""
-    strange = sorted({camera for view in views for camera in view.cameras()} - set(model.cameras))
-    if model.cameras and strange:
-        note(f"{strange[0][0]}: the model is not calibrated on {len(strange)} of its cameras "
-             f"({', '.join(str(camid) for _, camid in strange[:5])}); their images go through the statistics "
-             "that all cameras share")
+    """Says which cameras of each dataset a model that is calibrated by camera does not know."""
+    known = model.known
+    strange = sorted({camera for view in views for camera in known.strange(view)})
+    names = {camera: name for view in views for camera, name in view.camera_names.items()}
+    for dataset in dict.fromkeys(dataset for dataset, _ in strange if known.cameras):
+        own = [camera for camera in strange if camera[0] == dataset]
+        said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras ({listed(own, names)}); their "
+                "images go through the statistics that all cameras share")
+        if dataset not in {other for other, _ in known.cameras}:
+            said += (f". It knows {tell(known.cameras, known.names)}; where these are the same cameras, give the "
+                     "folder that name with --name")
+        note(said)
 
 
 def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,

@@ -2,7 +2,7 @@
 
     <stage>/export/model.safetensors    weights and buffers, by the model's own names
     <stage>/export/model.json           parts, sizes, image size, normalisation, whom each nuisance head serves, the
-                                        cameras it is calibrated on
+                                        cameras it is calibrated on, and what these are called
 
 Weights travel as safetensors, which cannot run code.
 """
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer.batchnorm import use_global_batch_norm
-from embae.trainer.cameras import TABLES, Camera, make_room
+from embae.trainer.cameras import TABLES, make_room
 from embae.trainer.description import FORMAT, META, WEIGHTS, check_weights, read_description
 from embae.trainer.errors import ExportError, RecipeError
+from embae.trainer.known_cameras import Camera, Known
 from embae.trainer.parts import EmbAE, Head, table_shape
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
@@ -41,7 +42,7 @@ class Export:
         parts: The parts it has.
         spec: Image size and normalisation.
         heads: Whom each nuisance head serves.
-        cameras: The cameras that it is calibrated on.
+        known: The cameras that it is calibrated on.
         classes: Identities that its classifier tells apart.
     """
 
@@ -50,8 +51,13 @@ class Export:
     parts: list[PartName]
     spec: ImageSpec
     heads: list[Head]
-    cameras: list[Camera]
+    known: Known
     classes: int
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """(dataset, camid) of the cameras that it is calibrated on."""
+        return list(self.known.cameras)
 
     @classmethod
     def open(cls, path: Path) -> Export:
@@ -63,7 +69,7 @@ class Export:
         found = read_description(path)
         parts = [part for part in PARTS if part in found.parts]
         return cls(path, found.model, parts, ImageSpec(*found.image, found.mean, found.std), list(found.heads),
-                   list(found.cameras), found.classes)
+                   found.known, found.classes)
 
     def state(self) -> dict[str, Tensor]:
         """The weights, by the model's names: those that ``model.json`` describes, none more, none less.
@@ -75,7 +81,7 @@ class Export:
         if len(self.heads) > len(state):
             raise ExportError(f"{origin}: has {len(state)} tensors, too few for {len(self.heads)} nuisance heads")
         try:
-            outline = _outline(self.model, tuple(self.parts), tuple(self.heads), self.classes, len(self.cameras),
+            outline = _outline(self.model, tuple(self.parts), tuple(self.heads), self.classes, len(self.known.cameras),
                                self.spec.size)
         except RecipeError as error:
             raise ExportError(f"{self.path / META}: {error}") from error
@@ -98,7 +104,7 @@ class Export:
         uses: dict[PartName, Use] = {part: "frozen" for part in parts or self.parts}
         state = {key: value for key, value in self.state().items() if key.split(".")[0] in uses}
         classes = self.classes if "classifier" in uses else 0
-        model = EmbAE(self.model, self.heads, uses, classes=classes, cameras=self.cameras, size=self.spec.size)
+        model = EmbAE(self.model, self.heads, uses, classes=classes, known=self.known, size=self.spec.size)
         load_into(model, state, str(self.path / WEIGHTS))
         return model.eval()
 
@@ -109,7 +115,8 @@ def _outline(keys: Model, parts: tuple[PartName, ...], heads: tuple[Head, ...], 
     """A model that takes no memory, whatever size a stranger says that it has."""
     uses: dict[PartName, Use] = {part: "frozen" for part in parts}
     with torch.device("meta"):
-        return EmbAE(keys, heads, uses, classes=classes, cameras=[("", camid) for camid in range(cameras)], size=size)
+        known = Known([("", camid) for camid in range(cameras)])
+        return EmbAE(keys, heads, uses, classes=classes, known=known, size=size)
 
 
 def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, spec: ImageSpec) -> None:
@@ -125,12 +132,13 @@ def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, 
     Raises:
         OSError: The disk is full, for one.
     """
-    tables = any(key.rpartition(".")[2] in TABLES for key in state)
+    cameras = model.cameras if any(key.rpartition(".")[2] in TABLES for key in state) else []
     save_weights(state, folder / WEIGHTS)
     description: dict[str, Any] = {
         "format": FORMAT, "model": keys.model_dump(mode="json"), "parts": list(model.parts()),
         "image": list(spec.size), "mean": list(spec.mean), "std": list(spec.std),
-        "heads": [list(head) for head in model.heads], "cameras": [list(one) for one in model.cameras if tables],
+        "heads": [list(head) for head in model.heads], "cameras": [list(one) for one in cameras],
+        "names": [model.known.names.get(one) for one in cameras if model.known.names],
         "classes": model.classes, "shapes": {key: list(value.shape) for key, value in state.items()},
     }
     (folder / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

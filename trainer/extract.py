@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,15 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from embae.datasets.augment import ImageSpec
-from embae.datasets.card import CARD
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
 from embae.datasets.records import Split
 from embae.datasets.view import View
 from embae.trainer.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.evaluate import Reading, embedded, note_strange_cameras
 from embae.trainer.features import content_key
-from embae.trainer.footage import footage
+from embae.trainer.footage import Pointed
 from embae.trainer.parts import EmbAE
 from embae.trainer.schema import TTA
 from embae.trainer.trained import Trained
@@ -27,15 +24,18 @@ from embae.trainer.vectors import Origin, Vectors, write_vectors
 
 def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
     """A name for what a model's embeddings mean: those under one name may be compared."""
-    return content_key([spec.size, spec.mean, spec.std, tta, model.cameras], np.empty(0, np.uint64), model)
+    known = [model.cameras, *([names] if (names := sorted(model.known.names.items())) else [])]
+    return content_key([spec.size, spec.mean, spec.std, tta, *known], np.empty(0, np.uint64), model)
 
 
-def origin(key: str, index: Index, splits: Sequence[Split]) -> Origin:
-    """What a model makes of a dataset's splits."""
-    return Origin(key, index.name, index.fingerprint, [one for one in splits if index.count(one)], str(index.root))
+def origin(key: str, pointed: Pointed, splits: Sequence[Split]) -> Origin:
+    """What a model makes of the splits of what was pointed at."""
+    named = {index.name: {name: camid for camid, name in index.camera_names.items()} for index in pointed.indexes}
+    return Origin(key, pointed.name, pointed.fingerprint, [one for one in splits if pointed.count(one)],
+                  str(pointed.root), {name: cameras for name, cameras in named.items() if cameras})
 
 
-def extract_to(path: Path, made: Origin, model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World,
+def extract_to(path: Path, made: Origin, model: EmbAE, pointed: Pointed, spec: ImageSpec, tta: TTA, world: World,
                reading: Reading) -> bool:
     """Writes a file of embeddings, each rank computing its share; those that `embae.trainer.evaluate` would compute.
 
@@ -45,7 +45,7 @@ def extract_to(path: Path, made: Origin, model: EmbAE, index: Index, spec: Image
         path: The file; while it is made, a folder beside it holds what there is of it.
         made: What is to be in it.
         model: In eval mode, on the rank's device.
-        index: The dataset.
+        pointed: What it is of.
         spec: What the model takes.
         tta: Test-time augmentation.
         world: This rank.
@@ -58,38 +58,24 @@ def extract_to(path: Path, made: Origin, model: EmbAE, index: Index, spec: Image
         DataError: An image cannot be read.
         FloatingPointError: An embedding is not finite.
     """
+    views = [View([index for index in pointed.indexes if index.count(split)], split)  # type: ignore[arg-type]
+             for split in made.splits]
+    if world.first:
+        note_strange_cameras(model, views)
     if broadcast_object(on_first_rank(world, lambda: _is_there(path, made))):
         return False
-    if world.first:
-        note_strange_cameras(model, [View([index], split) for split in made.splits])  # type: ignore[arg-type]
     beside = path.with_name(f"{path.name}.partial")
     with ExitStack() as stack:
         pieces = []
-        for split in made.splits:
-            view = View([index], split)  # type: ignore[arg-type]
-            found = stack.enter_context(embedded(model, view, spec, tta, world, reading, beside))
-            rows = index.rows(split)  # type: ignore[arg-type]
-            pieces.append((np.arange(rows.start, rows.stop), found))
-        on_first_rank(world, lambda: write_vectors(path, made, index, pieces))
+        for split, view in zip(made.splits, views, strict=True):
+            found, start = stack.enter_context(embedded(model, view, spec, tta, world, reading, beside)), 0
+            for index in view.indexes:
+                rows = index.rows(split)  # type: ignore[arg-type]
+                own = np.arange(rows.start, rows.stop)
+                pieces.append((index, own, found[start:start + len(own)]))
+                start += len(own)
+        on_first_rank(world, lambda: write_vectors(path, made, pieces))
     return True
-
-
-def pointed_at(where: str, trained: Trained, keep: Path, pattern: str | None) -> Index:
-    """The dataset that a person names beside a run: a name below its ``data.root``, or what `footage` takes.
-
-    Args:
-        where: As the command line has it.
-        trained: The run.
-        keep: Where folders of images are kept sharded.
-        pattern: For paths in a folder of images.
-
-    Raises:
-        DataError: There is no such thing, or an image in it cannot be decoded.
-    """
-    root = trained.recipe.data.root if trained.recipe else None
-    if isinstance(root, Path) and not os.path.exists(where) and os.path.isfile(root / where / CARD):
-        where = str(root / where)
-    return footage(where, pattern=pattern, keep=keep)
 
 
 def reading_of(trained: Trained) -> Reading:

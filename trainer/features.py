@@ -97,7 +97,7 @@ def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, 
     """
     order = by_content(view)
     through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras, model.last_stride]
-    key = content_key(through, view.fingerprints()[order], model.backbone)
+    key = content_key(through, seen_as(model, view, order), model.backbone)
     path = folder / f"features-{key}.npy"
     took = path.with_suffix(".seconds")
     # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
@@ -128,6 +128,12 @@ def content_key(through: list[Any], fingerprints: np.ndarray, weights: torch.nn.
         key.update(name.encode())
         key.update(value.detach().cpu().numpy().tobytes())
     return key.hexdigest()[:16]
+
+
+def seen_as(model: EmbAE, view: View, rows: np.ndarray) -> np.ndarray:
+    """What rows of a view are to a model: a number for each image, and where its camera stands among the model's."""
+    which = model.numbers(view, rows)
+    return np.concatenate([view.fingerprints()[rows], *([which.astype(np.uint64)] if which is not None else [])])
 
 
 def fill(path: Path, rows: np.ndarray, shape: tuple[int, ...], batches: Callable[..., Generator[Batch, None, None]],

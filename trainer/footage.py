@@ -3,6 +3,7 @@
     shards/market1501, s3://bucket/market1501     opened as it is
     footage/station                               images below it; the first sub-folder is the camera
     'footage/station/*/2024-05-*/*.jpg'           those of them that the pattern of the shell finds
+    shards/all                                    a merged set: its members (`pointed_at` alone)
 
 Every image is decoded once on the way, so that what cannot be is refused by name. Images without labels are the usual
 case; `pattern` takes labels, cameras and splits from their paths as `embae shard folder` does.
@@ -15,20 +16,88 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from embae.datasets.card import CARD, MERGED, datasets_in
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
+from embae.datasets.merged import Merged, is_merged
 from embae.datasets.progress import note
 from embae.datasets.readers import read
-from embae.datasets.records import FileImage, Record
+from embae.datasets.records import FileImage, Record, Split, camera_names
 from embae.datasets.remote import Url, location
 from embae.datasets.sharding import write_shards
 
 _CAMERA = r"^(?:(?P<camid>[^/]+)/)?"  # the first sub-folder; images that lie in none are from camera 0
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """What a person points at: one dataset, or a merged set.
+
+    Attributes:
+        name: Its own.
+        root: Where it is.
+        indexes: The dataset, or the members.
+    """
+
+    name: str
+    root: Path | Url
+    indexes: tuple[Index, ...]
+
+    @classmethod
+    def open(cls, place: Path | Url) -> Pointed:
+        """Opens what is sharded.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        if is_merged(place):
+            merged = Merged.open(place)
+            return cls(merged.name, merged.root, merged.indexes)
+        index = Index.open(place)
+        return cls(index.name, index.root, (index,))
+
+    @property
+    def fingerprint(self) -> str:
+        """The dataset's, or one of all members'."""
+        if len(self.indexes) == 1:
+            return self.indexes[0].fingerprint
+        return hashlib.sha256("".join(f"{one.name} {one.fingerprint}\n" for one in self.indexes).encode()).hexdigest()
+
+    def count(self, split: Split) -> int:
+        """How many images a split has."""
+        return sum(index.count(split) for index in self.indexes)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.indexes))
+
+
+def pointed_at(where: str, root: Path | Url | None, *, name: str | None = None, pattern: str | None = None, keep: Path,
+               skip_bad: bool = False) -> Pointed:
+    """What a person names beside a run: a dataset or merged set, by its name below the run's ``data.root`` or by its
+    place, or what else `footage` takes.
+
+    Args:
+        where: As the command line has it.
+        root: The run's, where there is one.
+        name, pattern, keep, skip_bad: See `footage`.
+
+    Raises:
+        DataError: See `footage`.
+    """
+    if root is not None and "://" not in where and not os.path.exists(where) and not glob.has_magic(where):
+        below = root / where
+        if isinstance(below, Url) or is_sharded(str(below)):
+            where = str(below)
+    if (sharded := is_sharded(where)) is not None:
+        pointed = Pointed.open(sharded)
+        _refuse_options(where, pointed.name, name, pattern)
+        return pointed
+    index = footage(where, name=name, pattern=pattern, keep=keep, skip_bad=skip_bad)
+    return Pointed(index.name, index.root, (index,))
 
 
 def footage(where: str, *, name: str | None = None, pattern: str | None = None, keep: Path,
@@ -50,27 +119,25 @@ def footage(where: str, *, name: str | None = None, pattern: str | None = None, 
     """
     if (sharded := is_sharded(where)) is not None:
         index = Index.open(sharded)
-        for option, given in (("name", name not in (None, index.name)), ("pattern", pattern is not None)):
-            if given:
-                raise DataError(f"{where}: is sharded already, as {index.name}; {option} goes with a folder of images")
+        _refuse_options(where, index.name, name, pattern)
         return index
     root, found = images(where, pattern)
-    named = cameras_of(root, found, pattern)
     name = name or fit_name(root)
+    named = camera_names(found)
     if len(named) > 1:
         note(f"{where}: cameras {', '.join(f'{number} = {camera}' for camera, number in named.items())}")
-    about = {"reader": "folder", "root": str(root.resolve()), "options": {"pattern": pattern} if pattern else {},
-             "cameras": named}
+    if deeper := None if pattern else _deeper(root, found):
+        note(f"{where}: the sub-folders are taken as cameras, and what lies in their own sub-folders ({deeper}) as of "
+             "these cameras; where those are the cameras, name one of the folders, or say "
+             "--pattern '^[^/]+/(?P<camid>[^/]+)/'")
+    about = {"reader": "folder", "root": str(root.resolve()), "options": {"pattern": pattern} if pattern else {}}
     return shard(name, found, keep, source=about, size=size, skip_bad=skip_bad)
 
 
-def cameras(index: Index) -> dict[str, int]:
-    """Name → camid of a dataset's cameras: of sub-folders where `footage` made it, else the numbers themselves."""
-    named = index.card.get("source", {}).get("cameras")
-    if isinstance(named, dict) and named and all(type(camid) is int for camid in named.values()):
-        return {str(camera): camid for camera, camid in named.items()}
-    counts = index.card["counts"]
-    return {str(camid): camid for camid in sorted({camid for split in counts.values() for camid in split["cameras"]})}
+def _refuse_options(where: str, own: str, name: str | None, pattern: str | None) -> None:
+    for option, given in (("name", name not in (None, own)), ("pattern", pattern is not None)):
+        if given:
+            raise DataError(f"{where}: is sharded already, as {own}; --{option} goes with a folder of images")
 
 
 def is_sharded(where: str) -> Path | Url | None:
@@ -107,15 +174,12 @@ def images(where: str, pattern: str | None = None) -> tuple[Path, list[Record]]:
     return root, found if pattern else [replace(record, split="train") for record in found]
 
 
-def cameras_of(root: Path, found: Sequence[Record], pattern: str | None) -> dict[str, int]:
-    """What `images` numbered the cameras: name, as it stands in the paths, → camid; empty where none is named."""
-    named = {}
-    for record in found:
-        match = re.search(pattern or _CAMERA, _path(record).relative_to(root).as_posix())
-        camera = match.groupdict().get("camid") if match else None
-        if camera is not None:
-            named[camera] = record.camid
-    return dict(sorted(named.items(), key=lambda one: one[1]))
+def _deeper(root: Path, found: Sequence[Record]) -> str:
+    """Some folders with images that lie below a camera's, for a message; empty where there are none."""
+    folders = {os.path.dirname(_path(record)) for record in found}
+    inside = [Path(folder).relative_to(root) for folder in folders]
+    below = sorted(folder.as_posix() for folder in inside if len(folder.parts) > 1)
+    return ", ".join(below[:3]) + ", …" * (len(below) > 3)
 
 
 def shard(name: str, records: Sequence[Record], keep: Path, *, source: dict[str, Any],

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from embae.datasets.keyed import generator
+from embae.datasets.view import View
 from embae.trainer.backbone import build_backbone, fitted
-from embae.trainer.cameras import Camera, fill_up, without_tables
+from embae.trainer.cameras import fill_up, without_tables
 from embae.trainer.description import named
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export, load_into, read_weights
+from embae.trainer.known_cameras import Known
 from embae.trainer.parts import EmbAE, Head, head_labels
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import Stage
 
 
-def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path, cameras: Sequence[Camera],
+def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path, view: View,
                   classes: int = 0, size: tuple[int, int] = (256, 128)) -> EmbAE:
     """Builds a stage's model.
 
@@ -32,7 +33,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         name: Its name.
         seed: The run's seed.
         run: The run folder, where earlier stages' exports are.
-        cameras: (dataset, camid) of the stage's images, sorted.
+        view: The stage's images.
         classes: Identities of the stage's images, for the classifier.
         size: Height and width of its images.
 
@@ -44,7 +45,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         export = _export(stage.init, run)
     heads: list[Head] = []
     if stage.use("nuisance") != "absent":
-        heads = head_labels(keys.nuisance.per, cameras)
+        heads = head_labels(keys.nuisance.per, view.cameras())
         if export and "nuisance" in export.parts and "nuisance" not in stage.reinit:
             missing = [head for head in heads if head not in export.heads]
             if missing and stage.loss:  # else they are carried along
@@ -54,10 +55,10 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         running, by_camera = stage.normalised("running"), stage.normalised("camera")
-        known = export.cameras if export else []
+        known = export.known if export else Known()
         if by_camera:
-            known = [*dict.fromkeys([*known, *cameras])]  # rows of tables stay where they are
-        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes, cameras=known, size=size)
+            known = known.joined(view)  # rows of tables stay where they are
+        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes, known=known, size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
             raise ExportError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
@@ -76,7 +77,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         elif stage.init != "random":
             load_into(model.backbone, fitted(_backbone_file(Path(stage.init)), model.backbone), stage.init)
     for part, module in model.parts().items():
-        fill_up(module, len(known), trains=part in by_camera)
+        fill_up(module, len(known.cameras), trains=part in by_camera)
     return model
 
 

@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from embae.datasets.errors import DataError
-from embae.trainer.cameras import Camera
 from embae.trainer.evaluate import read_size, views
 from embae.trainer.export import Export
 from embae.trainer.extract import model_key
+from embae.trainer.known_cameras import tell
 from embae.trainer.pixels import Images, One, normalised, one_by_one, pixels, resized
 from embae.trainer.schema import TTA
 from embae.trainer.spread import threads
 from embae.trainer.trained import find
+
+Seen = tuple[str, str | int]
+"""The camera that an image is from: its dataset, and its name or its number there."""
 
 
 def load(path: str | Path, *, stage: str | None = None, device: str | torch.device | None = None, tta: TTA = "flip",
@@ -58,6 +61,7 @@ class Loaded:
     Attributes:
         spec: Image size and normalisation.
         cameras: (dataset, camid) of the cameras that the model is calibrated on; mostly none.
+        names: What those are called that have a name.
         width: Numbers of an embedding.
         device: Where it computes.
         net: The network.
@@ -65,19 +69,20 @@ class Loaded:
     """
 
     def __init__(self, export: Export, device: torch.device, tta: TTA, batch: int):
-        self.spec, self.cameras = export.spec, list(export.cameras)
+        self.spec, self.cameras, self.names = export.spec, export.cameras, dict(export.known.names)
         self.net, self.device = export.restore().to(device), device
         self.width, self.key = self.net.z, model_key(self.net, export.spec, tta)
         self._tta, self._batch, self._warned = tta, batch, False
 
-    def __call__(self, images: Images, camera: Camera | Sequence[Camera | None] | None = None) -> Tensor:
+    def __call__(self, images: Images, camera: Seen | Sequence[Seen | None] | None = None) -> Tensor:
         """Raw embeddings: `(B, D)` float32, on the CPU. Compare them by cosine similarity, or scaled to length 1.
 
         Args:
             images: A path, a PIL image, a uint8 array `(H, W, 3)` or `(B, H, W, 3)`, a tensor `(3, H, W)` or
                 `(B, 3, H, W)`, uint8 or of numbers from 0 to 1; or a list of these, of any sizes.
-            camera: (dataset, camid) that the images are from, or one of each image, for a model that is calibrated by
-                camera; the statistics that all cameras share serve where it is None or another one.
+            camera: The camera that the images are from, ("station", "door") or ("station", 3), or one of each image,
+                for a model that is calibrated by camera; numbers are those of `cameras`. The statistics that all
+                cameras share serve where it is None or another one.
 
         Raises:
             DataError: Not images, a file that cannot be read, or another number of cameras than of images.
@@ -100,22 +105,21 @@ class Loaded:
         return torch.stack([self.net(crop, which) for crop in views(inputs, self.spec, self._tta)]).mean(0) \
             .float().cpu()
 
-    def _which(self, camera: Camera | Sequence[Camera | None] | None, count: int) -> Tensor | None:
+    def _which(self, camera: Seen | Sequence[Seen | None] | None, count: int) -> Tensor | None:
         """Where each image's camera stands in the model's list: `(B,)`, −1 where it does not; None without a list."""
         if camera is None or (isinstance(camera, tuple) and len(camera) == 2 and isinstance(camera[0], str)):
-            each: list[Camera | None] = [camera] * count
+            each: list[Seen | None] = [camera] * count  # type: ignore[list-item]
         else:
-            each = [one if one is None else (str(one[0]), int(one[1])) for one in camera]
+            each = [one if one is None else (str(one[0]), one[1] if isinstance(one[1], str) else int(one[1]))
+                    for one in camera]  # type: ignore[misc, union-attr]
             if len(each) != count:
                 raise DataError(f"camera: found {len(each)} for {count} images; wanted one, or one of each image")
         if not self.cameras:
             return None
-        place: dict[Camera | None, int] = {one: number for number, one in enumerate(self.cameras)}
-        found = [place.get(one, -1) for one in each]
+        found = [-1 if one is None else self.net.known.called(*one) for one in each]
         if -1 in found and not self._warned:
             self._warned = True
-            known = ", ".join(f"{camid} of {dataset}" for dataset, camid in self.cameras[:5])
-            warnings.warn(f"the model is calibrated by camera (camid {known}{', …' * (len(self.cameras) > 5)}), and "
+            warnings.warn(f"the model is calibrated by camera ({tell(self.cameras, self.names)}), and "
                           f"{each[found.index(-1)]} is none of them: such images go through the statistics that all "
-                          "cameras share; say camera=(dataset, camid)", stacklevel=3)
+                          'cameras share; say camera=("DATASET", "NAME")', stacklevel=3)
         return torch.tensor(found, dtype=torch.int64)

@@ -19,8 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.batch import Batch
 from embae.datasets.to_device import to_device
+from embae.datasets.view import View
 from embae.trainer.backbone import build_backbone, width
-from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, Camera, numbers, put_out, seen_by
+from embae.trainer.cameras import COMMON, MEAN, SCALE, SHIFT, VAR, put_out, seen_by
+from embae.trainer.known_cameras import Camera, Known
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import PARTS, PartName, Use
 
@@ -100,7 +102,7 @@ class EmbAE(nn.Module):
             so their batch-norm statistics are frozen too.
         running: Trained parts whose batch norms keep to their running statistics.
         classes: Identities that the classifier tells apart.
-        cameras: (dataset, camid) of the cameras that the model is calibrated on, in the order of its tables.
+        known: The cameras that the model is calibrated on, in the order of its tables.
         size: Height and width of its images.
 
     Attributes:
@@ -108,17 +110,18 @@ class EmbAE(nn.Module):
         neck: Whether the triplet loss looks at what goes into the embedding.
         unit: Whether embeddings to search by have length 1.
         last_stride: Of the backbone; its weights do not tell.
+        known: As above.
 
     Raises:
         RecipeError: timm has no such backbone, or not in this form.
     """
 
     def __init__(self, keys: Model, heads: Sequence[Head], uses: Mapping[PartName, Use], *,
-                 running: Collection[PartName] = (), classes: int = 0, cameras: Sequence[Camera] = (),
+                 running: Collection[PartName] = (), classes: int = 0, known: Known | None = None,
                  size: tuple[int, int] = (256, 128)):
         super().__init__()
         self.uses: dict[PartName, Use] = {part: uses.get(part, "absent") for part in PARTS}
-        self._running, self.classes, self.cameras = frozenset(running), classes, list(cameras)
+        self._running, self.classes, self.known = frozenset(running), classes, known or Known()
         self.heads = list(heads) if self.uses["nuisance"] != "absent" else []
         self.backbone = build_backbone(keys, size)
         self.features = width(self.backbone, size)
@@ -142,6 +145,11 @@ class EmbAE(nn.Module):
             self.discriminator = Discriminator(latent, keys.hidden)
         for name, part in self.parts().items():
             part.requires_grad_(self.uses[name] == "train")
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """(dataset, camid) of the cameras that the model is calibrated on, in the order of its tables."""
+        return list(self.known.cameras)
 
     def parts(self) -> dict[PartName, nn.Module]:
         """The parts that are there."""
@@ -190,18 +198,17 @@ class EmbAE(nn.Module):
 
     def cameras_of(self, batch: Batch) -> Tensor | None:
         """The camera of each image of a batch in the model's list: `(N,)` on its device; None where it has no list."""
-        found = self.numbers(batch.view.names, batch.dataset, batch.camid)
+        found = self.numbers(batch.view, batch.rows)
         return None if found is None else to_device(found, batch.inputs.device)
 
     def cameras_among(self, batch: Batch) -> Tensor | None:
         """The cameras of the model's list that the *global* batch has images of, rising: `(K,)`; None as above."""
-        rows, view = batch.plan, batch.view
-        found = self.numbers(view.names, view.locate(rows)[0], view.column("camid", rows))
+        found = self.numbers(batch.view, batch.plan)
         return None if found is None else to_device(np.unique(found), batch.inputs.device)
 
-    def numbers(self, names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray | None:
-        """As `cameras_of`, from the number of each image's dataset and its camid: `(N,)` int64."""
-        return numbers(self.cameras, names, dataset, camid) if self.cameras else None
+    def numbers(self, view: View, rows: np.ndarray) -> np.ndarray | None:
+        """As `cameras_of`, of a view's rows: `(N,)` int64."""
+        return self.known.numbers(view, rows) if self.known.cameras else None
 
 
 def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
@@ -212,11 +219,11 @@ def table_shape(model: EmbAE, key: str) -> tuple[int, int] | None:
     path, _, name = key.rpartition(".")
     owner = dict(model.named_modules()).get(path)
     if name in (MEAN, VAR) and isinstance(owner, _BatchNorm):
-        return len(model.cameras), owner.num_features
+        return len(model.known.cameras), owner.num_features
     if name == COMMON and path == "backbone":
         return 2, model.features
     if name in (SHIFT, SCALE) and path in ("backbone", "embedding") and owner is not None:
-        return len(model.cameras), model.features if path == "backbone" else model.z
+        return len(model.known.cameras), model.features if path == "backbone" else model.z
     return None
 
 

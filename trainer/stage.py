@@ -71,7 +71,7 @@ class StageRun:
             raise ExportError(f"{resume.path}: {self.start} steps are done, but the stage has {self.stop}; give it its "
                               "former length, or remove the checkpoint")
         self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
-                                   cameras=sampler.view.cameras(), classes=self._classes(), size=self.spec.size)
+                                   view=sampler.view, classes=self._classes(), size=self.spec.size)
         use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
@@ -253,7 +253,7 @@ class StageRun:
     def snapshot(self) -> EmbAE:
         """A copy of the model as it is now, in eval mode, for scoring during training."""
         own = self.model
-        model = EmbAE(self.recipe.model, own.heads, own.uses, classes=own.classes, cameras=own.cameras,
+        model = EmbAE(self.recipe.model, own.heads, own.uses, classes=own.classes, known=own.known,
                       size=self.spec.size)
         load_into(model, self.state(), self.name)
         return model.to(self.world.device).eval()

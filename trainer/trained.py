@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from embae.datasets.remote import Url
 from embae.trainer.description import META
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import load
@@ -26,6 +27,11 @@ class Trained:
     run: Path
     export: Path
     recipe: Recipe | None
+
+    @property
+    def root(self) -> Path | Url | None:
+        """Where the run's datasets lie, where a run was named."""
+        return self.recipe.data.root if self.recipe else None
 
 
 def find(path: Path, stage: str | None = None) -> Trained:

@@ -46,15 +46,16 @@ def numbered_names(values: Iterable[str]) -> dict[str, int]:
     return {value: number for number, value in enumerate(sorted(set(values)))}
 
 
-def cameras(place: Path, names: Sequence[str], values: Sequence[str | None]) -> list[int]:
-    """A camera number per image: 0 for all where none has a label, else as `numbered` says.
+def cameras(place: Path, names: Sequence[str], values: Sequence[str | None]) -> list[tuple[int, str | None]]:
+    """Number and label of each image's camera: 0 for all where none has a label, else as `numbered` says.
 
     Raises:
         DataError: Some have a label and some have none: camera 0 for those might be a camera of its own.
     """
     numbers = numbered(values)
     if not numbers:
-        return [0] * len(values)
+        return [(0, None)] * len(values)
     bad = [name for name, value in zip(names, values, strict=True) if value is None]
     refuse(place, bad, "images have no camid while others have one", "give every image one, or none")
-    return [numbers[value] for value in values if value is not None]
+    both = {label: (number, label) for label, number in numbers.items()}  # millions of images share a label
+    return [both[value] for value in values if value is not None]

@@ -45,8 +45,8 @@ def records(
     roles: dict[str | None, Role] = {distractor_pid: "distractor", junk_pid: "junk", None: "person"}
     return [
         Record(path, _split(path), None if pid is None else numbers[pid], camid, FileImage(root / path),
-               roles.get(pid, "person"))
-        for (path, _), pid, camid in zip(found, pids, camids, strict=True)
+               roles.get(pid, "person"), camera)
+        for (path, _), pid, (camid, camera) in zip(found, pids, camids, strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,8 +51,8 @@ def records(root: Path) -> list[Record]:
     pids = numbered(row["pid"] or None for row in rows)
     camids = cameras(listed, names, [row["camid"] or None for row in rows])
     return [
-        record(home, home / path, pids.get(row["pid"]), camid, split, role)
-        for path, row, camid, split, role in zip(inside, rows, camids, splits, roles, strict=True)
+        replace(record(home, home / path, pids.get(row["pid"]), camid, split, role), camera=camera)
+        for path, row, (camid, camera), split, role in zip(inside, rows, camids, splits, roles, strict=True)
     ]
 
 

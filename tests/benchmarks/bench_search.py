@@ -103,7 +103,7 @@ def search(folder: Path, images: int, width: int) -> None:
     embeddings = centres[rng.integers(5000, size=images)] + rng.standard_normal((images, width), dtype=np.float32)
     queries = embeddings[rng.integers(images, size=50)] + 0.3 * rng.standard_normal((50, width), dtype=np.float32)
     path = folder / f"{width}.arrow"
-    write_vectors(path, Origin("", "random", "", ["gallery"], ""), _Made(images), [(np.arange(images), embeddings)])  # type: ignore[arg-type]
+    write_vectors(path, Origin("", "random", "", ["gallery"], ""), [(_Made(images), np.arange(images), embeddings)])  # type: ignore[arg-type]
     nothing = np.zeros(images, bool)
     began = time.perf_counter()
     through = Search(Vectors.open(path))

@@ -14,7 +14,7 @@ from datasets_of import kept
 from fuzzing import bent, damaged, edits, inputs, tree_edits, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import KEYS, heads, images, model, parts_in
+from toys import KEYS, Seen, heads, images, model, parts_in
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export
@@ -139,7 +139,7 @@ def test_pickled_weights_run_no_code(tmp_path: Path) -> None:
     for save in (lambda content: torch.save(content, path), lambda content: path.write_bytes(pickle.dumps(content))):
         save({"weight": Runs(run)})
         with pytest.raises(ExportError, match=r"stages\.s\.init: .*weights\.pth"):
-            initial_model(KEYS, stage, "s", seed=0, run=tmp_path, cameras=[("toy", 0)])
+            initial_model(KEYS, stage, "s", seed=0, run=tmp_path, view=Seen([("toy", 0)]))
         assert not run.exists()
 
 
@@ -152,4 +152,4 @@ def test_damaged_pickled_weights(folder: Path, changes: list[tuple[str, int, int
     data = path.read_bytes()
     path.write_bytes(damaged(data, changes, range(0, 3000) if changes[0][1] % 2 else None))
     with works_or_refuses(path, only=(ExportError,)):
-        initial_model(KEYS, stage, "s", seed=0, run=folder, cameras=[("toy", 0)])
+        initial_model(KEYS, stage, "s", seed=0, run=folder, view=Seen([("toy", 0)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from embae.trainer.export import write
 STORED, OTHER = ImageSpec(40, 20), ImageSpec(32, 16)  # the size of the tiny datasets' images, and a smaller one
 
 
-def export(folder: Path, spec: ImageSpec, cameras: int = 0) -> Path:
+def export(folder: Path, spec: ImageSpec, cameras: int = 0, names: Sequence[str] = ()) -> Path:
     """A model with fixed weights; calibrated on cameras, each with statistics of its own."""
-    made = model(parts_in("frozen", "frozen"), cameras=[("park", camid) for camid in range(1, cameras + 1)]).eval()
+    listed = [("park", camid) for camid in range(1, cameras + 1)]
+    called = dict(zip(listed, names, strict=bool(names)))
+    made = model(parts_in("frozen", "frozen"), cameras=listed, names=called).eval()
     state = dict(made.state_dict())
     for key in list(state) if cameras else []:
         if key.endswith("running_mean"):

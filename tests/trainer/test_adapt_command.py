@@ -41,7 +41,7 @@ def test_adapts_to_a_folder_of_images(desk: Path) -> None:
     assert written["extends"] == "adapt-source-free" and written["defaults"] == {"precision": "fp32"}
     assert load(str(run / "adapt.yaml")).data.image == SIZE
     card = json.loads((run / "recalibrate-1" / "export" / "model.json").read_text())
-    assert card["cameras"] == [["footage", 0], ["footage", 1]]
+    assert card["cameras"] == [["footage", 0], ["footage", 1]] and card["names"] == ["door", "hall"]
     again = _embae(desk)
     assert again.returncode == 0 and "[adapt-1] done before, 2 steps" in again.stdout
 

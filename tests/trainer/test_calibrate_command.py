@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 import tiny
@@ -29,6 +30,7 @@ from embae.trainer.footage import footage
 from embae.trainer.monitor import Monitor
 from embae.trainer.passes import run_pass
 from embae.trainer.recipe import load
+from embae.trainer.vectors import Vectors
 
 COUNTS = {"door": 130, "hall": 128, "yard": 3}
 
@@ -67,7 +69,7 @@ def by_dataset(desk: Path) -> Path:
     """The export after all cameras at once, without the embedding."""
     done = calibrate(desk, "--dataset", desk / "station", "--features", "--out", desk / "all")
     assert done.exit_code == 0
-    assert "station/0: 130 images\nstation/1: 128 images\nstation/2: 3 images, which is few: below 32" in done.stdout
+    assert "station/door: 130 images\nstation/hall: 128 images\nstation/yard: 3 images, which is few" in done.stdout
     return desk / "all"
 
 
@@ -115,6 +117,46 @@ def test_a_camera_that_is_added_leaves_the_others_as_they_were(desk: Path, by_da
     assert found.restore().cameras == found.cameras
 
 
+def embeddings(desk: Path, export: Path, images: Path, name: str) -> dict[tuple[str, str], np.ndarray]:
+    """By (camera, file) of a folder."""
+    out = desk / f"{name}.arrow"
+    words = ["extract", str(export), str(images), "-o", str(out), "--name", "station", "--tta", "none"]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    found = Vectors.open(out)
+    every = found[np.arange(len(found))]
+    return {(found.camera_name(("station", int(camid))), found.key(row).rpartition("_")[2]): every[row]
+            for row, camid in enumerate(found.camid)}
+
+
+def test_cameras_are_known_by_name_when_one_sorts_before_them(desk: Path, by_dataset: Path) -> None:
+    """A new folder moves the numbers of all: their statistics stay theirs, and it has none until it is calibrated."""
+    moved = desk / "moved"
+    for camera in ("door", "hall", "yard"):
+        (moved / camera).mkdir(parents=True)
+        for path in sorted((desk / "station" / camera / "monday").iterdir())[:12]:
+            (moved / camera / path.name).symlink_to(path)
+    before = embeddings(desk, by_dataset, moved, "before")
+    (moved / "attic").symlink_to(moved / "hall")
+    after = embeddings(desk, by_dataset, moved, "after")
+    assert {camera for camera, _ in after} == {"attic", "door", "hall", "yard"}
+    for (camera, file), embedding in before.items():
+        np.testing.assert_allclose(after[camera, file], embedding, rtol=1e-4, atol=1e-4)
+    apart = [np.abs(after["attic", file] - after["hall", file]).max() for camera, file in before if camera == "hall"]
+    assert min(apart) > 0.05  # the same images, of a camera that the model does not know
+
+    done = calibrate(desk, "--dataset", moved, "--name", "station", "--out", desk / "more", start=str(by_dataset))
+    assert done.exit_code == 0 and "station/attic: 12 images" in done.stdout
+    found = Export.open(desk / "more")
+    assert found.cameras == [("station", 0), ("station", 1), ("station", 2), ("station", 4)]
+    assert [found.known.names[camera] for camera in found.cameras] == ["door", "hall", "yard", "attic"]
+    done = calibrate(desk, "--camera", f"station/attic={moved / 'door'}", "--out", desk / "again", start="more")
+    assert done.exit_code == 0 and Export.open(desk / "again").known == found.known
+    old, new = weights(desk / "more"), weights(desk / "again")
+    changed = {row for key in old if key.endswith(TABLES[:2]) for row in range(4)
+               if not torch.equal(old[key][row], new[key][row])}
+    assert changed == {3}
+
+
 def test_the_embedding_stays_if_nothing_is_said(desk: Path) -> None:
     words = [word for number, name in enumerate(COUNTS) for word in (
         "--camera", f"station/{number}={desk / 'station' / name}")]  # fmt: skip
@@ -134,15 +176,17 @@ def test_images_of_unknown_cameras_are_scored_with_a_warning(desk: Path, by_data
 @pytest.mark.parametrize("words, said", [
     ([], "which cameras"),
     (["--camera", "station/3"], "wanted NAME=IMAGES"),
-    (["--camera", "station/x=station/door"], "wanted NAME=IMAGES"),
+    (["--camera", "station/=station/door"], "wanted NAME=IMAGES"),
     (["--camera", "=station/door"], "wanted NAME=IMAGES"),
     (["--camera", "door=station/door", "--camera", "door/0=station/hall"], "door/0 is given twice"),
+    (["--camera", "door/1=station/door", "--camera", "door/01=station/hall"], "door/01: is given twice"),
+    (["--camera", "door=station/door", "--name", "door"], "--name: goes with --dataset"),
     (["--camera", "door=nowhere"], "nowhere: no such folder"),
     (["--camera", "door=empty"], "holds no image"),
     (["--camera", "door=station/*/*/none*.jpg"], "no image below station is named so"),
     (["--camera", "door=station/door/monday/7.*"], "door/0: has a single image"),
     (["--camera", "door=bad"], "2 of 2 images cannot be used"),
-    (["--camera", "station/1=station/hall", "--dataset", "station"], "station/1, which --camera gives too"),
+    (["--camera", "station/1=station/hall", "--dataset", "station"], "gives cameras of station too (station/1)"),
     (["--camera", "door=station/door", "--stage", "embedding"], "this is one model; name its run"),
     (["--camera", "door=station/door", "--out", "station"], "is there already"),
 ])  # fmt: skip

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ranks import on_ranks
 from small import SIZE, shared_shards, target
 from torch import Tensor, nn
-from toys import KEYS, RECONSTRUCTION, ToyView, distance, images, model, parts_in, share_of, stage
+from toys import KEYS, RECONSTRUCTION, Seen, ToyView, distance, images, model, parts_in, share_of, stage
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export
@@ -23,6 +23,7 @@ from embae.trainer.distributed import World
 from embae.trainer.evaluate import Reading
 from embae.trainer.export import Export
 from embae.trainer.initial import initial_model
+from embae.trainer.known_cameras import Known
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
 from embae.trainer.stage_folder import Done, finish
@@ -222,7 +223,7 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     uses = {**parts_in("frozen", "train", "absent", "train")}
     keys = stage(uses, RECONSTRUCTION, init="before", batch_norm={"embedding": "camera"})
     cameras = [("toy", 0), ("toy", 1), ("toy", 4)]
-    made = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, cameras=cameras)
+    made = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(cameras))
     assert made.cameras == [("toy", 0), ("toy", 7), ("toy", 1), ("toy", 4)]
     tables = [key for key in made.state_dict() if key.rpartition(".")[2] in TABLES]
     assert len(tables) == 30  # of the frozen backbone too
@@ -234,12 +235,20 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     back = Export.open(tmp_path / "now" / "export").restore()
     assert back.cameras == made.cameras
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in made.state_dict().items())
+    # A camera that has its number from a name is told by that.
+    before.known = Known(before.known.cameras, {("toy", 0): "door", ("toy", 7): "hall"})
+    _write(tmp_path, before, "named")
+    named = keys.model_copy(update={"init": "named"})
+    view = Seen(cameras, {("toy", 0): "attic", ("toy", 1): "door", ("toy", 4): "hall"})
+    made = initial_model(KEYS, named, "now", seed=0, run=tmp_path, view=view)  # type: ignore[arg-type]
+    assert made.cameras == [("toy", 0), ("toy", 7), ("toy", 8)]
+    assert list(made.known.names.values()) == ["door", "hall", "attic"]
     # As a part that trains by batches, or starts afresh, it has none.
     plain = stage(uses, RECONSTRUCTION, init="before")
-    state = initial_model(KEYS, plain, "now", seed=0, run=tmp_path, cameras=cameras).state_dict()
+    state = initial_model(KEYS, plain, "now", seed=0, run=tmp_path, view=Seen(cameras)).state_dict()
     assert not any(key.startswith("embedding") and key.endswith(TABLES) for key in state)
     fresh = stage(uses, RECONSTRUCTION, init="before", batch_norm={"embedding": "camera"}, reinit=["embedding"])
-    state = initial_model(KEYS, fresh, "now", seed=0, run=tmp_path, cameras=cameras).state_dict()
+    state = initial_model(KEYS, fresh, "now", seed=0, run=tmp_path, view=Seen(cameras)).state_dict()
     assert torch.equal(state[f"embedding.2.{VAR}"], torch.ones(4, KEYS.hidden))
 
 

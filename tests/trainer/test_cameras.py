@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from toys import KEYS, RECONSTRUCTION, TRIPLET, heads, images, model, parts_in, stage
+from toys import KEYS, RECONSTRUCTION, TRIPLET, Seen, heads, images, model, parts_in, stage
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export
 from embae.trainer.batchnorm import use_global_batch_norm
-from embae.trainer.cameras import MEAN, SCALE, SHIFT, TABLES, VAR, has_table, numbers, without_tables
+from embae.trainer.cameras import MEAN, SCALE, SHIFT, TABLES, VAR, has_table, without_tables
+from embae.trainer.errors import ExportError
 from embae.trainer.export import Export
 from embae.trainer.initial import initial_model
+from embae.trainer.known_cameras import Known
 from embae.trainer.parts import EmbAE
 from embae.trainer.stage_folder import Done, finish
 
@@ -138,14 +141,6 @@ def test_under_autocast_it_is_within_rounding() -> None:
     assert (rough.float() - exact).norm() < 0.05 * exact.norm()
 
 
-def test_numbers_of_cameras() -> None:
-    cameras = [("a", 1), ("a", 7), ("b", 0), ("b", 1)]
-    dataset, camid = np.array([0, 0, 1, 1, 1, 0]), np.array([7, 0, 1, 0, 7, 1])
-    assert numbers(cameras, ["a", "b"], dataset, camid).tolist() == [1, -1, 3, 2, -1, 0]
-    assert numbers(cameras, ["b", "c"], dataset, camid).tolist() == [-1, 2, -1, -1, -1, 3]  # by name, not by number
-    assert numbers(cameras, ["a"], np.empty(0, int), np.empty(0, int)).tolist() == []
-
-
 def test_a_batch_says_which_cameras_its_images_are_of() -> None:
     from toys import ToyView, share_of
 
@@ -183,6 +178,22 @@ def test_an_export_brings_its_tables_back(tmp_path: Path, norms: bool, put_out: 
     assert torch.equal(back(images(7), WHICH), made(images(7), WHICH))
 
 
+def test_an_export_remembers_what_cameras_are_called(tmp_path: Path) -> None:
+    made = calibrated()
+    names = {CAMERAS[0]: "door", CAMERAS[2]: "Hall 2, left"}
+    made.known = Known(made.known.cameras, names)
+    folder = write(tmp_path, made)
+    assert Export.open(folder).known.names == names and Export.open(folder).restore().known.names == names
+    about = json.loads((folder / "model.json").read_text())
+    for wrong in (["door"], ["door", "door", None], [1, 2, 3]):
+        (folder / "model.json").write_text(json.dumps({**about, "names": wrong}))
+        with pytest.raises(ExportError, match="names"):
+            Export.open(folder)
+    del about["names"]  # as exports were before
+    (folder / "model.json").write_text(json.dumps(about))
+    assert Export.open(folder).cameras == CAMERAS and not Export.open(folder).known.names
+
+
 def test_an_export_without_tables_names_no_cameras(tmp_path: Path) -> None:
     made = calibrated(norms=False, put_out=False)
     assert made.cameras == CAMERAS and Export.open(write(tmp_path, made)).cameras == []
@@ -210,7 +221,7 @@ def test_a_part_that_trains_drops_its_tables_and_a_frozen_one_keeps_them(
     write(tmp_path, made)
     uses = parts_in(backbone, embedding, "frozen", "train")
     keys = stage(uses, RECONSTRUCTION, init="calibrate", batch_norm=dict.fromkeys(running, "running"))
-    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, cameras=CAMERAS)
+    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))
     assert tables(found) == kept
     for key, value in found.state_dict().items():
         assert torch.equal(value, made.state_dict()[key]), key
@@ -225,7 +236,7 @@ def test_a_part_that_trains_drops_its_tables_and_a_frozen_one_keeps_them(
 def test_a_part_that_starts_afresh_has_no_tables(tmp_path: Path) -> None:
     write(tmp_path, calibrated())
     keys = stage(parts_in("train", "train"), TRIPLET, init="calibrate", reinit=["embedding"])
-    assert tables(initial_model(KEYS, keys, "now", seed=0, run=tmp_path, cameras=CAMERAS)) == set()
+    assert tables(initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))) == set()
     keys = keys.model_copy(update={"parts": parts_in("frozen", "train")})
-    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, cameras=CAMERAS)
+    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))
     assert tables(found) == {"backbone norms", "backbone put out"} and found.cameras == CAMERAS

@@ -65,12 +65,13 @@ def made(keys: Stage) -> Objective:
     """Its objective, over weights of any values."""
     from embae.trainer.batchnorm import use_global_batch_norm
     from embae.trainer.cameras import fill_up
+    from embae.trainer.known_cameras import Known
     from embae.trainer.parts import EmbAE
 
     with torch.random.fork_rng(devices=[]):
         of, labels = NECK if keys.loss.identity else KEYS, heads(1) if keys.use("nuisance") != "absent" else []
         cameras = [("toy", camid) for camid in range(3)] if keys.batch_norm else []
-        model = EmbAE(of, labels, keys.parts, classes=5, cameras=cameras)
+        model = EmbAE(of, labels, keys.parts, classes=5, known=Known(cameras))
     for part in keys.normalised("camera"):
         fill_up(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=True)

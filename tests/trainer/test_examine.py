@@ -16,6 +16,7 @@ from embae.datasets.sharding import write_shards
 from embae.datasets.view import View
 from embae.trainer.cameras import SCALE, SHIFT
 from embae.trainer.examine import Codes, codes, measure
+from embae.trainer.known_cameras import Known
 from embae.trainer.parts import EmbAE, Head
 
 CPU = torch.device("cpu")
@@ -159,7 +160,7 @@ def test_what_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
 def test_calibrated_embeddings_are_those_of_their_camera(view: View) -> None:
     x, camid = features(view), view.column("camid", np.arange(len(view)))
     model = made()
-    model.cameras = [("target", 0), ("target", 1), ("target", 2)]
+    model.known = Known([("target", 0), ("target", 1), ("target", 2)])
     model.embedding.register_buffer(SHIFT, torch.arange(36.0).view(3, 12))
     model.embedding.register_buffer(SCALE, torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 12).contiguous())
     found = codes(model, view, x, CPU).z

@@ -32,7 +32,7 @@ CAMERAS = [("toy", 3), ("toy", 8)]
 def stage(folder: Path, *, calibrated: bool = False, head: bool = True) -> Path:
     """The export folder of a stage, of a model with made-up weights."""
     parts = parts_in("frozen", "frozen" if head else "absent")
-    made = model(parts, cameras=CAMERAS if calibrated else ()).eval()
+    made = model(parts, cameras=CAMERAS if calibrated else (), names={CAMERAS[0]: "door"} if calibrated else {}).eval()
     if calibrated:
         use_global_batch_norm(made, sync=False)
         for norm in (one for one in made.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)):
@@ -92,6 +92,7 @@ def test_a_graph_gives_the_models_embeddings_at_any_batch(tmp_path: Path, form: 
         given = (pictures(batch), *([np.array(camera, np.int64)] if calibrated else []))
         np.testing.assert_allclose(back(*given), wanted(source, given[0], camera), rtol=1e-3, atol=1e-5)
     if calibrated:
+        assert about["camera"]["names"] == ["door", None]
         assert about["camera"]["cameras"] == [["toy", 3], ["toy", 8]] and about["camera"]["unknown"] == -1
         one = pictures(1)
         assert not np.allclose(back(one, np.array([0])), back(one, np.array([-1])), rtol=1e-2)

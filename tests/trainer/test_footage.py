@@ -10,7 +10,7 @@ import pytest
 from small import Drawn
 
 from embae.datasets.errors import DataError
-from embae.trainer.footage import cameras, footage
+from embae.trainer.footage import footage
 
 
 @pytest.fixture
@@ -26,24 +26,24 @@ def station(tmp_path: Path) -> Path:
 def test_sub_folders_are_cameras_and_nobody_is_labelled(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = footage(str(station), keep=station.parent / "kept")
     assert (index.name, len(index), index.count("train")) == ("my_station", 4, 4)
-    assert cameras(index) == {"door": 0, "gallery": 1}
+    assert index.camera_names == {0: "door", 1: "gallery"}
     assert index.camid.tolist() == [0, 0, 1, 1] and not index.labelled.any()
     assert "cameras 0 = door, 1 = gallery" in capsys.readouterr().err
     again = footage(str(index.root), keep=station.parent / "kept")  # sharded: opened as it is
-    assert again.root == index.root and cameras(again) == cameras(index)
+    assert again.root == index.root and again.camera_names == index.camera_names
 
 
 def test_a_pattern_says_what_is_what(station: Path) -> None:
     index = footage(str(station), pattern=r"/(?P<camid>\d)/", name="walk", keep=station.parent / "kept")
-    assert (index.name, cameras(index)) == ("walk", {"1": 1, "2": 2})
+    assert (index.name, index.camera_names) == ("walk", {1: "1", 2: "2"})
     assert (index.count("train"), index.count("gallery")) == (2, 2)  # as `embae shard folder` reads them
 
 
 def test_a_pattern_of_the_shell_takes_some(station: Path) -> None:
     index = footage(f"{station}/*/1/*.jpg", keep=station.parent / "kept")
-    assert len(index) == 2 and cameras(index) == {"door": 0, "gallery": 1}
+    assert len(index) == 2 and index.camera_names == {0: "door", 1: "gallery"}
     flat = footage(f"{station}/door/1", keep=station.parent / "kept")
-    assert (flat.name, len(flat), cameras(flat)) == ("1", 1, {"0": 0})
+    assert (flat.name, len(flat), flat.camera_names) == ("1", 1, {})
 
 
 def test_files_that_have_changed_are_sharded_again(station: Path) -> None:
@@ -69,8 +69,8 @@ def test_what_cannot_be_decoded_is_named_or_left_out(station: Path) -> None:
     ("my station", {"pattern": "(?P<who>.)"}, "unknown group 'who'"),
     ("my station", {"name": "../x"}, "dataset name"),
     ("kept", {}, "holds the datasets my_station; name one of them"),
-    ("kept/my_station", {"pattern": "x"}, "is sharded already, as my_station; pattern goes with"),
-    ("kept/my_station", {"name": "other"}, "is sharded already, as my_station; name goes with"),
+    ("kept/my_station", {"pattern": "x"}, "is sharded already, as my_station; --pattern goes with"),
+    ("kept/my_station", {"name": "other"}, "is sharded already, as my_station; --name goes with"),
 ])  # fmt: skip
 def test_what_is_refused(
     station: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: dict[str, str], said: str
@@ -81,3 +81,28 @@ def test_what_is_refused(
     with pytest.raises(DataError) as refused:
         footage(where, keep=Path("elsewhere"), **options)  # type: ignore[arg-type]
     assert said in str(refused.value)
+
+
+def test_folders_below_those_of_cameras_are_told(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    footage(str(station), keep=station.parent / "kept")
+    said = capsys.readouterr().err
+    assert "what lies in their own sub-folders (door/1, door/2, gallery/1, …) as of these cameras" in said
+    pattern = said.split("--pattern '")[1].split("'")[0]  # as it is recommended
+    index = footage(str(station), pattern=pattern, keep=station.parent / "kept")
+    assert index.camera_names == {1: "1", 2: "2"} and "sub-folders" not in capsys.readouterr().err
+    (station / "door" / "1" / "a.jpg").rename(station / "door" / "a.jpg")
+    footage(str(station / "door" / "2"), keep=station.parent / "kept")
+    assert "sub-folders" not in capsys.readouterr().err
+
+
+def test_what_is_sharded_from_a_list_or_by_a_pattern_has_names_too(station: Path) -> None:
+    from embae.datasets.readers import read
+    from embae.datasets.sharding import write_shards
+
+    records = read("folder", station, {"pattern": "^(?P<camid>[^/]+)/"})
+    index = write_shards("walk", records, station.parent / "kept", source={"reader": "folder"}, workers=1)
+    assert index.camera_names == {0: "door", 1: "gallery"}
+    (station / "list.csv").write_text("path,camid\ndoor/1/a.jpg,b\ndoor/2/a.jpg,a\n")
+    listed = write_shards("list", read("csv", station / "list.csv", {}), station.parent / "kept",
+                          source={"reader": "csv"}, workers=1)  # fmt: skip
+    assert listed.camera_names == {0: "a", 1: "b"} and listed.camid.tolist() == [0, 1]

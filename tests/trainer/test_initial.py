@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from toys import KEYS, RECONSTRUCTION, TRIPLET, heads, model, parts_in, stage
+from toys import KEYS, RECONSTRUCTION, TRIPLET, Seen, heads, model, parts_in, stage
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export
@@ -33,7 +33,7 @@ def _initial(
 ) -> EmbAE:
     loss = TRIPLET if parts["decoder"] == "absent" else RECONSTRUCTION
     return initial_model(
-        KEYS, stage(parts, loss, init=init, reinit=list(reinit)), name, seed=seed, run=run, cameras=cameras
+        KEYS, stage(parts, loss, init=init, reinit=list(reinit)), name, seed=seed, run=run, view=Seen(cameras)
     )
 
 
@@ -124,7 +124,7 @@ def test_weights_of_another_size_are_named(run: Path) -> None:
     with pytest.raises(
         ExportError, match=r"stages\.now\.init: before, part embedding: 3\.weight is \(8, 16\), the model's \(9, 16\)"
     ):
-        initial_model(wider, stage(ALL, RECONSTRUCTION, init="before"), "now", seed=0, run=run, cameras=CAMERAS)
+        initial_model(wider, stage(ALL, RECONSTRUCTION, init="before"), "now", seed=0, run=run, view=Seen(CAMERAS))
 
 
 class Payload:

@@ -137,6 +137,13 @@ def test_a_calibrated_model_sees_through_the_images_cameras(tmp_path: Path) -> N
         warnings.simplefilter("error")
         assert apart(loaded(images, each), wanted) < 1e-2
         assert torch.equal(loaded(images[0], each[0]), loaded(images[:1], [each[0]]))
+        named = load(export(tmp_path / "named", STORED, cameras=2, names=["door", "hall"]), device="cpu")
+        called = [("park", ("door", "hall")[camid - 1]) for _, camid in each]
+        assert torch.equal(named(images, called), loaded(images, each)) and torch.equal(
+            named(images[0], called[0]), loaded(images[0], each[0]))
+        assert named.names == {("park", 1): "door", ("park", 2): "hall"}
+    with pytest.warns(UserWarning, match=r"\(door, hall of park\), and \('park', 'yard'\) is none of them"):
+        named(images[0], ("park", "yard"))
     shared = load(export(tmp_path / "plain", STORED), device="cpu")
     with pytest.warns(UserWarning, match="calibrated by camera") as told:
         strange = loaded(images, [("door", 7), None, *[None] * (len(images) - 2)])

@@ -22,8 +22,8 @@ def gallery(folder: Path, embeddings: np.ndarray) -> Vectors:
     rows = np.arange(len(embeddings)) % len(index)
     made = Origin("model", "park", index.fingerprint, ["train", "gallery"], str(index.root))
     half = len(embeddings) // 3
-    write_vectors(folder / "some.arrow", made, index,
-                  [(rows[:half], embeddings[:half]), (rows[half:], embeddings[half:])])
+    write_vectors(folder / "some.arrow", made,
+                  [(index, rows[:half], embeddings[:half]), (index, rows[half:], embeddings[half:])])
     return Vectors.open(folder / "some.arrow")
 
 

@@ -191,11 +191,84 @@ def test_a_calibrated_model_is_told_the_camera(desk: Path) -> None:
     assert found[0] == found[1] != found[2] and found[0][0]["dataset"] == "park"
 
 
+def test_a_calibrated_model_knows_cameras_by_name(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Camera 1 of the model is the hall, which the folder has as camera 1 of three, and as 2 once there is an attic."""
+    export(Path("calibrated"), STORED, cameras=2, names=["hall", "door"])
+    words = ["--query", "footage/door/seen.jpg", "--gallery", "footage", "--name", "park"]
+
+    def found(*more: str) -> tuple[Any, str]:
+        said = ["search", "calibrated", *words, *more, "--json", "found.json"]
+        done = CliRunner().invoke(app, said, catch_exceptions=False)
+        return json.loads(Path("found.json").read_text())["queries"][0], done.stderr + capfd.readouterr().err
+
+    query, said = found("--camera", "door")
+    assert (query["dataset"], query["camid"], query["camera"]) == ("park", 0, "door") and "not calibrated" not in said
+    first = query["matches"][0]
+    assert first["camera"] == "door" and first["distance"] < 0.02  # the same image, through the same statistics
+    other, _ = found("--camera", "park:hall")
+    assert other["matches"] != query["matches"]
+    _, said = found()
+    assert "which camera it is from is not said (--camera)" in said and "The model knows hall, door of park" in said
+    Path("footage", "attic").mkdir()
+    Path("footage", "attic", "seen.jpg").write_bytes(Path("footage/hall/seen.jpg").read_bytes())
+    moved, said = found("--camera", "door")
+    assert "park: the model is not calibrated on 1 of its cameras (attic)" in said and moved["camid"] == 1
+    again = [match for match in moved["matches"] if match["camera"] != "attic"]
+    assert [match["camera"] for match in again] == [match["camera"] for match in query["matches"]]
+    np.testing.assert_allclose([match["distance"] for match in again],
+                               [match["distance"] for match in query["matches"]], atol=1e-4)
+    _, said = found("--camera", "attic")
+    assert "the model is not calibrated on camera attic of park" in said
+    with pytest.raises(DataError, match="--camera dor: park has attic, door, hall of park; the model knows"):
+        found("--camera", "dor")
+
+
+def test_a_merged_set_is_searched_and_extracted_member_by_member(desk: Path) -> None:
+    run("merge", "shards/park", "shards/square", "--out", "all")
+    export(Path("calibrated"), STORED, cameras=2)
+    run("extract", "calibrated", "all", "-o", "all.arrow", "--tta", "none")
+    found = Vectors.open(Path("all.arrow"))
+    assert found.datasets == ["park", "square"] and len(found) == sum(len(one) for one in members())
+    for index in members():
+        run("extract", "calibrated", index.root, "-o", "one.arrow", "--tta", "none")
+        one = Vectors.open(Path("one.arrow"))
+        own = np.flatnonzero(found.dataset == found.datasets.index(index.name))
+        assert np.array_equal(found.row[own], one.row) and [found.key(row) for row in own[:3]] == [
+            one.key(row) for row in range(3)]
+        np.testing.assert_allclose(found[own], one[np.arange(len(one))], rtol=1e-4, atol=1e-5)
+    park_key, square = key(3), members()[1]
+    square_key = square.key(square.rows("gallery").start)
+    for gallery_ in ("all", "all.arrow"):
+        words = ["--query", f"park:{park_key}", "--query", f"square:{square_key}", "--gallery", gallery_]
+        words += ["--top", 3, "--picture", "found.png", "--json", "found.json", "--query", "footage/door/seen.jpg"]
+        if gallery_.endswith("arrow"):
+            run("extract", "calibrated", "all", "-o", "all.arrow")
+        run("search", "calibrated", *words, "--camera", f"park:{gallery().column('camid', np.array([3]))[0]}")
+        tree = json.loads(Path("found.json").read_text())
+        assert tree["gallery"] == "all" and [one["dataset"] for one in tree["queries"]] == ["park", "square", "park"]
+        assert all(match["dataset"] in ("park", "square") for one in tree["queries"] for match in one["matches"])
+        nearest = tree["queries"][2]["matches"][0]
+        assert (nearest["dataset"], nearest["key"]) == ("park", park_key) and nearest["distance"] < 0.02
+        assert park_key not in [match["key"] for match in tree["queries"][0]["matches"] if match["dataset"] == "park"]
+    both = set(park().keys.to_pylist()) & set(square.keys.to_pylist())
+    if both:
+        with pytest.raises(DataError, match="several datasets of all have it; say park:"):
+            run("search", "stage", "--query", min(both), "--gallery", "all")
+    with pytest.raises(DataError, match="--name goes with a folder of images"):
+        run("extract", "stage", "all", "-o", "x.arrow", "--name", "y")
+
+
+def members() -> list[Index]:
+    return [Index.open(Path("shards") / name) for name in ("park", "square")]
+
+
 def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export(Path("calibrated"), STORED, cameras=2)
     said = CliRunner().invoke(app, ["extract", "calibrated", "footage", "-o", "some.arrow"], catch_exceptions=False)
     assert said.exit_code == 0
-    assert "footage: the model is not calibrated on 2 of its cameras (0, 1)" in said.stderr + capfd.readouterr().err
+    told = said.stderr + capfd.readouterr().err
+    assert "footage: the model is not calibrated on 2 of its cameras (door, hall)" in told
+    assert "It knows 1, 2 of park; where these are the same cameras, give the folder that name with --name" in told
 
 
 @pytest.mark.parametrize("words, said", [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from embae.datasets.batch import Batch
 from embae.datasets.plan import share
 from embae.datasets.view import PERSON
+from embae.trainer.known_cameras import Known
 from embae.trainer.parts import EmbAE, Head
 from embae.trainer.schema import Model
 from embae.trainer.stage_schema import Stage
@@ -35,6 +36,7 @@ class ToyView:
     """
 
     names = ("toy",)
+    camera_names: Mapping[tuple[str, int], str] = {}
 
     def __init__(self, pid: Sequence[int], camid: Sequence[int]):
         self.pid, self.camid = np.array(pid), np.array(camid)
@@ -59,18 +61,35 @@ class ToyView:
         return [np.stack([np.cumsum(counts) - counts, np.cumsum(counts), counts], 1)]
 
 
+class Seen:
+    """What a model's making asks a view for: its cameras, (dataset, camid), and what some are called."""
+
+    def __init__(self, cameras: Sequence[tuple[str, int]], names: Mapping[tuple[str, int], str] | None = None):
+        self._cameras, self.camera_names = list(cameras), names or {}
+
+    def cameras(self) -> list[tuple[str, int]]:
+        return sorted(self._cameras)
+
+
 def heads(cameras: int) -> list[Head]:
     """A nuisance head for each of that many cameras."""
     return [("toy", camid) for camid in range(cameras)]
 
 
 def model(
-    parts: dict[str, str], labels: Sequence[Head] = (), *, seed: int = 0, of: Model = KEYS, **keys: Any
+    parts: dict[str, str],
+    labels: Sequence[Head] = (),
+    *,
+    seed: int = 0,
+    of: Model = KEYS,
+    cameras: Sequence[tuple[str, int]] = (),
+    names: Mapping[tuple[str, int], str] | None = None,
+    **keys: Any,
 ) -> EmbAE:
     """A model with fixed weights and the running statistics of some images: with fresh ones features are about 0."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made = EmbAE(of, labels, parts, **keys)  # type: ignore[arg-type]
+        made = EmbAE(of, labels, parts, known=Known(cameras, names or {}), **keys)  # type: ignore[arg-type]
         norms = [module for module in made.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
