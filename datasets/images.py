@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from embae.datasets.errors import DataError
 from embae.datasets.jpeg import MAX_PIXELS, check_jpeg
@@ -81,6 +81,8 @@ def opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: {error}; wanted at most {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:  # which would tell where its bytes lie in memory
+        raise DataError(f"{name}: not an image of a known kind ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged header makes them raise
         raise DataError(f"{name}: not an image of a known kind ({', '.join(FORMATS)}): {_why(error)}") from error
     with image:

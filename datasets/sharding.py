@@ -7,10 +7,14 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +263,8 @@ def _write_all(
             while True:
                 while len(running) < workers and (stem := queue.next()):
                     task = ShardTask(partial, stem, name, plan.shards[stem], size, skip_bad)
-                    running[executor.submit(write_shard, task)] = stem
+                    with _uninterrupted():
+                        running[executor.submit(write_shard, task)] = stem
                 if not running and not queue.waiting:
                     break
                 if running:
@@ -288,6 +293,25 @@ def _write_all(
         alive.close()
         executor.shutdown(cancel_futures=True)
         stop.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C for later while workers start, and from the server that they are forked from: one that is half
+    started would print a traceback. They end with us anyway."""
+    asked: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()  # Python has its handlers called by this one alone
+    handler = signal.signal(signal.SIGINT, lambda number, _: asked.append(number)) if ours else None
+    resource_tracker.ensure_running()  # it unblocks what is blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _bad(name: str, bad: list[str], images: int) -> str:

@@ -12,17 +12,21 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
 
+from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.index_writer import write_whole
-from embae.datasets.plain import PlainDumper
+from embae.datasets.plain import PlainDumper, parse_yaml
+from embae.datasets.progress import note
+from embae.trainer.calibrate_command import ENOUGH
 from embae.trainer.description import read_description
 from embae.trainer.errors import RecipeError
 from embae.trainer.extract_command import Name, SkipBad, Stage
 from embae.trainer.footage import footage
-from embae.trainer.options import Debug, Overrides, gpus
+from embae.trainer.options import Debug, Overrides, check_writable, gpus
 from embae.trainer.train_command import train
 from embae.trainer.trained import Trained, find
 
@@ -50,13 +54,30 @@ def adapt(
     Example: embae adapt runs/strong-baseline --target footage/station --nproc 8
     """
     trained = find(run, stage)
+    check_writable("--out", out or Path("runs"))
     keep = (out or Path("runs")) / "footage"
     index = footage(target, name=name, pattern=pattern, keep=keep, size=read_description(trained.export).image,
                     skip_bad=skip_bad)
+    _look_at(index)
     to = out or Path("runs") / f"adapt-{index.name}"
     tree = _recipe(trained, index)
     _write(to / RECIPE, tree)
     train(str(to / RECIPE), overrides, out=to, nproc=nproc, debug=debug)
+
+
+def _look_at(index: Index) -> None:
+    """Says which cameras have few images.
+
+    Raises:
+        DataError: There is a single image.
+    """
+    camids, images = np.unique(index.camid[index.rows("train")], return_counts=True)
+    if images.sum() < 2:
+        raise DataError(f"{index.root}: has a single image to adapt to; wanted some hundreds of each camera")
+    if few := [f"{index.camera_names.get(camid, camid)} ({count})"
+               for camid, count in zip(camids.tolist(), images.tolist(), strict=True) if count < ENOUGH]:
+        note(f"{index.name}: few images of {', '.join(few[:5])}{', …' * (len(few) > 5)}; below {ENOUGH} a camera gains "
+             "little, and some hundreds are better")
 
 
 def _recipe(trained: Trained, index: Index) -> dict[str, Any]:
@@ -84,13 +105,26 @@ def _above(index: Index) -> str:
     return str(index.root).rpartition("/")[0]
 
 
+def _what(path: Path, tree: dict[str, Any]) -> str:
+    """What is another than a recipe says, as far as a person can know it."""
+    try:
+        before = parse_yaml(path.read_text(encoding="utf-8"))
+        said = [what for what, keys in (("other images", ("data", "root")), ("another model", ("stages", "calibrate")))
+                if before[keys[0]][keys[1]] != tree[keys[0]][keys[1]]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" (it began with {' and '.join(said)})" if said else ""
+
+
 def _write(path: Path, tree: dict[str, Any]) -> None:
     """Writes the recipe, unless it is there: then it must say the same."""
     text = yaml.dump(tree, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     if os.path.isfile(path):
         if path.read_bytes() != text.encode():
-            raise RecipeError(f"{path}: is there and says something else; give another folder with --out, or go on "
-                              f"with what it says: embae train {path} --out {path.parent}")
+            resolved = path.parent / "recipe.yaml"  # with what was set on the command line
+            raise RecipeError(f"{path}: is there and says something else{_what(path, tree)}; give another folder with "
+                              "--out, or go on with what it says: embae train "
+                              f"{resolved if os.path.isfile(resolved) else path} --out {path.parent}")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(text.encode()))

@@ -27,7 +27,7 @@ from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.extract_command import Name, Pattern, SkipBad
 from embae.trainer.footage import images, pointed_at, shard
 from embae.trainer.known_cameras import Camera, Known, tell
-from embae.trainer.options import Debug
+from embae.trainer.options import Debug, check_writable
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import EXPORT
 from embae.trainer.trained import find
@@ -44,13 +44,13 @@ with 32, 0.55 with all 402 to 450; with ``--features`` 0.36 as it is, then 0.40,
 BATCH = 128
 """Images at a time, as in the recipes: the variance of a batch norm is the mean of its batches'."""
 
-_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,99})(?:/([^/]+))?")
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,99})(?:/(.+))?")
 Said = tuple[str, str]
 """A dataset and a camera, as they were given."""
 
 
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
     camera: Annotated[list[str] | None, typer.Option("--camera", metavar="NAME=IMAGES", show_default=False, help=(
         "A camera, by dataset and name or number, such as station/door or station/3 (a name alone is camera 0 of a "
         "dataset of that name), and a folder or quoted pattern of its images; may be given several times."))] = None,
@@ -82,10 +82,11 @@ def calibrate(
                           "of which dataset its images are from")
     trained = find(run, stage)
     recipe, source = trained.recipe, trained.export
-    to = out or (run if recipe else run.resolve().parent) / "calibrated" / EXPORT
+    to = out or (run if recipe else source.resolve().parent) / "calibrated" / EXPORT
     if os.path.lexists(to):
         raise RecipeError(f"{to}: is there already; calibrate writes a new folder: give another with --out, or remove "
                           "it first")
+    check_writable("--out", to)
     found = {one: images(where)[1] for one, where in wanted.items()}
     for one, records in found.items():
         _refuse_few("/".join(one), len(records))

@@ -209,7 +209,7 @@ def compare(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
     dataset: Annotated[str | None, typer.Option(
         help="A dataset's name below data.root, or the folder of its shards; by default the target.")] = None,
     tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
@@ -270,7 +270,7 @@ def _run(application: typer.Typer) -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if code == 130:  # typer's for Ctrl-C
-            print("\nembae: interrupted", file=sys.stderr, flush=True)
+            print("\nembae: interrupted; the same command goes on", file=sys.stderr, flush=True)
             code = 1
         if worker and code:
             sys.stdout.flush()

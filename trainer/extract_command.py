@@ -14,7 +14,7 @@ from embae.datasets.progress import note
 from embae.datasets.records import SPLITS
 from embae.datasets.remote import location
 from embae.trainer.errors import RecipeError
-from embae.trainer.options import Debug, ranks_here
+from embae.trainer.options import Debug, check_writable, ranks_here
 from embae.trainer.schema import TTA, Scoring
 from embae.trainer.trained import Trained, find
 
@@ -47,6 +47,7 @@ def extract(
     trained = find(run, stage)
     if out.is_dir() or out.suffix != ".arrow":
         raise RecipeError(f"--out {out}: wanted a file named *.arrow")
+    check_writable("--out", out)
     if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
         _work(trained, images, out, tta or tta_of(trained), name, pattern, skip_bad)
         return

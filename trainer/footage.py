@@ -28,6 +28,7 @@ from embae.datasets.progress import note
 from embae.datasets.readers import read
 from embae.datasets.records import FileImage, Record, Split, camera_names
 from embae.datasets.remote import Url, location
+from embae.datasets.shard_index import SKIPPED
 from embae.datasets.sharding import write_shards
 
 _CAMERA = r"^(?:(?P<camid>[^/]+)/)?"  # the first sub-folder; images that lie in none are from camera 0
@@ -129,9 +130,12 @@ def footage(where: str, *, name: str | None = None, pattern: str | None = None, 
     if deeper := None if pattern else _deeper(root, found):
         note(f"{where}: the sub-folders are taken as cameras, and what lies in their own sub-folders ({deeper}) as of "
              "these cameras; where those are the cameras, name one of the folders, or say "
-             "--pattern '^[^/]+/(?P<camid>[^/]+)/'")
+             "--pattern '^(?P<camid>[^/]+/[^/]+)/'")
     about = {"reader": "folder", "root": str(root.resolve()), "options": {"pattern": pattern} if pattern else {}}
-    return shard(name, found, keep, source=about, size=size, skip_bad=skip_bad)
+    index = shard(name, found, keep, source=about, size=size, skip_bad=skip_bad)
+    if skipped := index.card.get("skipped"):
+        note(f"{where}: {skipped:,} images that cannot be decoded are left out: {index.root}/{SKIPPED}")
+    return index
 
 
 def _refuse_options(where: str, own: str, name: str | None, pattern: str | None) -> None:

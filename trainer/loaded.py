@@ -108,10 +108,10 @@ class Loaded:
     def _which(self, camera: Seen | Sequence[Seen | None] | None, count: int) -> Tensor | None:
         """Where each image's camera stands in the model's list: `(B,)`, −1 where it does not; None without a list."""
         if camera is None or (isinstance(camera, tuple) and len(camera) == 2 and isinstance(camera[0], str)):
-            each: list[Seen | None] = [camera] * count  # type: ignore[list-item]
+            each: list[Seen | None] = [camera] * count
         else:
             each = [one if one is None else (str(one[0]), one[1] if isinstance(one[1], str) else int(one[1]))
-                    for one in camera]  # type: ignore[misc, union-attr]
+                    for one in camera]
             if len(each) != count:
                 raise DataError(f"camera: found {len(each)} for {count} images; wanted one, or one of each image")
         if not self.cameras:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,3 +54,15 @@ def gpus() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Checks, before anything takes time, that a file or folder can be made.
+
+    Raises:
+        RecipeError: Where it would lie may not be written to.
+    """
+    inside = path.absolute()
+    folder = next(one for one in (inside, *inside.parents) if os.path.isdir(one))
+    if not os.access(folder, os.W_OK):
+        raise RecipeError(f"{option} {path}: may not be written to ({folder}); give another place with {option}")

@@ -169,7 +169,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         wrong += _without_head(recipe, name, view.cameras(), heads)
         if by_camera(recipe, stage) and len(view.cameras()) == 1 and not told:
             note(f"{view.names[0]} states one camera only: what is done camera by camera is done once for all of it; "
-                 "shard it with a pattern or column for camid if it has several")
+                 "if it has several, say which: by a folder for each, or a pattern or column for camid")
             told = True
         _tell_small_cache(recipe, name, view)
     if recipe.data.target in set(_read_by(recipe)) - bad:
@@ -219,7 +219,7 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage tells the target's cameras apart."""
     if stage.calibrate:
         return stage.calibrate.per == "camera"
-    if stage.loss and stage.loss.proxies:
+    if (stage.loss and stage.loss.proxies) or (stage.cluster and stage.cluster.linkage):
         return True
     if stage.data.from_ == "target" and stage.normalised("camera"):
         return True

@@ -16,10 +16,10 @@ from embae.datasets.remote import Url, location
 from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import can_score
-from embae.trainer.recipe import load
 from embae.trainer.schema import TTA, Recipe, Scoring
 from embae.trainer.stage_folder import is_done
 from embae.trainer.table import score_table, write_scores
+from embae.trainer.trained import look
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | Non
     """Checks what ``embae evaluate`` was asked, in a moment.
 
     Args:
-        run: A run folder, or the export folder of a stage.
+        run: A run folder, or the folder of a stage or its export.
         dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
         tta: Test-time augmentation; None takes the recipe's.
         rerank: Whether to re-rank; None takes the recipe's.
@@ -73,16 +73,14 @@ def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
     """A run's recipe, the exports of the rows of its table, and the stages of rows that are not done.
 
     Args:
-        run: A run folder, or the export folder of a stage, which knows no recipe.
+        run: A run folder, or the folder of a stage or its export, which know no recipe.
 
     Raises:
         RecipeError: There is no run, or none of the stages to score is done.
     """
-    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
-        return None, {run.resolve().parent.name: run}, {}
-    if not os.path.isfile(run / "recipe.yaml"):
-        raise RecipeError(f"{run}: neither a run folder (recipe.yaml) nor an export (model.json)")
-    recipe = load(str(run / "recipe.yaml"))
+    recipe = look(run)
+    if isinstance(recipe, Path):
+        return None, {recipe.resolve().parent.name: recipe}, {}
     rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
     exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
     if not exports:

@@ -26,6 +26,8 @@ from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import done, is_done
 from embae.trainer.stage_schema import LENGTHS
 
+_TOLD = 8  # keys that differ named in one message
+
 
 def check_same(run: Path, recipe: Recipe) -> None:
     """Checks that a run folder was made by the same recipe.
@@ -49,11 +51,23 @@ def check_same(run: Path, recipe: Recipe) -> None:
     differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
               and not any(key == name or key.startswith(name + ".") for name in free)]
     if differ:
-        count = f"{len(differ)} keys differ" if len(differ) > 1 else "one key differs"
-        changes = [f"  {key}: {before.get(key, 'not there')} in the folder, {now.get(key, 'not there')} now"
-                   for key in differ]
+        # Stages that only one of them has are told by `run`.
+        apart = {key for key in differ if len(parts := key.split(".")) > 2 and not all(
+            any(one.startswith(f"stages.{parts[1]}.") for one in tree) for tree in (before, now))}
+        told = [key for key in differ if key not in apart]
+        count = f"{len(told)} keys differ" if len(told) > 1 else "one key differs"
+        changes = [f"  {key}: {_short(before, key)} in the folder, {_short(now, key)} now" for key in told[:_TOLD]]
+        changes += [f"  and {len(told) - _TOLD} more"] * (len(told) > _TOLD)
         raise RecipeError("\n".join([f"{run}: holds a run of another recipe; {count}", *changes,
-                                     "Take another folder with --out, or undo the change (docs/clusters.md)."]))
+                                     f"To go on with what the folder holds: embae train {path} --out {run}",
+                                     "Otherwise take another folder with --out, or undo the change (docs/clusters.md)."]
+                                    ))
+
+
+def _short(tree: dict[str, Any], key: str) -> str:
+    """A value for a message."""
+    text = str(tree.get(key, "not there"))
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:

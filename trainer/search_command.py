@@ -31,8 +31,8 @@ from embae.datasets.errors import DataError
 from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.extract_command import Name, Pattern, SkipBad, Stage, tta_of
-from embae.trainer.known_cameras import tell
-from embae.trainer.options import Debug
+from embae.trainer.known_cameras import listed, tell
+from embae.trainer.options import Debug, check_writable
 from embae.trainer.trained import Trained, find
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ def search(
             raise DataError(f"--query {one}: a folder; wanted one image, and --query for each of several")
     if camera and len(camera) not in (1, len(query)):
         raise RecipeError(f"--camera: found {len(camera)} for {len(query)} queries; wanted one, or one for each")
+    for option, path in (("--picture", picture), ("--json", to)):
+        if path:
+            check_writable(option, path)
     from embae.trainer.footage import pointed_at
     from embae.trainer.loaded import load
     from embae.trainer.rescore import meanwhile
@@ -238,8 +241,9 @@ def _camera(text: str, vectors: Vectors, model: Loaded) -> Camera:
     known = model.net.known
     if dataset not in vectors.datasets and (place := known.called(dataset, said)) >= 0:
         return known.cameras[place]
-    wanted = f"--camera {text}: {vectors.origin.name} has {tell(cameras, by_name, None)}"
-    raise DataError(wanted + f"; the model knows {tell(known.cameras, known.names)}" * bool(known.cameras))
+    wanted = listed(cameras, by_name, None) if len(vectors.datasets) == 1 else tell(cameras, by_name, None)
+    raise DataError(f"--camera {text}: {vectors.origin.name} has {wanted}" + (
+        f"; the model knows {tell(known.cameras, known.names)}" if known.cameras else ""))
 
 
 def _found(asked: list[Query], vectors: Vectors, top: int, rerank: bool,

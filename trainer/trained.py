@@ -34,6 +34,23 @@ class Trained:
         return self.recipe.data.root if self.recipe else None
 
 
+def look(path: Path) -> Path | Recipe:
+    """The one model that a path names, or the recipe of a run, which has several.
+
+    Args:
+        path: A run folder, the folder of a stage, or an export.
+
+    Raises:
+        RecipeError: It is none of them.
+    """
+    for export in (path, path / EXPORT):
+        if os.path.isfile(export / META):  # not Path.is_file, which a name too long makes raise
+            return export
+    if not os.path.isfile(path / "recipe.yaml"):
+        raise RecipeError(f"{path}: neither a run folder (recipe.yaml) nor an export (model.json)")
+    return load(str(path / "recipe.yaml"))
+
+
 def find(path: Path, stage: str | None = None) -> Trained:
     """Finds the model below a path.
 
@@ -44,14 +61,11 @@ def find(path: Path, stage: str | None = None) -> Trained:
     Raises:
         RecipeError: There is no model, the stage is not done, or `stage` was given for what is not a run.
     """
-    for export in (path, path / EXPORT):
-        if os.path.isfile(export / META):  # not Path.is_file, which a name too long makes raise
-            if stage:
-                raise RecipeError(f"{path}: the stage {stage} was asked for, but this is one model; name its run")
-            return Trained(path, export, None)
-    if not os.path.isfile(path / "recipe.yaml"):
-        raise RecipeError(f"{path}: neither a run folder (recipe.yaml) nor an export (model.json)")
-    recipe = load(str(path / "recipe.yaml"))
+    recipe = look(path)
+    if isinstance(recipe, Path):
+        if stage:
+            raise RecipeError(f"{path}: the stage {stage} was asked for, but this is one model; name its run")
+        return Trained(path, recipe, None)
     wanted = stage or list(recipe.evaluate.values() or recipe.run)[-1]
     there = [name for name in recipe.run if is_done(path, name) and os.path.isfile(path / name / EXPORT / META)]
     if wanted not in there:

@@ -56,6 +56,7 @@ def cameras(place: Path, names: Sequence[str], values: Sequence[str | None]) -> 
     if not numbers:
         return [(0, None)] * len(values)
     bad = [name for name, value in zip(names, values, strict=True) if value is None]
-    refuse(place, bad, "images have no camid while others have one", "give every image one, or none")
+    refuse(place, bad, "images have no camid while others have one", "give every image one, or none "
+           "(where folders are cameras, move these into one)")
     both = {label: (number, label) for label, number in numbers.items()}  # millions of images share a label
     return [both[value] for value in values if value is not None]

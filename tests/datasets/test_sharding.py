@@ -21,7 +21,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from embae.datasets import shard_writer
+from embae.datasets import shard_writer, sharding
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.records import FileImage, Record
@@ -475,3 +475,12 @@ def test_extreme_numbers_survive(tmp_path: Path) -> None:
     with tarfile.open(index.root / index.shards[0]) as tar:
         stored = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]  # type: ignore[arg-type]
     assert [(s["pid"], s["camid"]) for s in stored] == values
+
+
+def test_ctrl_c_waits_for_workers_to_start() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), sharding._uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("started")
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -234,3 +234,10 @@ def test_a_target_that_states_no_cameras_is_told_once(
     assert said.count("yard states one camera only: what is done camera by camera is done once for all of it") == 1
     check(recipe(), world_size=1)
     assert "one camera" not in capsys.readouterr().err
+    # A camera-aware clustering knows no others to look at, even where nothing else goes by camera.
+    group = {"init": "embedding", "parts": {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent",
+             "decoder": "absent"}, "data": {"from": "target", "batch": 8}}
+    for cluster, told in (({"linkage": {"distance": 0.5}}, True), ({"dbscan": {"eps": 0.5}}, False)):
+        check(recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={}, run=["embedding", "group"],
+                     stages__group={**group, "cluster": cluster}), world_size=1)  # fmt: skip
+        assert ("states one camera only" in capsys.readouterr().err) == told

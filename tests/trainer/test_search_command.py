@@ -219,7 +219,7 @@ def test_a_calibrated_model_knows_cameras_by_name(desk: Path, capfd: pytest.Capt
                                [match["distance"] for match in query["matches"]], atol=1e-4)
     _, said = found("--camera", "attic")
     assert "the model is not calibrated on camera attic of park" in said
-    with pytest.raises(DataError, match="--camera dor: park has attic, door, hall of park; the model knows"):
+    with pytest.raises(DataError, match="--camera dor: park has attic, door, hall; the model knows hall, door of park"):
         found("--camera", "dor")
 
 
@@ -292,6 +292,17 @@ def test_embeddings_of_another_model_are_refused(desk: Path) -> None:
         run("extract", "stage", "shards/park", "-o", "out.npz")
     with pytest.raises(RecipeError, match="found 2 for 1 queries"):
         run("search", "stage", "--query", "a", "--gallery", "b", "--camera", "1", "--camera", "2")
+
+
+def test_places_that_are_read_only_are_told_at_once(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != desk)  # root may write anywhere
+    search = "search", "stage", "--query", "footage/door/seen.jpg", "--gallery", "footage"
+    for words in ([*search, "--json", "new/found.json"], [*search, "--picture", "found.png"],
+                  ["extract", "stage", "footage", "-o", "new/some.arrow"], ["adapt", "stage", "--target", "footage"],
+                  ["calibrate", "stage", "--dataset", "footage", "--out", "new"]):  # fmt: skip
+        with pytest.raises(RecipeError, match=r"may not be written to .* give another place with --"):
+            run(*words)
+    assert sorted(os.listdir()) == ["footage", "shards", "stage"]
 
 
 def test_bad_input_ends_with_code_2(desk: Path) -> None:
