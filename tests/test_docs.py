@@ -147,8 +147,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(image)
     (folder / "data" / "shards").symlink_to(folder / "shards")
-    (folder / "footage").mkdir()
-    (folder / "footage" / "station").symlink_to(folder / "data" / "footage")
+    (folder / "footage" / "station").mkdir(parents=True)
+    for number, camera in enumerate(("door", "hall", "stairs", "yard"), 1):
+        (folder / "footage" / "station" / camera).symlink_to(folder / "data" / "footage" / f"cam{number}")
     (folder / "door.jpg").write_bytes(small.Drawn(1, 0).read())
     for name in ("a/0001.jpg", "b/0002.jpg"):
         path = folder / "data" / "listed" / name
