@@ -89,15 +89,21 @@ def _pool_by_gem(backbone: nn.Module, name: str) -> None:
     backbone.set_submodule(found[0][0], GeM(found[0][1]))
 
 
+def strided(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Modules of a ResNet's last stage that make its feature map smaller, by name; none for another backbone."""
+    last: nn.Module = backbone.layer4 if isinstance(backbone, ResNet) else nn.Sequential()  # type: ignore[assignment]
+    return {f"layer4.{path}": module for path, module in last.named_modules()
+            if getattr(module, "stride", 1) in (2, (2, 2)) and not [*module.children()]}
+
+
 def _keep_resolution(backbone: nn.Module, name: str) -> None:
     """Lets the last stage of a ResNet keep the size of its feature map (Sun et al. 2018, §4)."""
-    last = list(backbone.layer4.modules()) if isinstance(backbone, ResNet) else []  # type: ignore[union-attr]
-    strided = [module for module in last if getattr(module, "stride", 1) in (2, (2, 2)) and not [*module.children()]]
-    if not strided or not all(isinstance(module, nn.Conv2d) for module in strided):
+    found = list(strided(backbone).values())
+    if not found or not all(isinstance(module, nn.Conv2d) for module in found):
         raise RecipeError("model.last_stride: 1 is for timm's ResNets that go down by convolutions alone, such as "
                           f"resnet50; for {name} leave it at 2")
-    for module in strided:
-        module.stride = (1, 1)
+    for module in found:
+        module.stride = (1, 1)  # type: ignore[assignment]
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ def export(
     from embae.trainer import export_formats
     from embae.trainer.deployed import Deployed, contract
     from embae.trainer.export import Export
+    from embae.trainer.export_timm import beyond
     from embae.trainer.model_card import model_card
     export_formats.check_installed(form)  # type: ignore[arg-type]
     opened = Export.open(source)
@@ -49,6 +50,7 @@ def export(
     if form == "safetensors":
         about["normalisation"] = {**about["normalisation"], "inside": False}
         about["input"] = {**about["input"], "range": "(0 … 1 − mean) / deviation"}
+        about["beyond"] = beyond(opened, deployed)
     with whole_folder(to) as partial:
         about["difference"] = export_formats.write(partial, form, opened, deployed, about)  # type: ignore[arg-type]
         (partial / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

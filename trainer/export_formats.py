@@ -5,8 +5,7 @@ leaves in a folder::
 
     onnx            model.onnx
     torch-export    model.pt2
-    safetensors     model.safetensors, the backbone in timm's names; config.json, timm's description of it;
-                    head.safetensors, dense, ReLU, batch norm, dense; cameras.safetensors, the statistics by camera
+    safetensors     model.safetensors, the backbone in timm's names, and what goes with it (`export_timm.py`)
 """
 
 from __future__ import annotations
@@ -19,17 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from embae.trainer.cameras import TABLES
 from embae.trainer.deployed import CAMERA, IMAGES, OUTPUT, Deployed
 from embae.trainer.errors import ExportError
-from embae.trainer.export import Export, save_weights
-from embae.trainer.parts import head
+from embae.trainer.export import Export
+from embae.trainer.export_timm import write_for_timm
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 BATCHES = (1, 8)
@@ -68,7 +63,7 @@ def write(folder: Path, form: Format, export: Export, deployed: Deployed, about:
         ExportError: Something is not installed, or a difference is larger than `TOLERANCE`.
     """
     check_installed(form)
-    back = {"onnx": _onnx, "torch-export": _torch_export, "safetensors": _safetensors}[form](
+    back = {"onnx": _onnx, "torch-export": _torch_export, "safetensors": write_for_timm}[form](
         folder, export, deployed, about)
     reference = export.restore()
     found = {str(batch): _difference(back, reference, export, deployed, batch, form) for batch in BATCHES}
@@ -131,50 +126,3 @@ def _torch_export(folder: Path, export: Export, deployed: Deployed, about: dict[
     program = torch.export.export(deployed, inputs, dynamic_shapes=_dynamic(inputs))
     torch.export.save(program, path, extra_files={"embae.json": json.dumps(about)})
     return torch.export.load(path).module()
-
-
-def _check_plain(export: Export) -> None:
-    """Refuses what timm's own backbone and the head of arXiv 1807.10591 cannot hold."""
-    keys = export.model
-    odd = [name for name, is_odd in (("pooling", keys.pooling != "avg"), ("last_stride", keys.last_stride != 2), (
-        "head", keys.head != "mlp" and "embedding" in export.parts), ("unit", keys.unit)) if is_odd]
-    if odd:
-        said = ", ".join(f"{name} {getattr(keys, name)}" for name in odd)
-        raise ExportError(f"{export.path}: has {said}, which timm's own model has not; take --format onnx or "
-                          "torch-export")
-
-
-def _safetensors(folder: Path, export: Export, deployed: Deployed, about: dict[str, Any]) -> Run:
-    _check_plain(export)
-    state = deployed.model.state_dict()
-    tables = {key: value for key, value in state.items() if key.rpartition(".")[2] in TABLES}
-    if tables:
-        save_weights(tables, folder / "cameras.safetensors")
-    named = {part: {key.partition(".")[2]: value for key, value in state.items()
-                    if key.startswith(f"{part}.") and key not in tables} for part in ("backbone", "embedding")}
-    if named["embedding"]:
-        save_weights(named["embedding"], folder / "head.safetensors")
-    sized: dict[str, Any] = {"img_size": export.spec.size} if hasattr(deployed.model.backbone, "patch_embed") else {}
-    backbone = timm.create_model(export.model.backbone, num_classes=0, **sized)
-    backbone.load_state_dict(named["backbone"])
-    how = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
-           "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-    save_for_hf(backbone, str(folder), model_config={"embae": about}, safe_serialization=True, data_config=how)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for key in ("tag", "license", "paper_ids", "origin_url"):  # of the weights that timm ships, not of these
-        config["pretrained_cfg"].pop(key, None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return _as_timm(folder, export)
-
-
-def _as_timm(folder: Path, export: Export) -> Run:
-    """What the model card tells people to do with the files."""
-    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-    top: nn.Module = nn.Identity()
-    if (folder / "head.safetensors").exists():
-        weights = load_file(folder / "head.safetensors")
-        hidden, features = weights["0.weight"].shape
-        top = head(features, hidden, len(weights["3.weight"])).eval()
-        top.load_state_dict(weights)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (export.spec.mean, export.spec.std))
-    return lambda images, camera=None: top(backbone((images - mean) / std))

@@ -57,7 +57,8 @@ def _use(about: dict[str, Any], form: Format) -> str:
                  f"(batches of {', '.join(about['difference'])}).")
     fed = ', "camera": np.array([-1])', ", torch.tensor([-1])"
     onnx, torch = fed if about["camera"] else ("", "")
-    code = _CODE[form].format(height=height, width=width, mean=norm["mean"], std=norm["std"], onnx=onnx, torch=torch)
+    code = (_CODE[form] if form != "safetensors" else "\n".join(_with_timm(about["beyond"]))).format(
+        height=height, width=width, mean=norm["mean"], std=norm["std"], onnx=onnx, torch=torch)
     text = "\n".join(lines) + f"\n\n```python\n{code.strip()}\n```\n"
     if about["camera"] and form == "safetensors":
         text += ("\nThis code uses the statistics that all cameras share. Those of each camera are in "
@@ -76,18 +77,45 @@ _CODE = {
     "torch-export": "import numpy as np\nimport torch\nfrom PIL import Image\n" + _RESIZE
                     + 'images = torch.from_numpy(images)\nmodel = torch.export.load("model.pt2").module()\n'
                       "embedding = model(images{torch})",
-    "safetensors": "import numpy as np\nimport timm\nimport torch\nfrom PIL import Image\n"
-                   "from safetensors.torch import load_file\nfrom torch import nn\n" + _RESIZE + """
-mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
-backbone = timm.create_model("local-dir:.", pretrained=True, num_classes=0).eval()
-embedding = backbone((torch.from_numpy(images) - mean) / std)
-# With the embedding head; a model without one has no head.safetensors.
-weights = load_file("head.safetensors")
-hidden, features = weights["0.weight"].shape
+}
+
+
+def _with_timm(beyond: dict[str, Any]) -> Iterator[str]:
+    """Code that gives embeddings with timm; what timm's model lacks is set in it line by line."""
+    yield "import numpy as np\nimport timm\nimport torch\nfrom PIL import Image"
+    if beyond["head"]:
+        yield "from safetensors.torch import load_file"
+    if beyond["head"] or beyond["unit"]:
+        yield "from torch import nn"
+    yield _RESIZE
+    yield "mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))"
+    yield 'backbone = timm.create_model("local-dir:.", pretrained=True, num_classes=0).eval()'
+    if names := beyond["stride_1"]:
+        yield "# The last stage keeps the size of its feature map."
+        yield "".join(f"{_as_code(name)}.stride = " for name in names) + "(1, 1)"
+    if gem := beyond["gem"]:
+        yield "# Generalised mean pooling: powers before the average, the root after it."
+        yield f"pool, p = {_as_code(gem['module'])}, {gem['p']}"
+        yield f"pool.register_forward_pre_hook(lambda _, given: (given[0].clamp(min={gem['eps']}) ** p,))"
+        yield "pool.register_forward_hook(lambda *of: of[2] ** (1 / p))"
+    yield "embedding = backbone((torch.from_numpy(images) - mean) / std)"
+    if beyond["head"]:
+        yield 'weights = load_file("head.safetensors")'
+        yield _TOP[beyond["head"]]
+        yield "head.load_state_dict(weights)\nembedding = head(embedding)"
+    if beyond["unit"]:
+        yield "embedding = nn.functional.normalize(embedding)"
+
+
+def _as_code(path: str) -> str:
+    return "backbone." + re.sub(r"\.(\d+)", r"[\1]", path)
+
+
+_TOP = {
+    "bnneck": 'head = nn.BatchNorm1d(len(weights["weight"])).eval()',
+    "mlp": """hidden, features = weights["0.weight"].shape
 head = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.BatchNorm1d(hidden),
-                     nn.Linear(hidden, len(weights["3.weight"]))).eval()
-head.load_state_dict(weights)
-embedding = head(embedding)""",
+                     nn.Linear(hidden, len(weights["3.weight"]))).eval()""",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,28 @@ from typer.testing import CliRunner
 
 from embae.datasets.augment import ImageSpec
 from embae.trainer import export as exports
-from embae.trainer import export_formats, stage_folder
+from embae.trainer import export_timm, load, stage_folder
 from embae.trainer.batchnorm import use_global_batch_norm
 from embae.trainer.cameras import MEAN, SCALE, SHIFT, VAR
 from embae.trainer.cli import app
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.export import Export
+from embae.trainer.schema import Model
 
 SPEC = ImageSpec(32, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 CAMERAS = [("toy", 3), ("toy", 8)]
+# All that timm's own model lacks, and what it lacks of a transformer.
+STRONG = Model(backbone="resnet18", pooling="gem", last_stride=1, head="bnneck", unit=True)
+VIT = Model(backbone="test_vit", head="bnneck", unit=True)
 
 
-def stage(folder: Path, *, calibrated: bool = False, head: bool = True) -> Path:
+def stage(folder: Path, *, of: Model = KEYS, calibrated: bool = False, head: bool = True) -> Path:
     """The export folder of a stage, of a model with made-up weights."""
     parts = parts_in("frozen", "frozen" if head else "absent")
-    made = model(parts, cameras=CAMERAS if calibrated else (), names={CAMERAS[0]: "door"} if calibrated else {}).eval()
+    made = model(parts, of=of, size=SPEC.size, cameras=CAMERAS if calibrated else (),
+                 names={CAMERAS[0]: "door"} if calibrated else {}).eval()
+    if of.pooling == "gem":
+        torch.nn.init.constant_(dict(made.backbone.named_parameters())["global_pool.p"], 2.7)
     if calibrated:
         use_global_batch_norm(made, sync=False)
         for norm in (one for one in made.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)):
@@ -42,7 +50,7 @@ def stage(folder: Path, *, calibrated: bool = False, head: bool = True) -> Path:
         made.backbone.register_buffer(SHIFT, 0.1 * torch.ones(2, made.features))
         made.backbone.register_buffer(SCALE, torch.tensor([[0.5], [2.0]]).repeat(1, made.features))
     with stage_folder.finish(folder, stage_folder.Done(1, 2, 3.0)) as partial:
-        exports.write(partial, made, made.state_dict(), keys=KEYS, spec=SPEC)
+        exports.write(partial, made, made.state_dict(), keys=of, spec=SPEC)
     return folder / "export"
 
 
@@ -122,6 +130,45 @@ def test_safetensors_load_in_timm(tmp_path: Path, calibrated: bool, head: bool) 
         torch.testing.assert_close(backbone(images), whole.extract(images))
 
 
+IMPORTS = "import timm, torch\nfrom safetensors.torch import load_file\nfrom torch import nn\n"
+
+
+def card_code(folder: Path) -> str:
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize(("of", "head", "calibrated", "lines"), [
+    (STRONG, True, False, 3), (STRONG, True, True, 3), (STRONG, False, False, 2), (VIT, True, False, 1),
+], ids=["strong", "calibrated", "headless", "transformer"])
+def test_timm_gives_the_embeddings_of_models_that_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: Model, head: bool, calibrated: bool, lines: int
+) -> None:
+    source, out = stage(tmp_path / "stage", of=of, head=head, calibrated=calibrated), tmp_path / "out"
+    run(source, "--format", "safetensors", "--out", out)
+    weights = load_file(out / "model.safetensors")
+    sized = {"img_size": SPEC.size} if of is VIT else {}
+    timm.create_model(of.backbone, num_classes=0, **sized).load_state_dict(weights, strict=True)
+    code = card_code(out)
+    stride = "backbone.layer4[0].conv1.stride = backbone.layer4[0].downsample[0].stride = (1, 1)"
+    said = [stride in code, "clamp(min=1e-06)" in code, "nn.BatchNorm1d(len(weights" in code]
+    assert sum(said) == lines and "nn.functional.normalize" in code
+    monkeypatch.chdir(out)
+    model, setup = load(source, device="cpu", tta="none"), code.split("mean, std = ")[1]
+    for batch in (1, 8):
+        images = np.round(pictures(batch) * 255) / np.float32(255)  # as pixels are
+        names: dict[str, Any] = {"images": images}
+        exec(f"{IMPORTS}mean, std = {setup}", names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of images of no camera
+            found = model(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(names["embedding"].detach().numpy(), found, rtol=1e-3, atol=1e-5)
+        if of is STRONG and batch == 8:  # each line counts
+            for line in (stride, "pool.register_forward_pre_hook", "pool.register_forward_hook"):
+                names = {"images": images}
+                exec(f"{IMPORTS}mean, std = {setup}".replace(line, f"# {line}"), names)
+                assert not np.allclose(names["embedding"].detach().numpy(), found, rtol=1e-2)
+
+
 def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
@@ -129,11 +176,10 @@ def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     person = Image.fromarray((255 * pictures(1)[0].transpose(1, 2, 0)).astype(np.uint8))
     for form in ("onnx", "torch-export", "safetensors"):
         run(source, "--format", form, "--out", tmp_path / form)
-        code = (tmp_path / form / "README.md").read_text().split("```python\n")[1].split("```")[0]
         monkeypatch.chdir(tmp_path / form)
         person.save("person.jpg")
         names: dict[str, Any] = {}
-        exec(code, names)
+        exec(card_code(tmp_path / form), names)
         found = names["embedding"]
         np.testing.assert_allclose(found.detach().numpy() if torch.is_tensor(found) else found,
                                    wanted(source, names["images"] if form != "torch-export" else
@@ -141,27 +187,15 @@ def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_difference_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = stage(tmp_path / "stage"), export_formats.save_weights
+    source, real = stage(tmp_path / "stage"), export_timm.save_weights
 
     def off(state: dict[str, torch.Tensor], path: Path) -> None:
         real({key: value * 1.001 if key == "3.weight" else value for key, value in state.items()}, path)
 
-    monkeypatch.setattr(export_formats, "save_weights", off)
+    monkeypatch.setattr(export_timm, "save_weights", off)
     with pytest.raises(ExportError, match=r"differ from PyTorch's by .* at batch 1.*nothing is written"):
         run(source, "--format", "safetensors", "--out", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
-
-
-def test_what_timm_cannot_hold_is_refused_as_safetensors(tmp_path: Path) -> None:
-    source = stage(tmp_path / "stage")
-    meta = source / "model.json"
-    tree = json.loads(meta.read_text())
-    meta.write_text(json.dumps({**tree, "model": {**tree["model"], "unit": True}}))
-    with pytest.raises(ExportError, match=r"has unit True, which timm's own model has not; take --format onnx"):
-        run(source, "--format", "safetensors")
-    run(source, "--format", "torch-export")
-    np.testing.assert_allclose(np.linalg.norm(loaded(tmp_path / "stage" / "torch-export", "torch-export")(pictures(3)),
-                                              axis=1), 1, rtol=1e-5)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def model(
         norms = [module for module in made.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
-        made.backbone.train()(images(32, seed=0))
+        made.backbone.train()(images(32, seed=0, size=keys.get("size", (32, 32))))
         for norm in norms:
             norm.momentum = 0.1
         for name, value in made.state_dict().items():
