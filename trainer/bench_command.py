@@ -16,6 +16,7 @@ import typer
 from embae.datasets.index_writer import write_whole
 from embae.datasets.plan import PKSampler, ShuffledSampler
 from embae.trainer.errors import RecipeError
+from embae.trainer.importing import uncollected
 from embae.trainer.options import Debug, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.schema import Recipe
 
@@ -110,8 +111,9 @@ def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, end)  # there is nothing to finish before
     try:
-        from embae.trainer.bench import bench as measure
-        from embae.trainer.distributed import join, leave
+        with uncollected():
+            from embae.trainer.bench import bench as measure
+            from embae.trainer.distributed import join, leave
         world = join(recipe.timeout)
         found = measure(recipe, name, open_plan(recipe, name), world, folder, steps)
         leave()

@@ -26,6 +26,7 @@ from embae.datasets.view import View
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.extract_command import Name, Pattern, SkipBad
 from embae.trainer.footage import images, pointed_at, shard
+from embae.trainer.importing import uncollected
 from embae.trainer.known_cameras import Camera, Known, tell
 from embae.trainer.options import Debug, check_writable
 from embae.trainer.schema import Recipe
@@ -90,7 +91,8 @@ def calibrate(
     found = {one: images(where)[1] for one, where in wanted.items()}
     for one, records in found.items():
         _refuse_few("/".join(one), len(records))
-    from embae.trainer.export import Export
+    with uncollected():
+        from embae.trainer.export import Export
     export = Export.open(source)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what lies elsewhere meanwhile is removed
     with tempfile.TemporaryDirectory(prefix="embae-") as folder:

@@ -26,6 +26,7 @@ from embae.trainer.calibrate_command import calibrate
 from embae.trainer.errors import RunError, Stopped, exit_code, lost
 from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
+from embae.trainer.importing import uncollected
 from embae.trainer.merging import inspect_merged, merge
 from embae.trainer.options import Debug, Json, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.report.command import report as report_command
@@ -194,9 +195,11 @@ def compare(
         print(f"comparison of {len(runs)} runs in {out}", flush=True)
         prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else ranks_here(nproc))
     if worker:
-        from embae.trainer.distributed import join, leave
+        with uncollected():
+            from embae.trainer.distributed import join, leave
         world = join(runs[0].recipe.timeout)
-        from embae.trainer.training import train_all
+        with uncollected():
+            from embae.trainer.training import train_all
         train_all(runs, out, world, fresh=fresh)
         leave()
         if world.first and not ours:

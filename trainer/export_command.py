@@ -12,6 +12,7 @@ import typer
 
 from embae.trainer.errors import ExportError, RecipeError
 from embae.trainer.facts import Facts, read_facts
+from embae.trainer.importing import uncollected
 from embae.trainer.options import Debug
 
 FORMATS = ("onnx", "torch-export", "safetensors")
@@ -35,12 +36,13 @@ def export(
     name, source, facts = _chosen(run, stage)
     to = out or source.parent / form
     _check_free(to)
-    from embae.datasets.index_writer import whole_folder
-    from embae.trainer import export_formats
-    from embae.trainer.deployed import Deployed, contract
-    from embae.trainer.export import Export
-    from embae.trainer.export_timm import beyond
-    from embae.trainer.model_card import model_card
+    with uncollected():
+        from embae.datasets.index_writer import whole_folder
+        from embae.trainer import export_formats
+        from embae.trainer.deployed import Deployed, contract
+        from embae.trainer.export import Export
+        from embae.trainer.export_timm import beyond
+        from embae.trainer.model_card import model_card
     export_formats.check_installed(form)  # type: ignore[arg-type]
     opened = Export.open(source)
     deployed = Deployed(opened)

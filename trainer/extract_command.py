@@ -14,6 +14,7 @@ from embae.datasets.progress import note
 from embae.datasets.records import SPLITS
 from embae.datasets.remote import location
 from embae.trainer.errors import RecipeError
+from embae.trainer.importing import uncollected
 from embae.trainer.options import Debug, check_writable, ranks_here
 from embae.trainer.schema import TTA, Scoring
 from embae.trainer.trained import Trained, find
@@ -64,11 +65,12 @@ def tta_of(trained: Trained) -> TTA:
 def _work(trained: Trained, images: str, out: Path, tta: TTA, name: str | None, pattern: str | None,
           skip_bad: bool) -> None:
     """One rank of it."""
-    from embae.trainer.distributed import broadcast_object, join, leave, on_first_rank
-    from embae.trainer.export import Export
-    from embae.trainer.extract import extract_to, model_key, origin, reading_of
-    from embae.trainer.footage import Pointed, pointed_at
-    from embae.trainer.rescore import meanwhile
+    with uncollected():
+        from embae.trainer.distributed import broadcast_object, join, leave, on_first_rank
+        from embae.trainer.export import Export
+        from embae.trainer.extract import extract_to, model_key, origin, reading_of
+        from embae.trainer.footage import Pointed, pointed_at
+        from embae.trainer.rescore import meanwhile
     export, world = Export.open(trained.export), join()
     try:
         with meanwhile(trained.run) if world.first else nullcontext() as place:

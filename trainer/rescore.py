@@ -15,6 +15,7 @@ from embae.datasets.progress import note
 from embae.datasets.remote import Url, location
 from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
+from embae.trainer.importing import uncollected
 from embae.trainer.preflight import can_score
 from embae.trainer.schema import TTA, Recipe, Scoring
 from embae.trainer.stage_folder import is_done
@@ -95,9 +96,10 @@ def rescore(asked: Question, to: Path | None) -> None:
         asked: The question.
         to: Where to write the scores as JSON.
     """
-    from embae.trainer.distributed import broadcast_object, join, leave
-    from embae.trainer.evaluate import Reading, evaluate
-    from embae.trainer.export import Export
+    with uncollected():
+        from embae.trainer.distributed import broadcast_object, join, leave
+        from embae.trainer.evaluate import Reading, evaluate
+        from embae.trainer.export import Export
     recipe = asked.recipe
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()

@@ -31,6 +31,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.progress import note
 from embae.trainer.errors import RecipeError
 from embae.trainer.extract_command import Name, Pattern, SkipBad, Stage, tta_of
+from embae.trainer.importing import uncollected
 from embae.trainer.known_cameras import listed, tell
 from embae.trainer.options import Debug, check_writable
 from embae.trainer.trained import Trained, find
@@ -87,9 +88,10 @@ def search(
     for option, path in (("--picture", picture), ("--json", to)):
         if path:
             check_writable(option, path)
-    from embae.trainer.footage import pointed_at
-    from embae.trainer.loaded import load
-    from embae.trainer.rescore import meanwhile
+    with uncollected():
+        from embae.trainer.footage import pointed_at
+        from embae.trainer.loaded import load
+        from embae.trainer.rescore import meanwhile
     with meanwhile(trained.run) as cache:
         model = load(trained.export, tta=tta)
         if os.path.isfile(gallery):

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embae.trainer.errors import RecipeError
+from embae.trainer.importing import uncollected
 from embae.trainer.options import Debug, Overrides, RecipeName, Settings, ranks_here
 from embae.trainer.schema import Recipe
 from embae.trainer.stopping import stopping
@@ -88,8 +89,10 @@ def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None, pro
     stopping.of(run)
     if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
         prepare(recipe, run, int(os.environ["WORLD_SIZE"]))  # meanwhile the other ranks wait for this one to join
-    from embae.trainer.distributed import join, leave
+    with uncollected():
+        from embae.trainer.distributed import join, leave
     world = join(recipe.timeout)
-    from embae.trainer.training import train as run_stages
+    with uncollected():
+        from embae.trainer.training import train as run_stages
     run_stages(recipe, run, world, last=stage, resume=resume, profile=profile)
     leave()

@@ -19,7 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from embae.trainer.importing import uncollected
+
+with uncollected():
+    import torch
 
 Function = Callable[..., Any]
 
@@ -118,11 +121,12 @@ def result_file(folder: Path, function: str, rank: int) -> Path:
 
 def main(folder: Path, functions: Sequence[str]) -> None:
     """One rank."""
-    from embae.trainer.distributed import join, leave
+    with uncollected():
+        from embae.trainer.distributed import join, leave
 
+        modules = {path: load(path) for path in {function.rsplit(":", 1)[0] for function in functions}}
     torch.set_num_threads(1)
     world = join(timeout_s=120)
-    modules = {path: load(path) for path in {function.rsplit(":", 1)[0] for function in functions}}
     for function in functions:
         path, name = function.rsplit(":", 1)
         started = time.perf_counter()
