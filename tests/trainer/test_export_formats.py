@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,30 @@ def loaded(folder: Path, form: str) -> Any:
     return lambda *given: program(*map(torch.from_numpy, given)).numpy()
 
 
+Made = Callable[[bool, str], tuple[Path, Path, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """``made(calibrated, form)``: a stage's export, the folder it was exported to, and what was said; each once."""
+
+    @functools.cache
+    def source(calibrated: bool) -> Path:
+        return stage(tmp_path_factory.mktemp("made") / "stage", calibrated=calibrated)
+
+    @functools.cache
+    def get(calibrated: bool, form: str) -> tuple[Path, Path, str]:
+        said = run(source(calibrated), "--format", form)
+        return source(calibrated), source(calibrated).parent / form, said
+
+    return get
+
+
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_a_graph_gives_the_models_embeddings_at_any_batch(tmp_path: Path, form: str, calibrated: bool) -> None:
-    source = stage(tmp_path / "stage", calibrated=calibrated)
-    said = run(source, "--format", form)
+def test_a_graph_gives_the_models_embeddings_at_any_batch(made: Made, form: str, calibrated: bool) -> None:
+    source, to, said = made(calibrated, form)
     assert "batch 1: differs from PyTorch by" in said and "batch 8:" in said
-    to = tmp_path / "stage" / form
     about = json.loads((to / "embae.json").read_text())
     assert (about["camera"] is not None) == calibrated and about["normalisation"]["inside"] is True
     assert about["input"]["shape"] == ["batch", 3, 32, 16] and about["output"]["shape"] == ["batch", KEYS.embedding]
@@ -169,13 +188,13 @@ def test_timm_gives_the_embeddings_of_models_that_it_has_not(
                 assert not np.allclose(names["embedding"].detach().numpy(), found, rtol=1e-2)
 
 
-def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_card_runs(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    source = stage(tmp_path / "stage")
     person = Image.fromarray((255 * pictures(1)[0].transpose(1, 2, 0)).astype(np.uint8))
     for form in ("onnx", "torch-export", "safetensors"):
-        run(source, "--format", form, "--out", tmp_path / form)
+        source, to, _ = made(False, form)
+        shutil.copytree(to, tmp_path / form)
         monkeypatch.chdir(tmp_path / form)
         person.save("person.jpg")
         names: dict[str, Any] = {}
