@@ -28,7 +28,7 @@ from embae.trainer.export_command import export
 from embae.trainer.extract_command import extract
 from embae.trainer.importing import uncollected
 from embae.trainer.merging import inspect_merged, merge
-from embae.trainer.options import Debug, Json, Overrides, RecipeName, Settings, ranks_here
+from embae.trainer.options import Debug, Expand, Json, Overrides, RecipeName, Rerank, Settings, ranks_here
 from embae.trainer.report.command import report as report_command
 from embae.trainer.schema import TTA
 from embae.trainer.search_command import search
@@ -216,8 +216,8 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(
         help="A dataset's name below data.root, or the folder of its shards; by default the target.")] = None,
     tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
-    rerank: Annotated[bool | None, typer.Option("--rerank/--no-rerank", show_default=False, help=(
-        "Rank by k-reciprocal re-ranking; by default as the recipe says."))] = None,
+    rerank: Rerank = None,
+    expand: Expand = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the scores here as JSON.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     debug: Debug = False,
@@ -228,7 +228,7 @@ def evaluate(
     """
     from embae.trainer.launch import launch
     from embae.trainer.rescore import question, rescore
-    asked = question(run, dataset, tta, rerank)
+    asked = question(run, dataset, tta, rerank, expand)
     if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
         rescore(asked, to)
     elif code := launch(["evaluate", *sys.argv[2:]], ranks):

@@ -71,7 +71,7 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
                                   f"{getattr(first.data, key)}; compare on one target and one set of sources")
         if not run.recipe.evaluate:
             raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs one at least")
-        for key in ("tta", "rerank"):
+        for key in ("tta", "rerank", "expand"):
             if getattr(run.recipe.scoring, key) != getattr(first.scoring, key):
                 raise RecipeError(f"{run.recipe.name}: scoring.{key} is {getattr(run.recipe.scoring, key)}, of "
                                   f"{first.name} {getattr(first.scoring, key)}; compare what is scored alike")
@@ -185,7 +185,7 @@ def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
     first = runs[0].recipe
     found = [result for run in runs for result in results(run)]
     comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found),
-                            first.scoring.rerank)
+                            first.scoring.rerank, first.scoring.expand)
     said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
     for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
                        ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):

@@ -3,7 +3,7 @@
 A gain is taken seed by seed over the row that the model started from, so that what a seed gave to both is in none.
 The JSON of `to_json` is stable::
 
-    {"dataset", "sources", "tta", "rerank",
+    {"dataset", "sources", "tta", "rerank", "expand",
      "results": [{"recipe", "row", "seed", "start", "trained", "scores", "seconds", "adaptation", "images", "probes"}],
      "rows": [{"name", "row", "recipes", "start", "trained", "seeds", "scores": {name: {"mean", "sd"}}, "gains": …,
                "interval": {name: [low, high]} of a row of one seed, else null,
@@ -21,6 +21,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from embae.trainer.refined import Refined
 
 # Counts among the scores: nothing to take means and gains of.
 _COUNTS = ("queries", "unmatched")
@@ -111,6 +113,12 @@ class Comparison:
     tta: str
     results: tuple[Result, ...]
     rerank: bool = False
+    expand: int = 0
+
+    @property
+    def refined(self) -> Refined:
+        """What was done to the rankings."""
+        return Refined(self.rerank, self.expand)
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
@@ -176,7 +184,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def from_json(tree: Mapping[str, Any]) -> Comparison:
     """The comparison that `to_json` wrote, after `json.loads` or not."""
     results = tuple(Result(**result) for result in tree["results"])
-    return Comparison(tree["dataset"], tuple(tree["sources"]), tree["tta"], results, tree.get("rerank", False))
+    return Comparison(tree["dataset"], tuple(tree["sources"]), tree["tta"], results, tree.get("rerank", False),
+                      tree.get("expand", 0))
 
 
 @dataclass

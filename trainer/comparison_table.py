@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from embae.trainer.comparison import Comparison, Row, Spread, summarise
 from embae.trainer.published import TTA, published
+from embae.trainer.refined import PLAIN
 
 SHOWN = ("Rank-1", "Rank-1-nd", "mAP", "mAP-nd")
 GAINS = ("Rank-1", "mAP")
@@ -50,10 +51,9 @@ def comparison_table(comparison: Comparison, *, markdown: bool = False, probes: 
 def heading(comparison: Comparison) -> str:
     """What was compared, in one line."""
     seeds = sorted({result.seed for result in comparison.results})
-    again = ", k-reciprocal re-ranking" if comparison.rerank else ""
     return (f"{comparison.dataset}, from {', '.join(comparison.sources) or 'no sources'}, "
             f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, "
-            f"test-time augmentation: {comparison.tta}{again}, mAP by trapezoid")
+            f"test-time augmentation: {comparison.tta}{comparison.refined.said}, mAP by trapezoid")
 
 
 def score_cells(rows: Sequence[Row], comparison: Comparison) -> Cells:
@@ -128,9 +128,10 @@ def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
         notes.append("In brackets: 95 % interval over the identities of one seed.")
     if any(map(_control, rows)):
         notes.append(f"{_CONTROL.strip()} trains nothing on the target.")
-    alike = comparison.tta == TTA and not comparison.rerank
+    plain = comparison.refined == PLAIN
+    alike = plain and comparison.tta == TTA
     if not alike and any(published(comparison.sources, comparison.dataset, row.row) for row in rows):
-        notes.append(f"The paper's figures are with {TTA}" + (", by plain distances." if comparison.rerank else "."))
+        notes.append(f"The paper's figures are with {TTA}" + ("." if plain else ", by plain distances."))
     return [" ".join(notes)] if notes else []
 
 

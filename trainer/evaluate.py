@@ -28,10 +28,9 @@ from embae.trainer.features import content_key, extract, fill, finish, seen_as
 from embae.trainer.fixed_point import blocks
 from embae.trainer.known_cameras import listed, tell
 from embae.trainer.parts import EmbAE
-from embae.trainer.ranking import rank_embeddings
-from embae.trainer.rerank import rank_again
+from embae.trainer.refined import PLAIN, Refined
 from embae.trainer.schema import TTA
-from embae.trainer.scores import Labels, interval
+from embae.trainer.scores import Labels, PerQuery, interval
 from embae.trainer.sole import sole
 from embae.trainer.spread import Spread, threads
 
@@ -141,7 +140,7 @@ def note_strange_cameras(model: EmbAE, views: Sequence[View]) -> None:
 
 
 def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,
-             rerank: bool = False, keep: Path | None = None) -> dict[str, Any]:
+             refined: Refined = PLAIN, keep: Path | None = None) -> dict[str, Any]:
     """Ranks a dataset's gallery for each of its queries: spread over the ranks, the same bit for bit on any number.
 
     Args:
@@ -152,7 +151,7 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         world: This rank.
         reading: How images are read.
         folder: Where embeddings lie meanwhile, on a file system that all ranks see.
-        rerank: Whether to rank by k-reciprocal re-ranking, with the settings of its authors.
+        refined: What is done to the ranking.
         keep: Where to keep the raw embeddings of query and gallery, in the order of the index; .npz.
 
     Returns:
@@ -171,15 +170,20 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         for embeddings in (query, gallery):
             _check(embeddings, index, world)
         known = labels(both[0]), labels(both[1])
-        rank = rank_again if rerank else rank_embeddings
-        values = (ranked := rank(query, gallery, *known, spread=spread_over(world))).values()
-        if np.isnan(values["mAP"]).all():
+        ranked = refined.rank(query, gallery, *known, spread_over(world))
+        if not (ranked.first > 0).any():
             raise DataError(f"{index.root}: none of {len(query)} queries has an image of its identity on another "
                             "camera of the gallery, so there is nothing to score; look at pids and camids with embae "
                             "inspect")
         if keep and world.first:
             write_embeddings(keep, query, gallery)
-    intervals = {name: interval(values[name], known[0]) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
+    return told(ranked, known[0])
+
+
+def told(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
+    """Results of queries, of which one has a match at least, as `evaluate` returns them."""
+    values = ranked.values()
+    intervals = {name: interval(values[name], query_labels) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
     return {**ranked.scores().to_dict(), "interval": intervals}
 
 

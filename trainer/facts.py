@@ -17,7 +17,8 @@ from embae.datasets.plain import MOST, read_bytes, read_json
 from embae.datasets.records import SPLITS
 from embae.trainer.errors import RecipeError
 from embae.trainer.preflight import open_all
-from embae.trainer.recipe import load
+from embae.trainer.refined import Refined
+from embae.trainer.run_recipe import recipe_of
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import Done, done, is_done
 from embae.trainer.table import are_scores
@@ -29,7 +30,7 @@ class Scored:
 
     dataset: str
     tta: str
-    rerank: bool
+    refined: Refined
     rows: dict[str, dict[str, Any]]
 
 
@@ -96,7 +97,7 @@ def read_facts(run: Path) -> Facts:
     if not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
         raise RecipeError(f"{run}: not a run folder, recipe.yaml is missing; wanted what embae train writes, such as "
                           "runs/embae-cam")
-    recipe = load(str(path))
+    recipe = recipe_of(run)
     took = {stage: done(run, stage) if is_done(run, stage) else None for stage in recipe.run}
     return Facts(run, recipe, _head(path), took, _scores(run, recipe), list(_data(recipe)), list(_ended(run)))
 
@@ -119,8 +120,7 @@ def _scores(run: Path, recipe: Recipe) -> list[Scored]:
             continue  # what probes found
         rows = {row: scores for row, scores in tree["rows"].items() if are_scores(scores)}
         if rows:
-            found.append(Scored(str(tree.get("dataset", path.stem)), str(tree.get("tta", "")),
-                                tree.get("rerank") is True, rows))
+            found.append(Scored(str(tree.get("dataset", path.stem)), str(tree.get("tta", "")), Refined.of(tree), rows))
     return found
 
 

@@ -130,8 +130,8 @@ def _scores(about: dict[str, Any], facts: Facts) -> Iterator[str]:
     for scored in known:
         scores = scored.rows[row]
         cells = [_score(scores, name) for name in SHOWN]
-        again = ", k-reciprocal re-ranking" if scored.rerank else ""
-        yield f"| {_text(scored.dataset)} | " + " | ".join(cells) + f" | {scores['queries']:,} | {scored.tta}{again} |"
+        how = f"{scored.tta}{scored.refined.said}"
+        yield f"| {_text(scored.dataset)} | " + " | ".join(cells) + f" | {scores['queries']:,} | {how} |"
     yield ("\nMarket-1501's protocol, mAP by the trapezoid; in brackets 95 % intervals over resampled identities. The "
            "exported file holds no test-time augmentation: average the embeddings of an image and its mirror image to "
            "have `flip`.\n")

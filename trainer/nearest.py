@@ -50,29 +50,46 @@ def nearest(
     with ThreadPoolExecutor(spread.threads) as pool:
         for some in blocks(own.stop - own.start, _ROWS):
             rows = slice(own.start + some.start, own.start + some.stop)
-            keys, farthest[rows] = _search(x, rows, found.shape[1], step, pool, apart)
+            keys, farthest[rows] = _search(x[rows], rows, x, found.shape[1], step, pool, apart)
             found[rows] = np.where(keys < _NONE, keys & (2**32 - 1), np.arange(rows.start, rows.stop)[:, None])
     return spread.add(found), spread.add(farthest)
 
 
+def nearest_of(query: np.ndarray, x: Vectors, k: int, *, step: float, threads: int) -> np.ndarray:
+    """The k images nearest to each query, which is none of them: `(Q, min(k, N))`, by distance, then by index.
+
+    Args:
+        query: `(Q, F)`, of `fixed_point`; searched for at once, so a few thousand.
+        x: `(N, F)`, or what gives rows of it; of `fixed_point`.
+        k: How many.
+        step: What squared distances are rounded to.
+        threads: How many search.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        keys, _ = _search(query, None, x, min(k, len(x)), step, pool, None)
+    return keys & (2**32 - 1)
+
+
 def _search(
-    x: Vectors, rows: slice, k: int, step: float, pool: ThreadPoolExecutor, apart: np.ndarray | None
+    query: np.ndarray, rows: slice | None, x: Vectors, k: int, step: float, pool: ThreadPoolExecutor,
+    apart: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in steps and index in one integer, the k smallest of each row; and the largest squared distances."""
-    mine = x[rows] * (-2 / step)
+    """Distance in steps and index in one integer, the k smallest of each of some images, `rows` of x if they are among
+    them; and the largest squared distances."""
+    mine = query * (-2 / step)
     keys, most = np.full((len(mine), k), _NONE), np.full(len(mine), -np.inf)
     start = 0
     while start < len(x):
         stop = start + (_COLUMNS if start else _FIRST)
         others = x[start:stop]
         groups = None if apart is None else (apart[rows], apart[start:stop])
-        _look(mine, others, rows.start, start, keys, most, pool, groups)
+        _look(mine, others, rows and rows.start, start, keys, most, pool, groups)
         start = stop
     return keys, 2 + most * step
 
 
 def _look(
-    mine: np.ndarray, others: np.ndarray, row: int, column: int, keys: np.ndarray, most: np.ndarray,
+    mine: np.ndarray, others: np.ndarray, row: int | None, column: int, keys: np.ndarray, most: np.ndarray,
     pool: ThreadPoolExecutor, groups: tuple[np.ndarray, np.ndarray] | None
 ) -> None:
     """Takes some more images, of which the first is number `column`, into what `_search` returns."""
@@ -82,8 +99,9 @@ def _look(
         np.maximum(most[some], steps.max(axis=1), out=most[some])
         if groups:
             steps[groups[0][some, None] == groups[1]] = _NONE >> 32  # no distance is as large
-        own = np.arange(max(row + some.start, column), min(row + some.stop, column + len(others)))
-        steps[own - row - some.start, own - column] = -(2.0**30)  # itself: before all others, 2^29 is the largest
+        if row is not None:
+            own = np.arange(max(row + some.start, column), min(row + some.stop, column + len(others)))
+            steps[own - row - some.start, own - column] = -(2.0**30)  # itself: before all others, 2^29 is the largest
         keys[some] = _merged(keys[some], steps, column)
 
     list(pool.map(look, blocks(len(mine), _SIMILARITIES // len(others))))

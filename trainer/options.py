@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from embae.trainer.errors import RecipeError
+from embae.trainer.refined import MOST
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -32,6 +33,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Settings = Annotated[list[str] | None, typer.Option(
     "--settings", metavar="NAME|FILE", autocompletion=settings_names, help=(
     "Settings to go with the recipe, such as quick; may be given several times."))]
+Rerank = Annotated[bool | None, typer.Option("--rerank/--no-rerank", show_default=False, help=(
+    "Rank by k-reciprocal re-ranking; by default as the recipe says."))]
+Expand = Annotated[int | None, typer.Option(min=0, max=MOST, metavar="N", show_default=False, help=(
+    "Rank by the mean of each query and its N nearest images; by default as the recipe says."))]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -17,6 +17,7 @@ from embae.datasets.verification import check_rows
 from embae.trainer.errors import RecipeError
 from embae.trainer.importing import uncollected
 from embae.trainer.preflight import can_score
+from embae.trainer.refined import Refined
 from embae.trainer.schema import TTA, Recipe, Scoring
 from embae.trainer.stage_folder import is_done
 from embae.trainer.table import score_table, write_scores
@@ -34,7 +35,7 @@ class Question:
         left_out: Rows whose stage is not done, and the stage.
         index: The dataset.
         tta: Test-time augmentation.
-        rerank: Whether to re-rank.
+        refined: What is done to the ranking.
     """
 
     run: Path
@@ -43,10 +44,11 @@ class Question:
     left_out: dict[str, str]
     index: Index
     tta: TTA
-    rerank: bool
+    refined: Refined
 
 
-def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None) -> Question:
+def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None = None,
+             expand: int | None = None) -> Question:
     """Checks what ``embae evaluate`` was asked, in a moment.
 
     Args:
@@ -54,6 +56,7 @@ def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | Non
         dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
         tta: Test-time augmentation; None takes the recipe's.
         rerank: Whether to re-rank; None takes the recipe's.
+        expand: By how many images queries are expanded; None takes the recipe's.
 
     Raises:
         RecipeError: There is no run, or none of the stages to score is done.
@@ -67,7 +70,12 @@ def question(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | Non
                         "(docs/data.md)")
     scoring = recipe.scoring if recipe else Scoring()
     return Question(run, recipe, exports, left_out, index, tta or scoring.tta,
-                    scoring.rerank if rerank is None else rerank)
+                    refined_as(scoring, rerank, expand))
+
+
+def refined_as(scoring: Scoring, rerank: bool | None, expand: int | None) -> Refined:
+    """What is done to a ranking: what was asked for, and as a recipe says where nothing was."""
+    return Refined(scoring.rerank if rerank is None else rerank, scoring.expand if expand is None else expand)
 
 
 def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
@@ -109,15 +117,15 @@ def rescore(asked: Question, to: Path | None) -> None:
             for row, export in asked.exports.items():
                 opened = Export.open(export)
                 scores[row] = evaluate(opened.restore().to(world.device), asked.index, opened.spec, asked.tta, world,
-                                       reading, folder, rerank=asked.rerank)
+                                       reading, folder, refined=asked.refined)
     finally:
         leave()
     if world.first:
         for row, stage in asked.left_out.items():
             note(f"{row} is left out: its stage, {stage}, is not done")
         if to:
-            write_scores(to, asked.index.name, asked.tta, scores, asked.rerank)
-        print(score_table(asked.index.name, asked.tta, scores, asked.rerank))
+            write_scores(to, asked.index.name, asked.tta, scores, asked.refined)
+        print(score_table(asked.index.name, asked.tta, scores, asked.refined))
 
 
 @contextmanager

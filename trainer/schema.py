@@ -17,6 +17,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, mod
 from embae.datasets.cache import Cache
 from embae.datasets.remote import Url, location
 from embae.trainer.keys import Count, Flag, Name, Positive, Strict, Whole, checked
+from embae.trainer.refined import MOST, Refined
 from embae.trainer.stage_schema import PARTS, Stage
 
 TTA = Literal["none", "flip", "ten-crop"]
@@ -99,6 +100,13 @@ class Scoring(Strict):
     batch: Count = 256
     rerank: bool = False
     """Whether by k-reciprocal re-ranking (Zhong et al. 2017) instead of plain distances."""
+    expand: Annotated[int, Field(ge=0, le=MOST, strict=True)] = 0
+    """By how many of its nearest images each query is expanded before (Chum et al. 2007)."""
+
+    @property
+    def refined(self) -> Refined:
+        """What is done to a ranking by plain distances."""
+        return Refined(self.rerank, self.expand)
 
 
 class Checkpoints(Strict):

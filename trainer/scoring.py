@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, run: Path, 
                 target: Index, keep: Path | None = None) -> dict[str, Any]:
     """Scores a model on the target, and records it; see `evaluate` for `keep` and what it returns."""
     reading, how = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch), recipe.scoring
-    found = evaluate(model, target, spec_of(recipe), how.tta, world, reading, run / "cache", rerank=how.rerank,
-                     keep=keep)
+    found = evaluate(model, target, spec_of(recipe), how.tta, world, reading, run / "cache",
+                     refined=how.refined, keep=keep)
     monitor.record("eval", stage, step, {"dataset": target.name, **found})
     monitor.say(_line(found, stage, step, target))
     return found
@@ -66,11 +67,11 @@ def score_run(recipe: Recipe, run: Path, world: World, monitor: Monitor, target:
     probes = {row: scorer.probes(row) for row in rows} if target.count("train") else {}
     if world.first:
         folder = run / "evaluation"
-        write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows, recipe.scoring.rerank)
+        write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows, recipe.scoring.refined)
         _write(folder / f"{target.name}-probes.json", probes)
         for stage in recipe.evaluate.values():
             shutil.copyfile(scorer.path(stage).with_suffix(".npz"), folder / f"{target.name}-{stage}.npz")
-    monitor.say("\n" + score_table(target.name, recipe.scoring.tta, rows, recipe.scoring.rerank))
+    monitor.say("\n" + score_table(target.name, recipe.scoring.tta, rows, recipe.scoring.refined))
     dist.barrier()
 
 
@@ -94,11 +95,12 @@ class _Scorer:
             keys = self._recipe.model_dump(mode="json", by_alias=True, include={"seed", "model", "data", "scoring"})
             own = self._recipe.stages[stage].model_dump(mode="json", by_alias=True, exclude_none=True)
             self._monitor.keys(stage, {**keys, "stage": own})
-            return score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
-                               self._target, path.with_suffix(".npz"))
+            found = score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
+                                self._target, path.with_suffix(".npz"))
+            return found
 
         how = self._recipe.scoring
-        asked = {"tta": how.tta, "loader": self._recipe.data.loader, "rerank": how.rerank}
+        asked = {"tta": how.tta, "loader": self._recipe.data.loader, **asdict(how.refined)}
         return self._kept(path, asked, take, are_scores)
 
     def probes(self, row: str) -> dict[str, float]:

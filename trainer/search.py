@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from embae.trainer.expansion import expanded
 from embae.trainer.fixed_point import fixed_point
 from embae.trainer.ranking import STEP
 from embae.trainer.rerank import reranked_distances
@@ -56,7 +57,7 @@ class Search:
         return found[order], np.sqrt(square[order])
 
     def expanded(self, query: np.ndarray, count: int, left_out: np.ndarray) -> np.ndarray:
-        """Average query expansion (Chum et al. 2007): the mean of a query and its nearest images, each of length 1.
+        """A query expanded by its nearest images, as in scoring: see `expansion.py`.
 
         Args:
             query: `(D,)`, an embedding.
@@ -64,7 +65,7 @@ class Search:
             left_out: `(N,)` bool, images that take no part.
         """
         found, _ = self.nearest(query, count, left_out)
-        return fixed_point(np.concatenate([query[None], self._gallery[found]])).mean(0)
+        return expanded(query[None], self._gallery[found][None])[0]
 
     def reranked(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `nearest`, by k-reciprocal re-ranking (`rerank.py`) of the `SHORTLIST` nearest: distances from 0 to 1."""

@@ -34,6 +34,7 @@ from embae.trainer.extract_command import Name, Pattern, SkipBad, Stage, tta_of
 from embae.trainer.importing import uncollected
 from embae.trainer.known_cameras import listed, tell
 from embae.trainer.options import Debug, check_writable
+from embae.trainer.refined import MOST, Refined
 from embae.trainer.trained import Trained, find
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def search(
         "number in the gallery."))] = None,
     rerank: Annotated[bool, typer.Option("--rerank", help=(
         "Re-rank the 1,000 nearest by k-reciprocal neighbours."))] = False,
-    expand: Annotated[int, typer.Option(min=0, metavar="N", help=(
+    expand: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help=(
         "Search again with the mean of the query and its N nearest."))] = 0,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw what was found.")] = None,
     to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")] = None,
@@ -313,6 +314,5 @@ def _draw(path: Path, tree: dict[str, Any], asked: list[Query], found: list[list
                       [os.path.basename(query.said)])
         rows.append((first, [shown(match, image)
                              for match, (image, _) in zip(told["matches"], matches, strict=True)]))
-    ways = ["re-ranked" * tree["rerank"], f"expanded by {tree['expand']}" * bool(tree["expand"])]
-    how = ", ".join(["each with its rank and its distance from the query", *filter(None, ways)])
+    how = f"each with its rank and its distance from the query{Refined.of(tree).said}"
     draw(f"Nearest of {tree['images']:,} images of {tree['gallery']}", how, rows, path)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from embae.trainer.refined import PLAIN, Refined
 
 SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
 
 
-def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], rerank: bool = False) -> str:
+def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], refined: Refined = PLAIN) -> str:
     """Rows × scores as text: what a person reads first after a run.
 
     Args:
         dataset: What was scored.
         tta: Test-time augmentation.
         rows: Scores by name of the row, as in ``evaluation/<dataset>.json``.
-        rerank: Whether they are of re-ranked galleries.
+        refined: What was done to the ranking.
     """
     first = max(len("model"), *(len(row) for row in rows))
     head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
     queries = next(iter(rows.values()))["queries"]
-    again = ", k-reciprocal re-ranking" if rerank else ""
-    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}{again}, mAP by trapezoid", head,
+    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.said}, mAP by trapezoid", head,
              "─" * len(head)]
     for row, scores in rows.items():
         low, high = scores["interval"]["Rank-1"]
@@ -51,10 +53,10 @@ def are_scores(tree: Any) -> bool:
 
 
 def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]],
-                 rerank: bool = False) -> None:
-    """Writes ``{"dataset", "tta", "rerank", "rows": {row: scores}}``, to a temporary name first."""
+                 refined: Refined = PLAIN) -> None:
+    """Writes ``{"dataset", "tta", "rerank", "expand", "rows": {row: scores}}``, to a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"dataset": dataset, "tta": tta, "rerank": rerank, "rows": rows}, indent=1) + "\n",
-                       encoding="utf-8")
+    tree = {"dataset": dataset, "tta": tta, **asdict(refined), "rows": rows}
+    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from embae.datasets.remote import Url
 from embae.trainer.description import META
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe import load
+from embae.trainer.run_recipe import recipe_of
 from embae.trainer.schema import Recipe
 from embae.trainer.stage_folder import EXPORT, is_done
 
@@ -48,7 +48,7 @@ def look(path: Path) -> Path | Recipe:
             return export
     if not os.path.isfile(path / "recipe.yaml"):
         raise RecipeError(f"{path}: neither a run folder (recipe.yaml) nor an export (model.json)")
-    return load(str(path / "recipe.yaml"))
+    return recipe_of(path)
 
 
 def find(path: Path, stage: str | None = None) -> Trained:

@@ -1,7 +1,7 @@
-"""Evaluation of large galleries on one and more ranks, plain and re-ranked, with random numbers.
+"""Evaluation of large galleries on one and more ranks, plain, re-ranked and expanded, with random numbers.
 
     python tests/benchmarks/bench_scale.py [--queries 10000] [--images 1000000] [--dimensions 128] [--ranks 1 2]
-                                           [--rerank]
+                                           [--rerank] [--expand 3]
 
 Embeddings of people with 15 images each on six cameras, in memory-mapped files. Ranks are processes that exchange over
 gloo. For each number of ranks: seconds of the slowest, the largest peak (resident) of one, and how much of that is
@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from embae.trainer.refined import Refined
 
 EACH, CAMERAS = 15, 6
 
@@ -43,14 +45,12 @@ def memory(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
-def work(folder: Path, rerank: bool) -> None:
+def work(folder: Path, refined: Refined) -> None:
     """One rank."""
     import threading
 
     from embae.trainer.distributed import join, leave
     from embae.trainer.evaluate import spread_over
-    from embae.trainer.ranking import rank_embeddings
-    from embae.trainer.rerank import rank_again
     from embae.trainer.scores import Labels
 
     world, known, embeddings = join(), [], []
@@ -68,7 +68,7 @@ def work(folder: Path, rerank: bool) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    found = (rank_again if rerank else rank_embeddings)(*embeddings, *known, spread=spread_over(world))
+    found = refined.rank(*embeddings, *known, spread_over(world))
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
@@ -82,19 +82,22 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rerank", action="store_true")
+    parser.add_argument("--expand", type=int, default=0)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(options.work, options.rerank)
+        return work(options.work, Refined(options.rerank, options.expand))
     with tempfile.TemporaryDirectory(prefix="embae-scale-") as name:
         folder = Path(name)
         draw(folder, options.queries, options.images, options.dimensions)
-        print(f"{options.queries:,} × {options.images:,} × {options.dimensions}{', re-ranked' * options.rerank}")
+        said = Refined(options.rerank, options.expand).said
+        print(f"{options.queries:,} × {options.images:,} × {options.dimensions}{said}")
         for ranks in options.ranks:
             common = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
             pipe = subprocess.PIPE
             common |= {"EMBAE_STORE": str(folder / f"store-{ranks}"), "CUDA_VISIBLE_DEVICES": ""}
-            command = [sys.executable, __file__, "--work", name, *["--rerank"] * options.rerank]
+            command = [sys.executable, __file__, "--work", name, f"--expand={options.expand}",
+                       *["--rerank"] * options.rerank]
             workers = [
                 subprocess.Popen(
                     command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=pipe, text=True

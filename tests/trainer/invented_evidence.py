@@ -8,8 +8,8 @@ from small import target
 from embae.datasets.index import Index
 from embae.datasets.view import View
 from embae.trainer.evaluate import labels
-from embae.trainer.ranking import rank_embeddings
-from embae.trainer.report.evidence import Evidence, Ranked, unit
+from embae.trainer.refined import PLAIN, Refined
+from embae.trainer.report.evidence import Evidence, rank
 
 __all__ = ["evidence", "target"]
 
@@ -21,13 +21,13 @@ def embeddings(known: object, seed: int, noise: float) -> np.ndarray:
     return people[pids] + noise * np.random.default_rng(seed).normal(size=(len(pids), 8))
 
 
-def evidence(index: Index, noises: tuple[float, ...] = (1.5, 0.5)) -> Evidence:
+def evidence(index: Index, noises: tuple[float, ...] = (1.5, 0.5), refined: Refined = PLAIN) -> Evidence:
     """The query and gallery of a dataset as models see it whose embeddings have so much noise."""
     views = View([index], "query"), View([index], "gallery")
     known = labels(views[0]), labels(views[1])
     models = []
     for number, noise in enumerate(noises):
         query, gallery = (embeddings(one, 10 * number + at, noise) for at, one in enumerate(known))
-        models.append(Ranked(f"row {number}", unit(query), unit(gallery), rank_embeddings(query, gallery, *known)))
+        models.append(rank(f"row {number}", query, gallery, *known, np.arange(len(query)), refined)[0])
     rows = [view.locate(np.arange(len(view)))[1] for view in views]
-    return Evidence(index, *rows, *known, models, 0)
+    return Evidence(index, *rows, *known, models, 0, refined)

@@ -442,20 +442,22 @@ def test_evaluate_a_run_gives_the_scores_of_its_end(
     assert json.loads((tmp_path / "new" / "scores.json").read_text()) == wanted
 
 
-def test_evaluate_on_two_ranks_with_re_ranking(
+def test_evaluate_on_two_ranks_with_expansion_and_re_ranking(
     desk: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     found = {}
     for ranks in (1, 2):
-        words = ("--rerank", "--nproc", ranks, "--json", tmp_path / f"{ranks}.json")
+        words = ("--expand", 2, "--rerank", "--nproc", ranks, "--json", tmp_path / f"{ranks}.json")
         done = embae("evaluate", "runs/tiny", *words, cwd=desk)
         assert done.returncode == 0, done.stderr
         found[ranks] = (tmp_path / f"{ranks}.json").read_text(), done.stdout
-        assert done.stdout.startswith("park, ") and "augmentation: flip, k-reciprocal re-ranking" in done.stdout
+        assert done.stdout.startswith("park, ")
+        assert "flip, queries expanded by 2 images, k-reciprocal re-ranking, mAP" in done.stdout
     assert found[1] == found[2]
     plain = json.loads((desk / "runs" / "tiny" / "evaluation" / "park.json").read_text())
     again = json.loads(found[1][0])
-    assert again["rerank"] and not plain["rerank"] and again["rows"] != plain["rows"]
+    assert (again["rerank"], again["expand"], plain["rerank"], plain["expand"]) == (True, 2, False, 0)
+    assert again["rows"] != plain["rows"]
 
 
 def test_evaluate_another_dataset(

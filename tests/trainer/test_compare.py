@@ -243,6 +243,8 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
         "other: scoring.tta is flip, of baseline none; compare what is scored alike")
     assert with_other("scoring: {rerank: true}\n") == (
         "other: scoring.rerank is True, of baseline False; compare what is scored alike")
+    assert with_other("scoring: {expand: 2}\n") == (
+        "other: scoring.expand is 2, of baseline 0; compare what is scored alike")
     assert with_other("evaluate: null\n") == "other: evaluate names no row; a comparison needs one at least"
     assert refused(["baseline", "baseline"], made, out=out) == "two recipes have the name baseline; give each its own"
     twin = own(tmp_path, "twin", "extends: bn-camera\nname: baseline\n")

@@ -148,7 +148,7 @@ def test_json_round_trip() -> None:
 
 def test_the_json_keys_stay() -> None:
     tree = json.loads(json.dumps(to_json(comparison())))
-    assert list(tree) == ["dataset", "sources", "tta", "results", "rerank", "rows", "remarks"]
+    assert list(tree) == ["dataset", "sources", "tta", "results", "rerank", "expand", "rows", "remarks"]
     assert list(tree["results"][0]) == [
         *("recipe", "row", "seed", "start", "trained"), *("scores", "seconds", "adaptation", "images", "probes")]
     assert list(tree["rows"][0]) == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from embae.datasets.view import View
 from embae.trainer import evaluate as evaluation
 from embae.trainer.distributed import World
 from embae.trainer.evaluate import Reading, embedded, evaluate, labels, read_size, spread_over, views
+from embae.trainer.expansion import expanded_queries
 from embae.trainer.parts import EmbAE
 from embae.trainer.preflight import can_score
-from embae.trainer.ranking import score
+from embae.trainer.ranking import rank_embeddings
+from embae.trainer.refined import PLAIN, Refined
 from embae.trainer.rerank import rank_again
 from embae.trainer.schema import TTA, Model
 
@@ -155,15 +158,18 @@ def test_labels(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
-@pytest.mark.parametrize("rerank", [False, True])
-def test_scores_are_those_of_the_embeddings(rerank: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refined", [PLAIN, Refined(rerank=True), Refined(expand=2), Refined(True, 2)])
+def test_scores_are_those_of_the_embeddings(refined: Refined, tmp_path: Path) -> None:
     keep = tmp_path / "new" / "park.npz"
-    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path, rerank=rerank, keep=keep)
+    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path, refined=refined, keep=keep)
     known = [labels(View([park()], split)) for split in ("query", "gallery")]  # type: ignore[arg-type]
     with np.load(keep) as kept:
         query, gallery = kept["query"], kept["gallery"]
     assert np.array_equal(query, embed("query", ImageSpec(40, 20), "none", tmp_path))
-    wanted = (rank_again(query, gallery, *known).scores() if rerank else score(query, gallery, *known)).to_dict()
+    if refined.expand:
+        query = expanded_queries(query, gallery, known[1].junk, refined.expand)
+    how = rank_again if refined.rerank else rank_embeddings
+    wanted = how(query, gallery, *known).scores().to_dict()
     assert {key: found[key] for key in wanted} == wanted and wanted["queries"] == park().count("query")
     for name, (low, high) in found["interval"].items():
         assert 0 <= low <= found[name] <= high <= 1
@@ -171,14 +177,17 @@ def test_scores_are_those_of_the_embeddings(rerank: bool, tmp_path: Path) -> Non
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")] == [Path("new/park.npz")]
 
 
+WAYS = {"plain": PLAIN, "again": Refined(rerank=True), "expanded": Refined(expand=2), "both": Refined(True, 2)}
+
+
 @on_ranks(1, 2, 3)
 def ways(world: World, folder: Path) -> dict[str, Any]:
-    """Scores, and the embeddings that they are of, plain and re-ranked."""
+    """Scores, and the embeddings that they are of, plain and refined."""
     shards, found = shared_park(world, folder), {}
-    for name, rerank in (("plain", False), ("again", True)):
+    for name, refined in WAYS.items():
         keep = folder / f"{name}.npz"
         found[name] = evaluate(model(), Index.open(shards / "park"), ImageSpec(40, 20), "flip", world,
-                               Reading("webdataset", 1, batch=1), folder / "meanwhile", rerank=rerank, keep=keep)
+                               Reading("webdataset", 1, batch=1), folder / "meanwhile", refined=refined, keep=keep)
         dist.barrier()
         with np.load(keep) as kept:
             found[f"{name} embeddings"] = [torch.from_numpy(kept[split]) for split in ("query", "gallery")]
@@ -199,12 +208,12 @@ def shared_park(world: World, folder: Path) -> Path:
 def test_ranks_score_as_one_process_does(computed: Callable[..., Any], world_size: int) -> None:
     (alone,) = computed(ways, 1)
     for found in computed(ways, world_size):
-        for name in ("plain", "again"):
+        for name in WAYS:
             assert found[name] == alone[name] and found[name]["queries"] == 8
             pairs = zip(found[f"{name} embeddings"], alone[f"{name} embeddings"], strict=True)
             assert all(torch.equal(*pair) for pair in pairs)
         assert not found["left"]
-    assert alone["plain"] != alone["again"]
+    assert all(alone[one] != alone[other] for one, other in combinations(WAYS, 2))
 
 
 def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import numpy as np
 import pytest
+from rank_threads import together
 
 from embae.trainer import jaccard, nearest, ranking
 from embae.trainer.ranking import rank_distances
@@ -135,25 +134,8 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
     for chunk, part in ((1, 7), (13, 100), (None, 33)):
         same(rank_again(q, g, *known, chunk=chunk, part=part), wanted)
     for world_size in (2, 3):
-        for found in _together(world_size, lambda spread: rank_again(q, g, *known, spread=spread)):
+        for found in together(world_size, lambda spread: rank_again(q, g, *known, spread=spread)):
             same(found, wanted)
-
-
-def _together(world_size: int, run: object) -> list[PerQuery]:
-    """What ranks return that run as threads; see test_evaluate.py for real ones."""
-    meet, given = Barrier(world_size), {}
-
-    def work(number: int) -> PerQuery:
-        def add(array: np.ndarray) -> np.ndarray:
-            meet.wait()
-            given[number] = array
-            meet.wait()
-            return sum(given.values())  # type: ignore[return-value]
-
-        return run(Spread(number, world_size, add, threads=1))  # type: ignore[operator, no-any-return]
-
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(work, range(world_size)))
 
 
 @pytest.mark.parametrize("noise", [0, 1e-7, 1e-5])

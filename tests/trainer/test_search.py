@@ -7,24 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from made_vectors import gallery
 
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.trainer.rerank import reranked_distances
 from embae.trainer.search import Search
 from embae.trainer.spread import Spread
-from embae.trainer.vectors import Origin, Vectors, write_vectors
-
-
-def gallery(folder: Path, embeddings: np.ndarray) -> Vectors:
-    """A file of embeddings in two pieces, of images of the dataset park."""
-    index = Index.open(tiny.shards() / "park")
-    rows = np.arange(len(embeddings)) % len(index)
-    made = Origin("model", "park", index.fingerprint, ["train", "gallery"], str(index.root))
-    half = len(embeddings) // 3
-    write_vectors(folder / "some.arrow", made,
-                  [(index, rows[:half], embeddings[:half]), (index, rows[half:], embeddings[half:])])
-    return Vectors.open(folder / "some.arrow")
+from embae.trainer.vectors import Vectors
 
 
 def numbers(count: int, width: int = 6, seed: int = 0) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_a_key_a_stage_in_the_order_of_the_run(keys: Any) -> None:
 
 SAME = ["stages.embedding.log_every=3", "stages.embedding.evaluate_every=5", "data.threads=7", "name=other",
         "evaluate={Row: embedding}", "scoring.tta=flip", "scoring.batch=3", "scoring.rerank=true",
-        "data.synthetic={one: {domain: plaza}}"]
+        "scoring.expand=3", "data.synthetic={one: {domain: plaza}}"]
 
 
 @pytest.mark.parametrize("override", SAME)

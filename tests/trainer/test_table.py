@@ -38,5 +38,5 @@ def test_json(tmp_path: Path) -> None:
     write_scores(path, "park", "none", {"Baseline": scores(0.3)})
     write_scores(path, "park", "flip", {"Baseline": scores(0.4)})  # a second time, over the first
     found = json.loads(path.read_text())
-    assert found == {"dataset": "park", "tta": "flip", "rerank": False, "rows": {"Baseline": scores(0.4)}}
+    assert found == {"dataset": "park", "tta": "flip", "rerank": False, "expand": 0, "rows": {"Baseline": scores(0.4)}}
     assert [entry.name for entry in path.parent.iterdir()] == ["park.json"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embae.trainer.options import Debug
+from embae.trainer.options import Debug, Expand, Rerank
 
 
 def report(
@@ -16,6 +16,8 @@ def report(
         "The page to write; by default RUN/evaluation/report.html."))] = None,
     dataset: Annotated[str | None, typer.Option(help=(
         "Score this dataset and show it, by name or by the folder of its shards; by default what was scored."))] = None,
+    rerank: Rerank = None,
+    expand: Expand = None,
     debug: Debug = False,
 ) -> None:
     """Write one HTML page of a run: scores, curves, stages, ranked lists, maps. It works offline.
@@ -26,18 +28,17 @@ def report(
 
     from embae.datasets.index_writer import write_whole
     from embae.trainer.facts import read_facts
-    from embae.trainer.report.evidence import kept_evidence, open_index, taken_evidence
+    from embae.trainer.report.evidence import find_evidence, open_index
     facts = read_facts(run)
     index = open_index(facts, dataset)
     from embae.trainer.report.maps import maps
     from embae.trainer.report.page import page
-    if isinstance(index, str):
-        evidence = index
-    elif dataset is None:
-        evidence = kept_evidence(facts, index)  # type: ignore[assignment]
-    else:
-        evidence, scored = taken_evidence(facts, index)  # type: ignore[assignment]
-        facts = replace(facts, scores=[scored, *(one for one in facts.scores if one.dataset != scored.dataset)])
+    from embae.trainer.rescore import refined_as
+    refined = refined_as(facts.recipe.scoring, rerank, expand)
+    evidence, scored = find_evidence(facts, index, refined, kept=dataset is None)
+    if scored:
+        others = [one for one in facts.scores if (one.dataset, one.refined) != (scored.dataset, scored.refined)]
+        facts = replace(facts, scores=[scored, *others])
     made = page(facts, evidence, maps(facts, index)).encode()
     name = "report.html" if dataset is None or isinstance(index, str) else f"report-{index.name}.html"
     path = out or run / "evaluation" / name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ import numpy as np
 from embae.datasets.errors import DataError
 from embae.datasets.index import Index
 from embae.datasets.keyed import generator
+from embae.datasets.remote import Url
 from embae.datasets.view import View
 from embae.trainer.facts import Facts, Scored
-from embae.trainer.ranking import rank_embeddings
+from embae.trainer.fixed_point import blocks
+from embae.trainer.ranking import rank_parts
+from embae.trainer.refined import PLAIN, Refined
 from embae.trainer.scores import Labels, PerQuery
+from embae.trainer.spread import Spread
 
 QUERIES = 1000  # at most: what is drawn of more is not told apart
+_PART = 2**14  # gallery images at a time
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,15 @@ class Ranked:
         row: Its row of the table.
         query: `(Q, Z)` of unit length.
         gallery: `(N, Z)` of unit length.
-        results: Of plain distances, whatever the scores of the table were taken by.
+        results: Of each query.
+        near: Numbers of some queries `(n,)` → distances of the gallery to these `(n, N)`, which it is ranked by.
     """
 
     row: str
     query: np.ndarray
     gallery: np.ndarray
     results: PerQuery
+    near: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Evidence:
         query_labels, gallery_labels: What is known of them.
         models: The model before adaptation, if the run has one, then the last one.
         seed: Of what is drawn.
+        refined: What is done to the rankings.
     """
 
     index: Index
@@ -59,6 +67,7 @@ class Evidence:
     gallery_labels: Labels
     models: list[Ranked]
     seed: int
+    refined: Refined = PLAIN
 
     @property
     def last(self) -> Ranked:
@@ -76,21 +85,45 @@ def rows_shown(facts: Facts) -> list[str]:
     return [*([start] if start in ready else []), ready[-1]]
 
 
-def kept_evidence(facts: Facts, index: Index) -> Evidence | str:
-    """What the run's own scoring of its target has kept, or a sentence that says why there is none."""
+def find_evidence(facts: Facts, index: Index | str, refined: Refined, *,
+                  kept: bool) -> tuple[Evidence | str, Scored | None]:
+    """What models make of a dataset, or a sentence that says why that is not known.
+
+    Args:
+        facts: The run.
+        index: The dataset, or why there is none.
+        refined: What is done to the rankings.
+        kept: Whether to go by the embeddings that the run's scoring has kept, else to take them now.
+
+    Returns:
+        The evidence, and scores that are none of the run's own.
+
+    Raises:
+        DataError: Embeddings are taken, and no query has a match.
+    """
+    if isinstance(index, str):
+        return index, None
+    return _kept(facts, index, refined) if kept else _taken(facts, index, refined)
+
+
+def _kept(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str, Scored | None]:
     files = {row: facts.run / facts.recipe.evaluate[row] / "evaluation" / f"{index.name}.npz"
              for row in rows_shown(facts)}
     if not (there := {row: path for row, path in files.items() if path.is_file()}):
-        return "No embeddings are kept yet: the run has scored no model on this dataset."
-    return _evidence(facts, index, there)
+        return "No embeddings are kept yet: the run has scored no model on this dataset.", None
+    how = facts.recipe.scoring
+    if refined == how.refined:
+        return _evidence(facts, index, there, refined)[0], None
+    evidence, results = _evidence(facts, index, there, refined, every=True)
+    if isinstance(evidence, str):
+        return evidence, None
+    from embae.trainer.evaluate import labels, told
+    known = labels(View([index], "query"))
+    rows = {row: told(found, known) for row, found in results.items()}
+    return evidence, Scored(index.name, how.tta, refined, rows)
 
 
-def taken_evidence(facts: Facts, index: Index) -> tuple[Evidence | str, Scored]:
-    """Embeddings and scores of a dataset, taken now.
-
-    Raises:
-        DataError: No query has a match.
-    """
+def _taken(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str, Scored]:
     from embae.trainer.distributed import join, leave
     from embae.trainer.evaluate import Reading, evaluate
     from embae.trainer.export import Export
@@ -104,13 +137,15 @@ def taken_evidence(facts: Facts, index: Index) -> tuple[Evidence | str, Scored]:
                 files[row] = Path(folder) / f"{len(files)}.npz"
                 opened = Export.open(facts.run / recipe.evaluate[row] / "export")
                 rows[row] = evaluate(opened.restore().to(world.device), index, opened.spec, how.tta, world, reading,
-                                     Path(folder), rerank=how.rerank, keep=files[row])
-            return _evidence(facts, index, files), Scored(index.name, how.tta, how.rerank, rows)
+                                     Path(folder), refined=refined, keep=files[row])
+            return _evidence(facts, index, files, refined)[0], Scored(index.name, how.tta, refined, rows)
     finally:
         leave()
 
 
-def _evidence(facts: Facts, index: Index, files: dict[str, Path]) -> Evidence | str:
+def _evidence(facts: Facts, index: Index, files: dict[str, Path], refined: Refined, *,
+              every: bool = False) -> tuple[Evidence | str, dict[str, PerQuery]]:
+    """The evidence, and results by row of all queries, if `every`; else of those that stand for them."""
     from embae.trainer.evaluate import labels
     both = View([index], "query"), View([index], "gallery")
     query_labels, gallery_labels = map(labels, both)
@@ -119,18 +154,49 @@ def _evidence(facts: Facts, index: Index, files: dict[str, Path]) -> Evidence | 
     if len(chosen) > QUERIES:
         chosen = np.sort(generator(seed, "report", "queries").choice(len(chosen), QUERIES, replace=False))
     known = some(query_labels, chosen)
-    models = []
+    models, ranked = [], {}
     for row, path in files.items():
         found = _read(path, len(both[0]), len(both[1]))
         if isinstance(found, str):
-            return found
-        query, gallery = found[0][chosen], found[1]
-        results = rank_embeddings(query, gallery, known, gallery_labels)
-        models.append(Ranked(row, unit(query), unit(gallery), results))
+            return found, {}
+        model, ranked[row] = rank(row, *found, query_labels, gallery_labels, chosen, refined, every=every)
+        models.append(model)
     if not (models[-1].results.first > 0).any():
-        return "No query of this dataset has an image of its identity on another camera of the gallery."
+        return "No query of this dataset has an image of its identity on another camera of the gallery.", {}
     places = both[0].locate(chosen)[1], both[1].locate(np.arange(len(both[1])))[1]
-    return Evidence(index, *places, known, gallery_labels, models, seed)
+    return Evidence(index, *places, known, gallery_labels, models, seed, refined), ranked
+
+
+def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
+         chosen: np.ndarray, refined: Refined, *, every: bool = False) -> tuple[Ranked, PerQuery]:
+    """Ranks a gallery for some queries, and for `every` one if asked for.
+
+    Args:
+        row: The row of the table.
+        query: `(Q, Z)` raw embeddings.
+        gallery: `(N, Z)` raw embeddings.
+        query_labels, gallery_labels: What is known of them.
+        chosen: `(n,)`, the queries that are shown.
+        refined: What is done to the ranking; re-ranking looks at all queries.
+        every: Whether results of all queries are wanted.
+
+    Returns:
+        What is shown, and results of all queries or of those that are shown.
+    """
+    if not every and not refined.rerank:
+        query, query_labels, chosen = query[chosen], some(query_labels, chosen), np.arange(len(chosen))
+    distances = refined.distances(query, gallery, gallery_labels, Spread())
+    results = rank_parts(distances, query_labels, gallery_labels, None, _PART, Spread())
+    there = np.flatnonzero(~gallery_labels.junk)
+
+    def near(numbers: np.ndarray) -> np.ndarray:
+        found = np.full((len(numbers), len(gallery)), np.inf)
+        for part in blocks(len(there), _PART):
+            found[:, there[part]] = distances(there[part])(chosen[numbers])
+        return found
+
+    shown = PerQuery(*(getattr(results, field.name)[chosen] for field in fields(results)))
+    return Ranked(row, unit(query[chosen]), unit(gallery), shown, near), results
 
 
 def _read(path: Path, queries: int, images: int) -> tuple[np.ndarray, np.ndarray] | str:
@@ -156,6 +222,13 @@ def some(labels: Labels, rows: np.ndarray | Sequence[int]) -> Labels:
     return Labels(labels.pid[rows], labels.camid[rows], labels.known[rows], labels.junk[rows])
 
 
+def _from_where(root: Path | Url) -> str:
+    if isinstance(root, Url) or root.is_absolute():
+        return ""
+    return (f". The recipe's data.root, {root}, is relative to the folder that embae train was started in, and is "
+            "neither below this one nor above the run: start embae report there to see ranked lists, cameras and maps")
+
+
 def open_index(facts: Facts, dataset: str | None) -> Index | str:
     """The dataset that a report is on, or why there is none; what was asked for by name must be there.
 
@@ -170,5 +243,5 @@ def open_index(facts: Facts, dataset: str | None) -> Index | str:
         index = Index.open(recipe.data.root / recipe.data.target)
         index.validate()
     except (DataError, OSError) as error:
-        return f"The target's images are not here: {error}"
+        return f"The target's images are not here: {error}{_from_where(recipe.data.root)}"
     return index

@@ -13,6 +13,7 @@ from embae.datasets.index import Index
 from embae.datasets.keyed import generator
 from embae.datasets.progress import note
 from embae.datasets.view import View
+from embae.trainer.chosen import choose
 from embae.trainer.description import META
 from embae.trainer.errors import ExportError
 from embae.trainer.export import Export
@@ -35,7 +36,7 @@ def maps(facts: Facts, index: Index | str) -> Markup:
                                           class_="none"))
     splits = [split for split in ("query", "gallery") if index.count(split)] or ["train"]
     view = View([index], *splits)  # type: ignore[arg-type]
-    chosen = choose(view, facts.recipe.seed)
+    chosen = choose(view, facts.recipe.seed, images=POINTS, identities=IDENTITIES)
     camera, pid = view.column("camid", chosen), view.column("pid", chosen)
     known = view.column("labelled", chosen).astype(bool).all()
     drawn: list[tuple[str, np.ndarray]] = []
@@ -54,24 +55,6 @@ def maps(facts: Facts, index: Index | str) -> Markup:
             "own and cameras mixed, a good nuisance the opposite.")
     return section("maps", title, tag("p", told), *colours, _figures(drawn, "by camera", camera),
                    *([_figures(drawn, "by identity", pid)] if known else []))
-
-
-def choose(view: View, seed: int) -> np.ndarray:
-    """Rows of a view: all images of some identities, or, where nobody is labelled, any images; rising."""
-    draws = generator(seed, "report", "maps")
-    tables = [table for table in view.identities if len(table)]
-    if not tables:
-        return np.sort(draws.permutation(len(view))[:POINTS])
-    rows = np.arange(len(view))
-    persons = rows[view.column("labelled", rows).astype(bool) & (view.column("role", rows) == 0)]
-    pids = view.column("pid", persons)
-    chosen: list[np.ndarray] = []
-    for pid in draws.permutation(np.unique(pids))[:IDENTITIES]:
-        own = draws.permutation(persons[pids == pid])[:POINTS // 10]
-        if sum(map(len, chosen)) + len(own) > POINTS:
-            break
-        chosen.append(own)
-    return np.sort(np.concatenate(chosen))
 
 
 def project(codes: np.ndarray, seed: int) -> np.ndarray:

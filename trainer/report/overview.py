@@ -57,8 +57,8 @@ def scores(facts: Facts) -> Markup:
 
 def _scored(facts: Facts, scored: Scored) -> Iterator[Markup]:
     queries = next(iter(scored.rows.values()))["queries"]
-    again = ", k-reciprocal re-ranking" if scored.rerank else ""
-    yield tag("p", tag("b", scored.dataset), f", {queries:,} queries, test-time augmentation: {scored.tta}{again}, mAP "
+    how = f"{scored.tta}{scored.refined.said}"
+    yield tag("p", tag("b", scored.dataset), f", {queries:,} queries, test-time augmentation: {how}, mAP "
               "by trapezoid; below the scores, 95 % intervals over resampled identities.")
     rows = []
     for row, values in scored.rows.items():

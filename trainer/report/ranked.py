@@ -21,10 +21,13 @@ def ranked_lists(evidence: Evidence, pictures: Pictures) -> Markup:
         chosen = _draw(evidence, np.flatnonzero(which), title)
         count = int(which.sum())
         parts.append(tag("h3", f"{title}: {count:,} of {int((first > 0).sum()):,} queries"))
-        parts.append(joined(_list(evidence, int(number), pictures) for number in chosen) if len(chosen)
+        found = answers(evidence, np.array(chosen, np.int64))
+        parts.append(joined(_list(evidence, query, places, pictures)
+                            for query, places in zip(chosen, found, strict=True)) if len(chosen)
                      else tag("p", "None.", class_="none"))
-    told = (f"{evidence.last.row}, nearest first, by plain distances. At most {LISTS} queries of each kind, drawn by "
-            "chance, one an identity. Images of the query's identity on its own camera are left out, as in the scores.")
+    told = (f"{evidence.last.row}, nearest first{evidence.refined.said}. At most {LISTS} queries of each kind, drawn "
+            "by chance, one an identity. Images of the query's identity on its own camera are left out, as in the "
+            "scores.")
     return section("lists", "Ranked lists", tag("p", told), *parts)
 
 
@@ -35,21 +38,21 @@ def _draw(evidence: Evidence, queries: np.ndarray, purpose: str) -> list[int]:
     return [int(query) for query in shuffled[np.sort(places)[:LISTS]]]
 
 
-def answers(evidence: Evidence, query: int) -> np.ndarray:
-    """The gallery images nearest to a query, as places in the gallery, without what the scores ignore."""
-    model, gallery = evidence.last, evidence.gallery_labels
-    pid, camid = evidence.query_labels.pid[query], evidence.query_labels.camid[query]
-    ignored = gallery.junk | (gallery.known & (gallery.pid == pid) & (gallery.camid == camid))
-    near = np.where(ignored, -np.inf, model.gallery @ model.query[query])
-    order = np.argsort(-near, kind="stable")[:LENGTH]
-    return order[np.isfinite(near[order])]
+def answers(evidence: Evidence, queries: np.ndarray) -> list[np.ndarray]:
+    """The gallery images nearest to each query, as places in the gallery, without what the scores ignore."""
+    asked, gallery, found = evidence.query_labels, evidence.gallery_labels, []
+    for query, near in zip(queries, evidence.last.near(queries), strict=True):
+        near[gallery.known & (gallery.pid == asked.pid[query]) & (gallery.camid == asked.camid[query])] = np.inf
+        order = np.argsort(near, kind="stable")[:LENGTH]
+        found.append(order[np.isfinite(near[order])])
+    return found
 
 
-def _list(evidence: Evidence, query: int, pictures: Pictures) -> Markup:
+def _list(evidence: Evidence, query: int, places: np.ndarray, pictures: Pictures) -> Markup:
     asked, gallery = evidence.query_labels, evidence.gallery_labels
     cells = [tag("figure", pictures(int(evidence.queries[query]), f"query, identity {asked.pid[query]}"),
                  tag("figcaption", f"camera {asked.camid[query]}"), class_="query")]
-    for place in answers(evidence, query):
+    for place in places:
         right = bool(gallery.known[place] and gallery.pid[place] == asked.pid[query])
         said = "right" if right else "wrong"
         cells.append(tag("figure", pictures(int(evidence.gallery[place]), said),

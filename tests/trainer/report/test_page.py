@@ -105,6 +105,13 @@ def test_it_says_what_the_run_does(page: Path) -> None:
     assert drawn.count('class="chip train"') == 1 + 2 + 2 + 1 + 2 and drawn.count("<svg") > 10
 
 
+def test_tensorboards_projector_has_the_scored_images(here: Path) -> None:
+    for stage in ("embedding", "target-embedding"):
+        folder = here / "whole" / "tensorboard" / stage
+        lines = (folder / "projector" / "park-metadata.tsv").read_text().splitlines()
+        assert (folder / "projector_config.pbtxt").exists() and len(lines) > 10
+
+
 def test_it_is_the_same_again(page: Path, tmp_path: Path) -> None:
     report("whole", "--out", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
@@ -142,6 +149,19 @@ def test_a_run_whose_images_are_gone(run: Path) -> None:
     assert "Curves" in text and ROWS[1] in text
 
 
+def test_a_relative_root_is_found_from_elsewhere(
+    page: Path, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own folder leads to its data; a copy far from them says where to ask, and shows what it can."""
+    monkeypatch.chdir(tmp_path)
+    report(here / "whole", "--out", "page.html")
+    assert Path("page.html").read_bytes() == page.read_bytes()
+    report(run, "--out", "far.html")
+    text = read(Path("far.html")).text
+    assert "shards, is relative to the folder that embae train was started in" in text
+    assert "Curves" in text and "park is not here" in text
+
+
 def test_embeddings_that_do_not_fit_are_told(run: Path) -> None:
     np.savez(run / "target-embedding" / "evaluation" / "park.npz", query=np.ones((2, 3)), gallery=np.ones((4, 3)))
     report(run)
@@ -171,6 +191,22 @@ def test_another_dataset_is_scored_for_the_page(here: Path, tmp_path: Path) -> N
     report("whole", "--dataset", "tower", "--out", tmp_path / "tower.html")
     text = read(tmp_path / "tower.html").text
     assert "Rank-1 on tower, EmbAE-cam" in text and "The first answer is" in text and "park, 8 queries" in text
+
+
+def test_what_was_ranked_otherwise_stands_beside_what_the_run_says(here: Path, tmp_path: Path) -> None:
+    """Scores of the kept embeddings are those that embae evaluate takes."""
+    how = "--rerank", "--expand", 2
+    report("whole", *how, "--out", tmp_path / "again.html")
+    text = read(tmp_path / "again.html").text
+    said = "queries expanded by 2 images, k-reciprocal re-ranking"
+    assert f"EmbAE-cam, nearest first, {said}" in text and "none, mAP by trapezoid" in text
+    table = text.split("Stages")[1].split("none, mAP by trapezoid")[0]
+    assert f"none, {said}, mAP by trapezoid" in table
+    asked = ["evaluate", "whole", *map(str, how), "--json", str(tmp_path / "scores.json")]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    for scores in json.loads((tmp_path / "scores.json").read_text())["rows"].values():
+        assert f"{scores['mAP']:.3f}" in table and "{:.3f} … {:.3f}".format(*scores["interval"]["mAP"]) in table
 
 
 def test_what_is_refused(here: Path, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from small import shards
 
 from embae.datasets.index import Index
 from embae.datasets.view import View
+from embae.trainer.chosen import choose
+from embae.trainer.refined import PLAIN, Refined
 from embae.trainer.report.camera_pairs import camera_pairs, pair_scores
 from embae.trainer.report.distances import closer, distances, pair_distances
 from embae.trainer.report.evidence import Evidence
 from embae.trainer.report.identities import identities
-from embae.trainer.report.maps import POINTS, choose, project
+from embae.trainer.report.maps import project
 from embae.trainer.report.pictures import Pictures
 from embae.trainer.report.ranked import LISTS, answers, ranked_lists
 
@@ -26,10 +28,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return evidence(Index.open(shards(tmp_path_factory.mktemp("report")) / "labelled" / "target"))
 
 
-def test_answers_are_ranked_as_the_scores_rank(made: Evidence) -> None:
+@pytest.mark.parametrize("refined", [PLAIN, Refined(expand=2), Refined(rerank=True), Refined(True, 3)])
+def test_answers_are_ranked_as_the_scores_rank(made: Evidence, refined: Refined) -> None:
+    made = evidence(made.index, refined=refined)
     first = made.last.results.first
-    for query in range(len(made.queries)):
-        places = answers(made, query)
+    for query, places in enumerate(answers(made, np.arange(len(made.queries)))):
         right = made.gallery_labels.pid[places] == made.query_labels.pid[query]
         own = right & (made.gallery_labels.camid[places] == made.query_labels.camid[query])
         assert not own.any()
@@ -91,9 +94,11 @@ def test_the_hardest_identities_come_first(made: Evidence) -> None:
 def test_maps_choose_the_same_images_again(made: Evidence, root: str) -> None:
     index = Index.open(made.index.root.parent.parent / root / "target")  # type: ignore[union-attr]
     view = View([index], "train")
-    chosen = choose(view, 3)
-    assert np.array_equal(chosen, choose(view, 3)) and len(np.unique(chosen)) == len(chosen) <= POINTS
-    assert len(choose(View([index], "query", "gallery"), 3)) == index.count("query") + index.count("gallery")
+    most = {"images": 30, "identities": 5}
+    chosen = choose(view, 3, **most)
+    assert np.array_equal(chosen, choose(view, 3, **most)) and len(np.unique(chosen)) == len(chosen) <= 30
+    every = choose(View([index], "query", "gallery"), 3, images=600, identities=40)
+    assert len(every) == index.count("query") + index.count("gallery")
 
 
 def test_a_map_keeps_groups_together() -> None:
