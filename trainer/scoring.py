@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from embae.datasets.index import Index
@@ -32,6 +33,7 @@ from embae.trainer.features import cached_features, standard
 from embae.trainer.monitor import Monitor
 from embae.trainer.parts import EmbAE
 from embae.trainer.preflight import can_score
+from embae.trainer.projector import write_projector
 from embae.trainer.schema import Recipe
 from embae.trainer.stage import spec_of
 from embae.trainer.stage_folder import EXPORT, done
@@ -97,6 +99,10 @@ class _Scorer:
             self._monitor.keys(stage, {**keys, "stage": own})
             found = score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
                                 self._target, path.with_suffix(".npz"))
+            if self._world.first:
+                with np.load(path.with_suffix(".npz")) as kept:
+                    write_projector(self._run / "tensorboard" / stage, self._target, kept["query"], kept["gallery"],
+                                    self._recipe.seed)
             return found
 
         how = self._recipe.scoring
