@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 22  # pixels around a plot
 
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label: str, width: int = 320,
-               height: int = 150, log: bool = False, dots: bool = False) -> Markup:
+               height: int = 150, log: bool = False, dots: bool = False, marks: Sequence[float] = ()) -> Markup:
     """Lines over steps, the smallest and largest values beside the axes.
 
     Args:
@@ -24,6 +24,7 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
         width, height: Pixels; the page may scale it.
         log: A logarithmic y axis, if values are above zero and far apart.
         dots: Mark every point.
+        marks: Where on the x axis to draw an upright line.
     """
     lines = {name: line for name, (x, y) in series.items() if len(line := _finite(x, y))}
     if not lines:
@@ -37,6 +38,9 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
     y0, y1 = (y0 - 0.05 * spread, y1 + 0.05 * spread)
     place = _Scale(x0, x1, y0, y1, width, height)
     drawn = [*_frame(place, log)]
+    for x in marks:
+        (at, bottom), (_, top) = place(x, y0), place(x, y1)
+        drawn.append(tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=f"{bottom:.1f}", y2=f"{top:.1f}", class_="mark"))
     for number, line in enumerate(lines.values()):
         points = [place(x, y) for x, y in _thin(line)]
         drawn.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=f"line c{number}"))

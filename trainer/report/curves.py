@@ -1,65 +1,73 @@
-"""The curves of every stage, from ``metrics.jsonl``."""
+"""The curves of every stage, from ``metrics.jsonl``; those of stages that a run repeats, over all rounds."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embae.datasets.plain import open_plain
 from embae.trainer.facts import Facts
 from embae.trainer.report.charts import legend, line_chart
+from embae.trainer.report.loops import Loop, fold
 from embae.trainer.report.markup import Markup, joined, section, tag
+from embae.trainer.report.records import PAIRS, Records, last, points
 
-_MOST = 200_000_000  # bytes of metrics.jsonl that are looked at: 600,000 lines
-_LINE = 100_000
 # Not curves of their own: the loss and its terms stand in one chart, and the rest is said in words or nowhere.
 _NO_TERM = ("step", "loss", "lr", "epoch", "images_per_s", "waiting_percent", "saving_percent", "memory_gib",
             "seconds_left", "right", "d_ap", "d_an")
 
-Records = dict[str, dict[str, list[dict[str, Any]]]]
-"""Stage → kind → records in order."""
-
-
-def read_records(run: Path) -> Records:
-    """The records of a run; empty where there are none, without what is no record."""
-    found: Records = defaultdict(lambda: defaultdict(list))
-    try:
-        with open_plain(run / "metrics.jsonl") as file:
-            left = _MOST
-            while left > 0 and (line := file.readline(_LINE)):
-                left -= len(line)
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue  # half a line
-                if isinstance(record, dict) and type(record.get("step")) is int:
-                    found[str(record.get("stage"))][str(record.get("kind"))].append(record)
-    except OSError:
-        pass
-    return found
-
 
 def curves(facts: Facts, records: Records) -> Markup:
     """Losses, learning rate, speed, and scores taken on the way, stage by stage."""
-    parts = [_stage(name, records[name]) for name in facts.recipe.run if records.get(name, {}).get("train")]
+    parts: list[Markup] = []
+    for entry in fold(facts.recipe):
+        if isinstance(entry, Loop):
+            parts += _loop(entry, records)
+        elif records.get(entry, {}).get("train"):
+            parts.append(_stage(entry, records[entry]))
     if not parts:
         return section("curves", "Curves", tag("p", "metrics.jsonl holds no training records yet.", class_="none"))
     return section("curves", "Curves", *parts)
 
 
-def _stage(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Markup:
+def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
+    """What became of clusters and scores round by round, then each stage that trains, rounds in a row."""
+    charts = []
+    for name in loop.names:
+        found = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]
+        clusters = [{"step": number, **last(records, stage, "cluster")} for number, stage in found]
+        if any("clusters" in record for record in clusters):
+            charts.append(_chart("Clusters", clusters, ["clusters"], by="round", dots=True))
+        if any("precision" in record for record in clusters):
+            charts.append(_chart("Pairs of pseudo-labels", clusters, list(PAIRS), tuple(PAIRS.values()), by="round",
+                                 dots=True))
+        evals = [{"step": number, **last(records, stage, "eval")} for number, stage in found]
+        if sum("mAP" in record for record in evals) > 1:
+            charts.append(_chart(f"Scores after {name}", evals, ["Rank-1", "mAP"], by="round", dots=True))
+    if charts:
+        names = f"{', '.join(loop.names)}: {loop.rounds} rounds"
+        yield joined([tag("h3", names), tag("div", *charts, class_="charts")])
+    for name in loop.names:
+        train: list[dict[str, Any]] = []
+        ends: list[float] = []
+        for stage in loop.stages(name):
+            some = records.get(stage, {}).get("train", [])
+            train += [{**record, "step": record["step"] + (ends[-1] if ends else 0)} for record in some]
+            ends += [train[-1]["step"]] if some else []
+        if train:
+            yield _stage(f"{name}, {len(ends)} rounds one after the other", {"train": train}, marks=ends[:-1])
+
+
+def _stage(name: str, kinds: Mapping[str, list[dict[str, Any]]], marks: Sequence[float] = ()) -> Markup:
     train = kinds["train"]
     terms = [key for key, value in train[0].items() if key not in _NO_TERM and type(value) is float]
     losses = ["loss", *(terms if len(terms) > 1 else [])]
-    charts = [_chart("Loss", train, losses, log=True)]
-    if len(set(_values(train, "lr")[1])) > 1:
-        charts.append(_chart("Learning rate", train, ["lr"]))
-    charts.append(_chart("Images per second", train, ["images_per_s"]))
+    charts = [_chart("Loss", train, losses, log=True, marks=marks)]
+    if len(set(points(train, "lr")[1])) > 1:
+        charts.append(_chart("Learning rate", train, ["lr"], marks=marks))
+    charts.append(_chart("Images per second", train, ["images_per_s"], marks=marks))
     if any("d_ap" in record for record in train):
-        charts.insert(1, _chart("Distance in a batch", train, ["d_ap", "d_an"], ("to the positive", "to the negative")))
+        charts.insert(1, _chart("Distance in a batch", train, ["d_ap", "d_an"], ("to the positive", "to the negative"),
+                                marks=marks))
     evals = [record for record in kinds.get("eval", []) if type(record.get("mAP")) is float]
     if len(evals) > 1:  # one stands in the table
         charts.insert(0, _chart(f"Scores on {evals[0].get('dataset', 'the target')}", evals, ["Rank-1", "mAP"],
@@ -67,22 +75,9 @@ def _stage(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Markup:
     return joined([tag("h3", name), tag("div", *charts, class_="charts")])
 
 
-def _chart(title: str, records: list[dict[str, Any]], keys: list[str], names: tuple[str, ...] = (), *,
-           log: bool = False, dots: bool = False) -> Markup:
-    series = {key: _values(records, key) for key in keys}
+def _chart(title: str, records: Sequence[dict[str, Any]], keys: list[str], names: tuple[str, ...] = (), *,
+           by: str = "step", log: bool = False, dots: bool = False, marks: Sequence[float] = ()) -> Markup:
+    series = {key: points(records, key) for key in keys}
     shown = names or tuple(keys)
-    label = f"{title} by step"
-    return tag("figure", tag("figcaption", title), line_chart(series, label=label, log=log, dots=dots),
-               *([legend(shown)] if len(keys) > 1 else []))
-
-
-def _values(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    known = list(_known(records, key))
-    return [float(step) for step, _ in known], [value for _, value in known]
-
-
-def _known(records: list[dict[str, Any]], key: str) -> Iterator[tuple[int, float]]:
-    for record in records:
-        value = record.get(key)
-        if isinstance(value, (int, float)) and abs(value) < 1e300 and abs(record["step"]) < 2**53:  # neither is NaN
-            yield record["step"], float(value)
+    chart = line_chart(series, label=f"{title} by {by}", log=log, dots=dots, marks=marks)
+    return tag("figure", tag("figcaption", f"{title}, by {by}"), chart, *([legend(shown)] if len(keys) > 1 else []))

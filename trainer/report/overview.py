@@ -1,4 +1,4 @@
-"""What the run is, as words and tables: summary, scores, stages, data, environment."""
+"""What the run is, as words and tables: summary, scores, data, environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from embae.trainer.facts import Facts, Scored, Seen
 from embae.trainer.report.markup import Markup, joined, section, table, tag
-from embae.trainer.stage_schema import PARTS, Stage
+from embae.trainer.report.stages import duration
 from embae.trainer.table import SHOWN
 
 
@@ -28,7 +28,7 @@ def _tiles(facts: Facts) -> Iterator[Markup]:
     yield _tile(f"{len(took)} of {len(facts.took)}", "stages done", "")
     if took:
         yield _tile(f"{sum(one.images for one in took):,}", "images seen", "")
-        yield _tile(_duration(sum(one.rank_seconds for one in took)), "of ranks' time", "")
+        yield _tile(duration(sum(one.rank_seconds for one in took)), "of ranks' time", "")
 
 
 def _tile(value: str, label: str, below: str) -> Markup:
@@ -74,33 +74,6 @@ def _value(value: float, interval: list[float] | None) -> Markup:
     return joined([f"{value:.3f}", *([tag("small", f"{interval[0]:.3f} … {interval[1]:.3f}")] if interval else [])])
 
 
-def stages(facts: Facts) -> Markup:
-    """Stages in order: what trained, what was frozen, on what, how long."""
-    rows = []
-    for number, name in enumerate(facts.recipe.run):
-        stage, took = facts.recipe.stages[name], facts.took[name]
-        chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
-        length = [f"{took.steps:,}", f"{took.images:,}", _duration(took.rank_seconds)] if took else ["not done", "", ""]
-        rows.append([(number, name), joined(chips), _data_of(stage), _task(stage), stage.init, *length])
-    head = ["stage", "parts", "images", "what it minimises", "starts from", "steps", "images seen", "time × ranks"]
-    key = tag("p", tag("span", "trained", class_="chip train"), tag("span", "frozen", class_="chip frozen"))
-    return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5))
-
-
-def _data_of(stage: Stage) -> str:
-    data = stage.data
-    said = {"sources": "sources", "target": "target", "all": "sources and target"}[data.from_]
-    if data.labels:
-        return f"{said}, pseudo-labels of {data.labels}"
-    return f"{said}, P = {data.P}, K = {data.K}" if data.labelled else f"{said}, no labels, batch {data.batch}"
-
-
-def _task(stage: Stage) -> str:
-    if stage.loss:
-        return " + ".join(stage.loss.terms())
-    return f"nothing: {stage.kind}" + (f" {stage.calibrate.what} per {stage.calibrate.per}" if stage.calibrate else "")
-
-
 def data(facts: Facts) -> Markup:
     """What the run has seen, from the cards of its datasets."""
     head = ["dataset", "role", "licence of its card", "training images", "identities", "cameras", "query", "gallery"]
@@ -127,8 +100,3 @@ def environment(facts: Facts) -> Markup:
     lines = [tag("li", line) for line in facts.ran_with] or [tag("li", "recipe.yaml does not say what it ran with.")]
     return section("environment", "Environment", tag("ul", *lines),
                    table(["", ""], rows, sortable=False, numbers=9))
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if minutes >= 1.5 else f"{seconds:.0f} s"

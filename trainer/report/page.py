@@ -9,9 +9,11 @@ from string import Template
 
 from embae.trainer.facts import Facts
 from embae.trainer.report import overview
-from embae.trainer.report.curves import curves, read_records
+from embae.trainer.report.curves import curves
 from embae.trainer.report.evidence import Evidence
 from embae.trainer.report.markup import Markup, joined, section, tag, text
+from embae.trainer.report.records import read_records
+from embae.trainer.report.stages import stages
 
 _CONTENTS = {"scores": "Scores", "stages": "Stages", "curves": "Curves", "lists": "Ranked lists", "cameras": "Cameras",
              "distances": "Distances", "maps": "Maps", "hardest": "Hardest", "data": "Data",
@@ -26,7 +28,8 @@ def page(facts: Facts, evidence: Evidence | str, maps: Markup) -> str:
         evidence: What its target's sections are drawn from, or why there is nothing.
         maps: The section of the maps.
     """
-    parts = [overview.scores(facts), overview.stages(facts), curves(facts, read_records(facts.run)),
+    records = read_records(facts.run)
+    parts = [overview.scores(facts), stages(facts, records), curves(facts, records),
              *_on_images(evidence, maps), overview.data(facts), overview.environment(facts)]
     name = facts.recipe.name
     script = _file("page.js")

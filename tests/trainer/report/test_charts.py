@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from embae.trainer.report.charts import MOST, histogram, legend, line_chart, scatter
-from embae.trainer.report.curves import read_records
+from embae.trainer.report.records import read_records
 
 
 def points(svg: str) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""The stages of a run: a row each, and one for all rounds of a stage that the run repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from embae.trainer.facts import Facts
+from embae.trainer.report.loops import Loop, fold, unnumbered
+from embae.trainer.report.markup import Markup, joined, section, table, tag
+from embae.trainer.report.records import PAIRS, Records, last
+from embae.trainer.stage_schema import PARTS, Stage
+
+
+def stages(facts: Facts, records: Records) -> Markup:
+    """Stages in order: what trained, what was frozen, on what, how long."""
+    rows, opened = [], []
+    for entry in fold(facts.recipe):
+        if isinstance(entry, Loop):
+            rows += [_row(facts, f"{name} × {entry.rounds}", entry.stages(name)) for name in entry.names]
+            opened.append(_rounds(facts, entry, records))
+        else:
+            rows.append(_row(facts, entry, [entry]))
+    head = ["stage", "parts", "images", "what it minimises", "starts from", "steps", "images seen", "time × ranks"]
+    key = tag("p", tag("span", "trained", class_="chip train"), tag("span", "frozen", class_="chip frozen"),
+              " × n: in each of n rounds" if opened else "")
+    return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5), *opened)
+
+
+def _row(facts: Facts, name: str, rounds: Sequence[str]) -> list[object]:
+    stage = facts.recipe.stages[rounds[0]]
+    chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
+    took = [one for one in map(facts.took.__getitem__, rounds) if one]
+    begins = stage.init if len(rounds) == 1 else _begins(stage.init, facts.recipe.stages[rounds[1]].init)
+    length = [f"{sum(one.steps for one in took):,}", f"{sum(one.images for one in took):,}",
+              duration(sum(one.rank_seconds for one in took))]
+    if len(took) < len(rounds):
+        length[0] = f"{len(took)} of {len(rounds)} done" if len(rounds) > 1 else "not done"
+        length[1:] = length[1:] if took else ["", ""]
+    return [name, joined(chips), _data_of(stage, len(rounds) > 1), _task(stage), begins, *length]
+
+
+def _begins(first: str, second: str) -> str:
+    """Where the model of a repeated stage comes from, by what it is in the first round and in the second."""
+    if first == second:
+        return first
+    one, other = unnumbered(first), unnumbered(second)
+    return one if one == other else f"{one}, then {other} of the round before"
+
+
+def _rounds(facts: Facts, loop: Loop, records: Records) -> Markup:
+    """A row a round, of what the record has of it; closed until it is asked for."""
+    every = [last(records, stage, "cluster") for name in loop.names for stage in loop.stages(name)]
+    shares = [name for name in PAIRS if any(name in found for found in every)]
+    clustered = any("clusters" in found for found in every)
+    head = ["round", *(["clusters", "images left out"] if clustered else []), *map(PAIRS.__getitem__, shares),
+            "steps", "last loss", "time × ranks"]
+    rows = []
+    for number in range(1, loop.rounds + 1):
+        names = [f"{name}-{number}" for name in loop.names]
+        found: dict[str, float] = {}
+        loss: list[float] = []
+        for name in names:
+            found |= last(records, name, "cluster")
+            loss += [value for key, value in last(records, name, "train").items() if key == "loss"]
+        took = [one for one in map(facts.took.__getitem__, names) if one]
+        groups = [_count(found, "clusters"), _count(found, "images", "kept")] if clustered else []
+        rows.append([number, *groups, *(f"{found[name]:.3f}" if name in found else "–" for name in shares),
+                     f"{sum(one.steps for one in took):,}" if took else "not done",
+                     f"{loss[-1]:.3f}" if loss else "–",
+                     duration(sum(one.rank_seconds for one in took)) if took else "–"])
+    said = "Precision: the share of pairs of images in one cluster that are of one person; recall: the share of pairs "\
+           "of one person that are in one cluster. Labels are looked at for this table alone."
+    return tag("details", tag("summary", f"{loop.rounds} rounds of {', '.join(loop.names)}, one by one"),
+               *([tag("p", said)] if shares else []), table(head, rows))
+
+
+def _count(found: dict[str, float], name: str, less: str = "") -> str:
+    return f"{found[name] - found.get(less, 0):,.0f}" if name in found else "–"
+
+
+def _data_of(stage: Stage, repeated: bool) -> str:
+    data = stage.data
+    said = {"sources": "sources", "target": "target", "all": "sources and target"}[data.from_]
+    if data.labels:
+        return f"{said}, pseudo-labels of {unnumbered(data.labels) if repeated else data.labels}"
+    return f"{said}, P = {data.P}, K = {data.K}" if data.labelled else f"{said}, no labels, batch {data.batch}"
+
+
+def _task(stage: Stage) -> str:
+    if stage.loss:
+        return " + ".join(stage.loss.terms())
+    return f"nothing: {stage.kind}" + (f" {stage.calibrate.what} per {stage.calibrate.per}" if stage.calibrate else "")
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
