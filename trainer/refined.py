@@ -41,6 +41,11 @@ class Refined:
         expand = f", queries expanded by {self.expand} image{'s' * (self.expand > 1)}" if self.expand else ""
         return expand + ", k-reciprocal re-ranking" * self.rerank
 
+    @property
+    def brief(self) -> str:
+        """The same for a label, or empty."""
+        return ", ".join([f"expanded by {self.expand}"] * bool(self.expand) + ["re-ranked"] * self.rerank)
+
     def queries(self, query: np.ndarray, gallery: np.ndarray, gallery_labels: Labels, spread: Spread) -> np.ndarray:
         """What stands in place of raw embeddings of queries `(Q, D)`; the same on every rank."""
         from embae.trainer.expansion import expanded_queries

@@ -314,5 +314,5 @@ def _draw(path: Path, tree: dict[str, Any], asked: list[Query], found: list[list
                       [os.path.basename(query.said)])
         rows.append((first, [shown(match, image)
                              for match, (image, _) in zip(told["matches"], matches, strict=True)]))
-    how = f"each with its rank and its distance from the query{Refined.of(tree).said}"
+    how = ", ".join(filter(None, ["each with its rank and its distance from the query", Refined.of(tree).brief]))
     draw(f"Nearest of {tree['images']:,} images of {tree['gallery']}", how, rows, path)

@@ -119,7 +119,9 @@ def _frame(place: _Scale, log: bool) -> list[Markup]:
         drawn.append(tag("text", _number(10**y if log else y), x=_LEFT - 5, y=f"{at + 3.5:.1f}", class_="end"))
     for x in _ticks(place.x0, place.x1, 4):
         at, bottom = place(x, place.y0)
-        drawn.append(tag("text", _number(x), x=f"{at:.1f}", y=f"{bottom + 15:.1f}", class_="middle"))
+        last = at > place.width - 3 * _RIGHT  # which would be cut
+        drawn.append(tag("text", _number(x), x=place.width - 3 if last else f"{at:.1f}", y=f"{bottom + 15:.1f}",
+                         class_="edge" if last else "middle"))
     return drawn
 
 

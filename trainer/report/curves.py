@@ -34,13 +34,13 @@ def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
     charts = []
     for name in loop.names:
         found = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]
-        clusters = [{"step": number, **last(records, stage, "cluster")} for number, stage in found]
+        clusters = [{**last(records, stage, "cluster"), "step": number} for number, stage in found]
         if any("clusters" in record for record in clusters):
             charts.append(_chart("Clusters", clusters, ["clusters"], by="round", dots=True))
         if any("precision" in record for record in clusters):
             charts.append(_chart("Pairs of pseudo-labels", clusters, list(PAIRS), tuple(PAIRS.values()), by="round",
                                  dots=True))
-        evals = [{"step": number, **last(records, stage, "eval")} for number, stage in found]
+        evals = [{**last(records, stage, "eval"), "step": number} for number, stage in found]
         if sum("mAP" in record for record in evals) > 1:
             charts.append(_chart(f"Scores after {name}", evals, ["Rank-1", "mAP"], by="round", dots=True))
     if charts:

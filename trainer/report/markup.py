@@ -41,7 +41,7 @@ def section(name: str, title: str, *inside: object) -> Markup:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bool = True,
-          numbers: int | None = None) -> Markup:
+          numbers: int | None = None, cards: bool = False) -> Markup:
     """A table that scrolls sideways where it is too wide.
 
     Args:
@@ -49,15 +49,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bo
         rows: Cells; a pair (what sorts, what is shown) stands for a cell that sorts by something else than its text.
         sortable: Whether a click on a header sorts.
         numbers: The first column of numbers, which stand to the right; all columns but the first by default.
+        cards: Whether a phone shows each row as a list of its cells, for tables of more words than numbers.
     """
     first = 1 if numbers is None else numbers
     cells = [tag("th", tag("button", name, type="button") if sortable else name, scope="col",
                  class_="n" if at >= first else None) for at, name in enumerate(head)]
-    body = [tag("tr", *(_cell(cell, at >= first) for at, cell in enumerate(row))) for row in rows]
+    names = head if cards else [None] * len(head)
+    body = [tag("tr", *(_cell(cell, at >= first, name) for at, (cell, name) in enumerate(zip(row, names, strict=True))))
+            for row in rows]
+    kinds = ["sortable"] * sortable + ["cards"] * cards
     return tag("div", tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *body),
-                          class_="sortable" if sortable else None), class_="wide")
+                          class_=" ".join(kinds) or None), class_="wide")
 
 
-def _cell(cell: object, number: bool) -> Markup:
+def _cell(cell: object, number: bool, name: str | None) -> Markup:
     sort, shown = cell if isinstance(cell, tuple) else (None, cell)
-    return tag("td", shown, class_="n" if number else None, data_sort=sort)
+    return tag("td", shown, class_="n" if number else None, data_sort=sort, data_name=name)

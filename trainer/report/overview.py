@@ -20,10 +20,11 @@ def _tiles(facts: Facts) -> Iterator[Markup]:
         scored = facts.scores[0]
         row = list(scored.rows)[-1]
         start = facts.recipe.start(row) if row in facts.recipe.evaluate else None
+        who = ", ".join(filter(None, [row, scored.refined.brief]))
         for name in ("Rank-1", "mAP"):
             value, before = scored.rows[row][name], scored.rows.get(start or "", {}).get(name)
             gain = f"{value - before:+.3f} over {start}" if before is not None else ""
-            yield _tile(f"{value:.3f}", f"{name} on {scored.dataset}, {row}", gain)
+            yield _tile(f"{value:.3f}", f"{name} on {scored.dataset}, {who}", gain)
     took = [one for one in facts.took.values() if one]
     yield _tile(f"{len(took)} of {len(facts.took)}", "stages done", "")
     if took:
@@ -79,7 +80,7 @@ def data(facts: Facts) -> Markup:
     head = ["dataset", "role", "licence of its card", "training images", "identities", "cameras", "query", "gallery"]
     rows = [_seen(seen) for seen in facts.data]
     notes = [tag("li", tag("b", seen.name), f": {seen.notes}") for seen in facts.data if seen.notes]
-    return section("data", "Data", table(head, rows, sortable=False, numbers=3),
+    return section("data", "Data", table(head, rows, sortable=False, numbers=3, cards=True),
                    *([tag("ul", *notes)] if notes else []))
 
 

@@ -19,3 +19,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...[...body.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b))));
   }));
 }
+
+// Paper opens nothing: what is closed is printed open.
+addEventListener("beforeprint", () => document.querySelectorAll("details:not([open])").forEach((one) => {
+  one.open = true;
+  addEventListener("afterprint", () => { one.open = false; }, {once: true});
+}));

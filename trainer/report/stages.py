@@ -23,14 +23,16 @@ def stages(facts: Facts, records: Records) -> Markup:
     head = ["stage", "parts", "images", "what it minimises", "starts from", "steps", "images seen", "time × ranks"]
     key = tag("p", tag("span", "trained", class_="chip train"), tag("span", "frozen", class_="chip frozen"),
               " × n: in each of n rounds" if opened else "")
-    return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5), *opened)
+    return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5, cards=True), *opened)
 
 
 def _row(facts: Facts, name: str, rounds: Sequence[str]) -> list[object]:
     stage = facts.recipe.stages[rounds[0]]
     chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
     took = [one for one in map(facts.took.__getitem__, rounds) if one]
-    begins = stage.init if len(rounds) == 1 else _begins(stage.init, facts.recipe.stages[rounds[1]].init)
+    begins: object = stage.init if len(rounds) == 1 else _begins(stage.init, facts.recipe.stages[rounds[1]].init)
+    if "/" in stage.init:  # a file or another run: its last names say enough, and the path may be long
+        begins = tag("span", "/".join(stage.init.rsplit("/", 3)[-3:]), title=stage.init)
     length = [f"{sum(one.steps for one in took):,}", f"{sum(one.images for one in took):,}",
               duration(sum(one.rank_seconds for one in took))]
     if len(took) < len(rounds):

@@ -199,6 +199,7 @@ def test_what_was_ranked_otherwise_stands_beside_what_the_run_says(here: Path, t
     report("whole", *how, "--out", tmp_path / "again.html")
     text = read(tmp_path / "again.html").text
     said = "queries expanded by 2 images, k-reciprocal re-ranking"
+    assert "Rank-1 on park, EmbAE-cam, expanded by 2, re-ranked" in text
     assert f"EmbAE-cam, nearest first, {said}" in text and "none, mAP by trapezoid" in text
     table = text.split("Stages")[1].split("none, mAP by trapezoid")[0]
     assert f"none, {said}, mAP by trapezoid" in table

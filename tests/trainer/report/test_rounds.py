@@ -77,7 +77,10 @@ def test_curves_go_over_the_rounds(facts: Facts) -> None:
     charts = dict(re.findall(r"<figcaption>(.*?)</figcaption>(<svg.*?</svg>)", html))
     assert list(charts) == ["Clusters, by round", "Pairs of pseudo-labels, by round", "Loss, by step",
                             "Learning rate, by step", "Images per second, by step"]
-    assert charts["Clusters, by round"].count("<circle") == 4 and ">104<" in charts["Clusters, by round"]
+    dots = [tuple(map(float, dot)) for dot in
+            re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', charts["Clusters, by round"])]
+    assert len(dots) == 4 and dots == sorted(dots, key=lambda dot: (dot[0], -dot[1]))  # to the right, and up
+    assert len(set(dots)) == 4 and re.findall(r">(\d)<", charts["Clusters, by round"]) == ["1", "2", "3", "4"]
     assert charts["Pairs of pseudo-labels, by round"].count("<circle") == 8
     loss = charts["Loss, by step"]
     assert loss.count('class="mark"') == 3 and ">40<" in loss  # four rounds of ten steps in a row
