@@ -15,8 +15,8 @@ from embae.datasets.index_writer import write_whole
 CELL = (208, 108)  # height, width of an image with its frame: people are twice as high as wide
 _GAP, _MARGIN, _TITLE, _HEAD, _FOOT, _APART, _ROWS = 14, 28, 54, 24, 36, 30, 22
 _PAPER, _INK, _FAINT = "#faf9f6", "#22252a", "#7a7f87"
-_FRAME = {True: "#2f9e55", False: "#d1483f", None: "#b9bdc4"}
-_THICK = 4
+_FRAME = {True: "#007f5f", False: "#d1483f", None: "#b9bdc4"}
+_THICK, _DASH, _GAPS = 4, 11, 6
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def draw(title: str, subtitle: str, rows: Sequence[tuple[Shown, Sequence[Shown]]
         for place, match in enumerate(matches):
             left = _MARGIN + CELL[1] + _GAP + _APART + place * (CELL[1] + _GAP)
             _put(sheet, pen, match, left, top, _FRAME[match.same], str(place + 1))
+            if match.same is False:
+                _dash(pen, (left, top + _HEAD, left + CELL[1], top + _HEAD + CELL[0]), _THICK, _DASH, _GAPS)
     out = io.BytesIO()
     sheet.save(out, "PNG")
     try:
@@ -94,6 +96,17 @@ def _put(sheet: Image.Image, pen: ImageDraw.ImageDraw, shown: Shown, left: int, 
         pen.text((left, box[3] + 11 + 15 * number), _fitting(pen, line, small), _FAINT, small, anchor="lm")
 
 
+def _dash(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], thick: int, dash: int, gap: int) -> None:
+    """Makes a frame a dashed one, which whoever cannot tell its colour sees too."""
+    left, top, right, bottom = box
+    for x in range(left + dash, right - dash // 2, dash + gap):
+        for y in (top, bottom - thick):
+            pen.rectangle((x, y, min(x + gap, right) - 1, y + thick - 1), _PAPER)
+    for y in range(top + dash, bottom - dash // 2, dash + gap):
+        for x in (left, right - thick):
+            pen.rectangle((x, y, x + thick - 1, min(y + gap, bottom) - 1), _PAPER)
+
+
 def _fitting(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """A text as wide as an image at most, cut at its beginning: keys end in what tells them apart."""
     if pen.textlength(text, font) <= CELL[1]:
@@ -110,4 +123,6 @@ def _legend(pen: ImageDraw.ImageDraw, width: int) -> None:
         pen.text((right, _MARGIN + 32), said, _FAINT, font, anchor="lm")
         right -= 18
         pen.rectangle((right, _MARGIN + 26, right + 11, _MARGIN + 37), None, _FRAME[same], 3)
+        if same is False:
+            _dash(pen, (right, _MARGIN + 26, right + 12, _MARGIN + 38), 3, 4, 3)
         right -= 16

@@ -26,7 +26,7 @@ from embae.trainer.distributed import World
 from embae.trainer.errors import RecipeError
 from embae.trainer.evaluate import Reading, evaluate
 from embae.trainer.export import Export
-from embae.trainer.search_picture import size
+from embae.trainer.search_picture import Shown, draw, size
 from embae.trainer.vectors import Vectors
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -177,7 +177,7 @@ def test_the_picture_shows_every_query_and_its_list(desk: Path) -> None:
     with Image.open("new/found.png") as picture:
         assert picture.size == size(2, 5) and picture.format == "PNG"
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}  # type: ignore[union-attr]
-    assert {(0x2f, 0x9e, 0x55), (0xd1, 0x48, 0x3f), (0xb9, 0xbd, 0xc4)} <= colours  # frames, or the legend
+    assert {(0x00, 0x7f, 0x5f), (0xd1, 0x48, 0x3f), (0xb9, 0xbd, 0xc4)} <= colours  # frames, or the legend
 
 
 def test_a_calibrated_model_is_told_the_camera(desk: Path) -> None:
@@ -309,3 +309,16 @@ def test_bad_input_ends_with_code_2(desk: Path) -> None:
     done = tiny.embae("search", "shards", "--query", "missing.jpg", "--gallery", "shards/park", cwd=desk)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr == "embae: shards: neither a run folder (recipe.yaml) nor an export (model.json)\n"
+
+
+def test_frames_differ_in_more_than_their_colour(tmp_path: Path) -> None:
+    """Down the left edge of the frames: one colour of the same person, broken by the paper's of someone else."""
+    some = Image.new("RGB", (64, 128))
+    shown = [Shown(some, "", [], same) for same in (None, True, False)]
+    draw("title", "", [(shown[0], shown[1:])], tmp_path / "frames.png")
+    with Image.open(tmp_path / "frames.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(picture.height, picture.width, 3)[100:]
+    for colour, kinds in (((0x00, 0x7f, 0x5f), 1), ((0xd1, 0x48, 0x3f), 2)):
+        found = np.argwhere((pixels == colour).all(2))
+        down = pixels[found[:, 0].min():found[:, 0].max() + 1, found[:, 1].min()]
+        assert len(down) > 150 and len({tuple(pixel) for pixel in down.tolist()}) == kinds
