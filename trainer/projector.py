@@ -2,7 +2,7 @@
 
     tensorboard/<stage>/projector_config.pbtxt              what there is
     tensorboard/<stage>/projector/<dataset>.tsv             embeddings of unit length, a line each
-    tensorboard/<stage>/projector/<dataset>-metadata.tsv    pid, camid, dataset, split and key, under a header
+    tensorboard/<stage>/projector/<dataset>-metadata.tsv    pid, camid, key, split and dataset, under a header
     tensorboard/<stage>/projector/<dataset>-images.jpg      the images, small, in rows that make a square
 
 A sample: all images of some people. Twice as many would show no more, and take TensorBoard as much longer to load.
@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from embae.datasets.images import decoded
 from embae.datasets.index import Index
@@ -26,8 +26,8 @@ from embae.datasets.view import View
 from embae.trainer.chosen import choose
 
 POINTS, IDENTITIES = 2000, 200  # at most
-HEIGHT, WIDTH = 64, 32  # pixels of a small image: 45 × 45 of them are far from the 8,192 that a browser takes
-_COLUMNS = ("pid", "camid", "dataset", "split", "key")
+SIDE = 64  # pixels of a small image, which the projector draws as a square: 45 × 45 are far from the 8,192 of a browser
+_COLUMNS = ("pid", "camid", "key", "split", "dataset")  # the first of words is what it labels points by
 
 
 def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.ndarray, seed: int) -> None:
@@ -59,7 +59,7 @@ def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.n
               f"  tensor_shape: {some.shape[0]}\n  tensor_shape: {some.shape[1]}\n"
               f"  tensor_path: {path['tensors']}\n  metadata_path: {path['metadata']}\n"
               f"  sprite {{\n    image_path: {path['images']}\n"
-              f"    single_image_dim: {WIDTH}\n    single_image_dim: {HEIGHT}\n  }}\n}}\n")
+              f"    single_image_dim: {SIDE}\n    single_image_dim: {SIDE}\n  }}\n}}\n")
     write_whole(folder / "projector_config.pbtxt", lambda file: file.write(config.encode()))
 
 
@@ -74,17 +74,17 @@ def _metadata(index: Index, rows: np.ndarray, of_query: np.ndarray) -> bytes:
     for row, asked in zip(rows.tolist(), of_query.tolist(), strict=True):
         pid = str(int(index.pid[row])) if index.labelled[row] else "unknown"
         key = " ".join(index.key(row).split())  # a tab would be another column
-        lines.append("\t".join([pid, str(int(index.camid[row])), index.name, "query" if asked else "gallery", key]))
+        lines.append("\t".join([pid, str(int(index.camid[row])), key, "query" if asked else "gallery", index.name]))
     return ("\n".join(lines) + "\n").encode()
 
 
 def _sprite(index: Index, rows: np.ndarray) -> bytes:
     side = math.ceil(math.sqrt(len(rows)))
-    sheet = Image.new("RGB", (side * WIDTH, side * HEIGHT))
+    sheet = Image.new("RGB", (side * SIDE, side * SIDE), "white")
     with ShardReader(index) as reader:
         for number, row in enumerate(rows.tolist()):
-            picture = decoded(reader.read(row), where(index, row)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-            sheet.paste(picture, (number % side * WIDTH, number // side * HEIGHT))
+            picture = ImageOps.pad(decoded(reader.read(row), where(index, row)), (SIDE, SIDE), color="white")
+            sheet.paste(picture, (number % side * SIDE, number // side * SIDE))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=85)
     return out.getvalue()

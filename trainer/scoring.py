@@ -77,6 +77,10 @@ def score_run(recipe: Recipe, run: Path, world: World, monitor: Monitor, target:
     dist.barrier()
 
 
+# What TensorBoard's HParams has beside the stage's own keys: it shows the first by name, so none that is the machine's.
+_TOLD: Any = {"seed": True, "model": True, "scoring": True, "data": {"image", "sources", "target"}}
+
+
 class _Scorer:
     """Scores and probes of a run's stages, read where they are, taken where not."""
 
@@ -94,7 +98,7 @@ class _Scorer:
 
         def take() -> dict[str, Any]:
             self._monitor.take_back("eval", stage, steps)
-            keys = self._recipe.model_dump(mode="json", by_alias=True, include={"seed", "model", "data", "scoring"})
+            keys = self._recipe.model_dump(mode="json", by_alias=True, include=_TOLD)
             own = self._recipe.stages[stage].model_dump(mode="json", by_alias=True, exclude_none=True)
             self._monitor.keys(stage, {**keys, "stage": own})
             found = score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,

@@ -16,7 +16,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, Pr
 from embae.datasets.index import Index
 from embae.datasets.shard_reader import ShardReader
 from embae.trainer import projector
-from embae.trainer.projector import HEIGHT, WIDTH, write_projector
+from embae.trainer.projector import SIDE, write_projector
 
 
 def written(folder: Path, index: Index) -> tuple[EmbeddingInfo, np.ndarray, list[list[str]], Image.Image, np.ndarray]:
@@ -35,20 +35,21 @@ def test_every_point_has_its_image_and_who_is_on_it(tmp_path: Path) -> None:
     index = Index.open(tiny.shards() / "park")
     told, points, (head, *lines), sprite, every = written(tmp_path, index)
     assert told.tensor_name == "park" and list(told.tensor_shape) == list(points.shape)
-    assert head == ["pid", "camid", "dataset", "split", "key"] and len(lines) == len(points)
-    rows = [index.keys.to_pylist().index(line[4]) for line in lines]
+    assert head == ["pid", "camid", "key", "split", "dataset"] and len(lines) == len(points)
+    rows = [index.keys.to_pylist().index(line[2]) for line in lines]
     assert len(set(rows)) == len(rows)
     starts = {"query": index.rows("query").start, "gallery": index.rows("gallery").start - index.count("query")}
     side = int(np.ceil(np.sqrt(len(rows))))
-    assert sprite.size == (side * WIDTH, side * HEIGHT) and list(told.sprite.single_image_dim) == [WIDTH, HEIGHT]
+    assert sprite.size == (side * SIDE, side * SIDE) and list(told.sprite.single_image_dim) == [SIDE, SIDE]
     for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
-        assert line[:3] == [str(index.pid[row]), str(index.camid[row]), "park"]
+        assert [*line[:2], line[4]] == [str(index.pid[row]), str(index.camid[row]), "park"]
         own = every[row - starts[line[3]]]
         np.testing.assert_allclose(points[number], own / np.linalg.norm(own), atol=1e-4)
         with ShardReader(index) as reader:
-            picture = Image.open(io.BytesIO(reader.read(row))).convert("RGB").resize((WIDTH, HEIGHT))
-        left, top = number % side * WIDTH, number // side * HEIGHT
-        shown = np.asarray(sprite.crop((left, top, left + WIDTH, top + HEIGHT)), float)
+            picture = Image.open(io.BytesIO(reader.read(row))).convert("RGB")
+        picture = picture.resize((round(SIDE * picture.width / picture.height), SIDE))  # people are higher than wide
+        left, top = number % side * SIDE + (SIDE - picture.width) // 2, number // side * SIDE
+        shown = np.asarray(sprite.crop((left, top, left + picture.width, top + SIDE)), float)
         assert np.abs(shown - np.asarray(picture, float)).mean() < 8
 
 
@@ -56,7 +57,7 @@ def test_of_many_images_a_sample_is_shown(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(projector, "POINTS", 10)
     _, points, lines, sprite, _ = written(tmp_path, Index.open(tiny.shards() / "park"))
     people = {line[0] for line in lines[1:]}
-    assert 0 < len(points) <= 10 and len(lines) == len(points) + 1 and sprite.size == (3 * WIDTH, 3 * HEIGHT)
+    assert 0 < len(points) <= 10 and len(lines) == len(points) + 1 and sprite.size == (3 * SIDE, 3 * SIDE)
     index = Index.open(tiny.shards() / "park")
     both = np.r_[index.rows("query"), index.rows("gallery")]
     whole = sum(str(pid) in people and index.role[row] == 0 for row, pid in zip(both, index.pid[both], strict=True))

@@ -113,11 +113,11 @@ class _Scale:
 def _frame(place: _Scale, log: bool) -> list[Markup]:
     """Ticks and their lines."""
     drawn = []
-    for y in (_decades if log else _ticks)(place.y0, place.y1, 4):
+    for y in _decades(place.y0, place.y1, 4) if log else _ticks(place.y0, place.y1, 5):
         (left, at), (right, _) = place(place.x0, y), place(place.x1, y)
         drawn.append(tag("line", x1=f"{left:.1f}", x2=f"{right:.1f}", y1=f"{at:.1f}", y2=f"{at:.1f}", class_="grid"))
         drawn.append(tag("text", _number(10**y if log else y), x=_LEFT - 5, y=f"{at + 3.5:.1f}", class_="end"))
-    for x in _ticks(place.x0, place.x1, 4):
+    for x in _ticks(place.x0, place.x1, 5):
         at, bottom = place(x, place.y0)
         last = at > place.width - 3 * _RIGHT  # which would be cut
         drawn.append(tag("text", _number(x), x=place.width - 3 if last else f"{at:.1f}", y=f"{bottom + 15:.1f}",

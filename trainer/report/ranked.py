@@ -55,7 +55,8 @@ def _list(evidence: Evidence, query: int, places: np.ndarray, pictures: Pictures
     for place in places:
         right = bool(gallery.known[place] and gallery.pid[place] == asked.pid[query])
         said = "right" if right else "wrong"
-        cells.append(tag("figure", pictures(int(evidence.gallery[place]), said),
+        alt = f"{said}, {f'identity {gallery.pid[place]}' if gallery.known[place] else 'nobody known'}"
+        cells.append(tag("figure", pictures(int(evidence.gallery[place]), alt),
                          tag("figcaption", "✓" if right else "✗", f" camera {gallery.camid[place]}"), class_=said))
     ranks = [f"{model.row}: first match at {model.results.first[query]}" for model in evidence.models]
     head = tag("p", tag("b", f"Identity {asked.pid[query]}"), f" · {' · '.join(ranks)}")
