@@ -30,7 +30,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
         # fifth of a MobileNetV2 step's time on CPU.
         common |= {key: common.get(key, str(2**32 - 1)) for key in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
         common["EMBAE_LAUNCHER"] = str(os.getpid())  # a worker that starts after this process died will know
-        common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+        common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
         command = [sys.executable, "-m", "embae.trainer", *arguments]
         workers = [subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                    for rank in range(nproc)]
