@@ -31,13 +31,14 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
         return tag("p", "No values.", class_="none")
     every = np.concatenate(list(lines.values()))
     (x0, y0), (x1, y1) = every.min(0), every.max(0)
+    whole = tuple((every == np.rint(every)).all(0))
     if log := log and y0 > 0 and y1 > _FAR * y0:
         lines = {name: np.stack([line[:, 0], np.log10(line[:, 1])], 1) for name, line in lines.items()}
         y0, y1 = np.log10(y0), np.log10(y1)
     spread = (y1 - y0) or abs(y1) or 1.0
     y0, y1 = (y0 - 0.05 * spread, y1 + 0.05 * spread)
     place = _Scale(x0, x1, y0, y1, width, height)
-    drawn = [*_frame(place, log)]
+    drawn = [*_frame(place, log, whole)]
     for x in marks:
         (at, bottom), (_, top) = place(x, y0), place(x, y1)
         drawn.append(tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=f"{bottom:.1f}", y2=f"{top:.1f}", class_="mark"))
@@ -61,7 +62,7 @@ def histogram(shares: Mapping[str, np.ndarray], edges: np.ndarray, *, label: str
     """
     top = max(float(share.max()) for share in shares.values()) or 1.0
     place = _Scale(float(edges[0]), float(edges[-1]), 0.0, top * 1.05, width, height)
-    drawn = [*_frame(place, False)]
+    drawn = [*_frame(place, False, (False, False))]
     for number, share in enumerate(shares.values()):
         corners = [(edges[0], 0.0)]
         for at, value in enumerate(share):
@@ -110,14 +111,14 @@ class _Scale:
                 self.height - _BOTTOM - up * (self.height - _TOP - _BOTTOM))
 
 
-def _frame(place: _Scale, log: bool) -> list[Markup]:
-    """Ticks and their lines."""
+def _frame(place: _Scale, log: bool, whole: tuple[bool, ...]) -> list[Markup]:
+    """Ticks and their lines; only whole numbers where x, or y, are."""
     drawn = []
-    for y in _decades(place.y0, place.y1, 4) if log else _ticks(place.y0, place.y1, 5):
+    for y in _decades(place.y0, place.y1, 4) if log else _ticks(place.y0, place.y1, 5, whole[1]):
         (left, at), (right, _) = place(place.x0, y), place(place.x1, y)
         drawn.append(tag("line", x1=f"{left:.1f}", x2=f"{right:.1f}", y1=f"{at:.1f}", y2=f"{at:.1f}", class_="grid"))
         drawn.append(tag("text", _number(10**y if log else y), x=_LEFT - 5, y=f"{at + 3.5:.1f}", class_="end"))
-    for x in _ticks(place.x0, place.x1, 5):
+    for x in _ticks(place.x0, place.x1, 5, whole[0]):
         at, bottom = place(x, place.y0)
         last = at > place.width - 3 * _RIGHT  # which would be cut
         drawn.append(tag("text", _number(x), x=place.width - 3 if last else f"{at:.1f}", y=f"{bottom + 15:.1f}",
@@ -125,13 +126,13 @@ def _frame(place: _Scale, log: bool) -> list[Markup]:
     return drawn
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers between two."""
+def _ticks(low: float, high: float, count: int, least: float) -> list[float]:
+    """Round numbers between two, `least` apart or more."""
     if not high > low:
         return [low]
     raw = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    step = max(least, next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw))
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 

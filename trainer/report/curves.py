@@ -13,7 +13,7 @@ from embae.trainer.report.records import PAIRS, Records, last, points
 
 # Not curves of their own: the loss and its terms stand in one chart, and the rest is said in words or nowhere.
 _NO_TERM = ("step", "loss", "lr", "epoch", "images_per_s", "waiting_percent", "saving_percent", "memory_gib",
-            "seconds_left", "right", "d_ap", "d_an")
+            "seconds_left", "d_ap", "d_an")
 
 
 def curves(facts: Facts, records: Records) -> Markup:
@@ -59,7 +59,9 @@ def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
 
 def _stage(name: str, kinds: Mapping[str, list[dict[str, Any]]], marks: Sequence[float] = ()) -> Markup:
     train = kinds["train"]
-    terms = [key for key, value in train[0].items() if key not in _NO_TERM and type(value) is float]
+    known = [key for key, value in train[0].items() if type(value) is float]
+    right = [key for key in known if key == "right" or key.startswith("near_")]
+    terms = [key for key in known if key not in _NO_TERM and key not in right]
     losses = ["loss", *(terms if len(terms) > 1 else [])]
     charts = [_chart("Loss", train, losses, log=True, marks=marks)]
     if len(set(points(train, "lr")[1])) > 1:
@@ -68,6 +70,9 @@ def _stage(name: str, kinds: Mapping[str, list[dict[str, Any]]], marks: Sequence
     if any("d_ap" in record for record in train):
         charts.insert(1, _chart("Distance in a batch", train, ["d_ap", "d_an"], ("to the positive", "to the negative"),
                                 marks=marks))
+    if right:
+        names = tuple({"right": "triplets"}.get(key, key.removeprefix("near_")) for key in right)
+        charts.insert(1, _chart("Right in the batch", train, right, names, marks=marks))
     evals = [record for record in kinds.get("eval", []) if type(record.get("mAP")) is float]
     if len(evals) > 1:  # one stands in the table
         charts.insert(0, _chart(f"Scores on {evals[0].get('dataset', 'the target')}", evals, ["Rank-1", "mAP"],

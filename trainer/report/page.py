@@ -36,10 +36,11 @@ def page(facts: Facts, evidence: Evidence | str, maps: Markup) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     contents = joined(tag("a", title, href=f"#{anchor}") for anchor, title in _CONTENTS.items()
                       if any(f'id="{anchor}"' in part for part in parts))
-    sources = ", ".join(facts.recipe.data.sources)
+    data = facts.recipe.data
+    told = f"{', '.join(data.sources)} → {data.target}" if data.sources else f"on {data.target}"
     return Template(_file("page.html")).substitute(
         digest=digest, title=text(f"{name} – embae"), style=_file("page.css"), script=script, name=text(name),
-        told=text(f"{sources} → {facts.recipe.data.target}, seed {facts.recipe.seed}"), contents=contents,
+        told=text(f"{told}, seed {facts.recipe.seed}"), contents=contents,
         summary=overview.summary(facts), sections=joined(parts))
 
 

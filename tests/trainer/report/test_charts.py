@@ -48,9 +48,14 @@ def test_a_logarithmic_axis_has_round_ticks_where_values_are_far_apart() -> None
 
     assert ticks([0.03, 0.5, 3.0]) == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
     assert ticks([0.02, 300.0]) == ["0.1", "1", "10", "100"]
-    assert ticks([1.0, 2.0]) == ticks([1.0, 2.0, 1.5]) and "1.5" in ticks([1.0, 2.0])  # linear
+    assert ticks([1.0, 2.25]) == ticks([1.0, 2.25, 1.5]) and "1.5" in ticks([1.0, 2.25])  # linear
     drawn = points(line_chart({"a": ([0, 1, 2], [0.01, 0.1, 1.0])}, label="a", log=True))
     assert np.diff(drawn[:, 1]) == pytest.approx(2 * [drawn[1, 1] - drawn[0, 1]], abs=0.3)
+
+
+def test_counts_have_whole_ticks() -> None:
+    drawn = ET.fromstring(line_chart({"a": ([1, 2], [41, 40])}, label="a"))
+    assert [node.text for node in drawn.findall("text")] == ["40", "41", "1", "2"]
 
 
 def test_histogram_and_scatter() -> None:

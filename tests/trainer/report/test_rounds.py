@@ -53,8 +53,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     for number in range(1, 5):
         lines.append({"kind": "cluster", "stage": f"group-{number}", "step": 0, "clusters": 100 + number, "kept": 590,
                       "images": 600, "precision": 0.5 + number / 10, "recall": 0.4 + number / 10})
-        lines += [{"kind": "train", "stage": f"adapt-{number}", "step": step, "loss": 9.0 / number, "lr": 1e-4 * step,
-                   "images_per_s": 50.0} for step in (5, 10)]
+        lines += [{"kind": "train", "stage": f"adapt-{number}", "step": step, "loss": 9.0 / number, "right": 0.5,
+                   "near_memory": 0.75, "lr": 1e-4 * step, "images_per_s": 50.0} for step in (5, 10)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Facts(run, recipe, [], took, [], [], [])
 
@@ -76,12 +76,14 @@ def test_curves_go_over_the_rounds(facts: Facts) -> None:
     html = curves(facts, read_records(facts.run))
     charts = dict(re.findall(r"<figcaption>(.*?)</figcaption>(<svg.*?</svg>)", html))
     assert list(charts) == ["Clusters, by round", "Pairs of pseudo-labels, by round", "Loss, by step",
-                            "Learning rate, by step", "Images per second, by step"]
+                            "Right in the batch, by step", "Learning rate, by step",
+                            "Images per second, by step"]
     dots = [tuple(map(float, dot)) for dot in
             re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', charts["Clusters, by round"])]
     assert len(dots) == 4 and dots == sorted(dots, key=lambda dot: (dot[0], -dot[1]))  # to the right, and up
     assert len(set(dots)) == 4 and re.findall(r">(\d)<", charts["Clusters, by round"]) == ["1", "2", "3", "4"]
     assert charts["Pairs of pseudo-labels, by round"].count("<circle") == 8
+    assert charts["Right in the batch, by step"].count("<polyline") == 2
     loss = charts["Loss, by step"]
     assert loss.count('class="mark"') == 3 and ">40<" in loss  # four rounds of ten steps in a row
     assert len(re.findall(r"[\d.]+,[\d.]+", loss)) == 8
