@@ -71,6 +71,16 @@ class Known:
         """The cameras of a view that are none of these, sorted, in the view's numbers."""
         return [camera for camera in view.cameras() if self.place(camera, view.camera_names.get(camera)) < 0]
 
+    def by_number(self, view: View) -> list[Camera]:
+        """The cameras of a view that have a name and are found by their number alone, for want of one here; sorted."""
+        found = []
+        for camera in view.cameras():
+            name = view.camera_names.get(camera, str(camera[1]))
+            place = self.place(camera, name)
+            if place >= 0 and name != str(camera[1]) and self.cameras[place] not in self.names:
+                found.append(camera)
+        return found
+
     def joined(self, view: View) -> Known:
         """These, in their places, and behind them the other cameras of a view.
 

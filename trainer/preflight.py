@@ -22,7 +22,7 @@ from embae.trainer.data_keys import StageData
 from embae.trainer.description import META, WEIGHTS, check_weights, named, read_description
 from embae.trainer.errors import ExportError
 from embae.trainer.schema import Recipe
-from embae.trainer.stage_folder import EXPORT
+from embae.trainer.stage_folder import EXPORT, is_done
 from embae.trainer.stage_schema import Stage
 
 Labels = Callable[[Index], np.ndarray]
@@ -102,15 +102,19 @@ def _taken(data: StageData, view: View) -> int | dict[str, int]:
     return dict.fromkeys(view.names, data.P) | {view.names[-1]: min(data.P, clusters)}
 
 
-def check_inits(recipe: Recipe) -> None:
+def check_inits(recipe: Recipe, run: Path | None = None) -> None:
     """Checks that what the stages start from exists, and is whole as far as that can be told without reading it all.
+
+    Args:
+        recipe: Checked.
+        run: The run folder; what stages that are done in it started from may be gone.
 
     Raises:
         ExportError: Naming the key.
     """
     for name in recipe.run:
         init, path = recipe.stages[name].init, Path(recipe.stages[name].init)
-        if init in ("hub", "random", *recipe.run):
+        if init in ("hub", "random", *recipe.run) or (run and is_done(run, name)):
             continue
         if os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
             with named(f"stages.{name}.init"):
@@ -129,14 +133,19 @@ def check_inits(recipe: Recipe) -> None:
             check_weights(exports[0] / WEIGHTS)
 
 
-def check(recipe: Recipe, world_size: int) -> None:
+def check(recipe: Recipe, world_size: int, run: Path | None = None) -> None:
     """Opens every stage's data, and the target's, and looks at every row of their indexes.
+
+    Args:
+        recipe: Checked.
+        world_size: Number of ranks.
+        run: As for `check_inits`.
 
     Raises:
         DataError: Naming the stages or datasets and what is wrong.
         ExportError: What a stage's ``init`` points at does not exist.
     """
-    check_inits(recipe)
+    check_inits(recipe, run)
     wrong: list[str] = []
     told = False
     heads: dict[str, set[tuple[str, int]]] = {}

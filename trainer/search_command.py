@@ -112,7 +112,7 @@ def search(
             from embae.datasets.index_writer import write_whole
             to.parent.mkdir(parents=True, exist_ok=True)
             write_whole(to, lambda file: file.write((json.dumps(tree, indent=1) + "\n").encode()))
-        print(_text(tree))
+        print(_text(tree, len(vectors.datasets) > 1))
         if picture:
             _draw(picture, tree, asked, found, pointed or _origin_of(vectors), vectors)
 
@@ -278,9 +278,8 @@ def _tree(query: Query, matches: list[tuple[int, float]], vectors: Vectors) -> d
             "matches": listed}
 
 
-def _text(tree: dict[str, Any]) -> str:
+def _text(tree: dict[str, Any], several: bool) -> str:
     lines = []
-    several = len({one["dataset"] for query in tree["queries"] for one in query["matches"]}) > 1
     for query in tree["queries"]:
         lines += ["", f"{query['query']}: nearest of {tree['images']:,} images of {tree['gallery']}",
                   "rank  distance      camera     pid  key", "─" * 64]
@@ -304,7 +303,7 @@ def _draw(path: Path, tree: dict[str, Any], asked: list[Query], found: list[list
     def shown(match: dict[str, Any], image: int) -> Shown:
         who = "" if match["pid"] is None else f", pid {match['pid']}"
         return Shown(_pixels(pointed, match["dataset"], int(vectors.row[image])), f"{match['distance']:.3f}",
-                     [f"camera {_seen(match, len(pointed.indexes) > 1)}{who}", match["key"]], match["same"])
+                     [f"camera {_seen(match, len(vectors.datasets) > 1)}{who}", match["key"]], match["same"])
 
     rows = []
     for query, told, matches in zip(asked, tree["queries"], found, strict=True):

@@ -79,9 +79,9 @@ def prepare(recipe: Recipe, run: Path, ranks: int) -> None:
     from embae.trainer.runfolder import check_same
     print(f"run folder: {run}", flush=True)
     check_same(run, recipe)
-    check_inits(recipe)
+    check_inits(recipe, run)
     draw_synthetic(recipe)
-    check(recipe, ranks)
+    check(recipe, ranks, run)
 
 
 def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None, profile: bool) -> None:

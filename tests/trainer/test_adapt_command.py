@@ -13,8 +13,11 @@ from small import SIZE, Drawn
 from typer.testing import CliRunner
 
 from embae.datasets.augment import ImageSpec
+from embae.datasets.errors import DataError
 from embae.trainer.cli import app
+from embae.trainer.errors import RecipeError
 from embae.trainer.recipe import load
+from embae.trainer.runfolder import check_same
 
 SHORT = ["rounds=1", "stages.adapt.data.P=2", "stages.adapt.data.K=2", "stages.adapt.steps=2", "data.threads=1",
          "stages.group.cluster.linkage.distance=0.5", "stages.adapt.data.augment.pad=2"]  # fmt: skip
@@ -44,6 +47,37 @@ def test_adapts_to_a_folder_of_images(desk: Path) -> None:
     assert card["cameras"] == [["footage", 0], ["footage", 1]] and card["names"] == ["door", "hall"]
     again = _embae(desk)
     assert again.returncode == 0 and "[adapt-1] done before, 2 steps" in again.stdout
+
+
+def test_other_words_are_told_what_goes_on(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `test_adapts_to_a_folder_of_images`: without its overrides, and with a folder that has changed."""
+    monkeypatch.chdir(desk)
+    run = Path("runs/adapt-footage")
+    words = "adapt", "model", "--target", "footage", "--nproc", "1"
+    with pytest.raises(RecipeError) as refused:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    said = str(refused.value).splitlines()
+    assert len(said) < 13 and f"To go on with what the folder holds: embae train {run}/recipe.yaml --out {run}" in said
+    assert not [line for line in said if "adapt-2." in line]  # `run` says that there are more rounds
+    check_same(run, load(str(run / "recipe.yaml")))
+    (desk / "footage" / "door" / "new.jpg").write_bytes(Drawn(1, 1).read())
+    try:
+        with pytest.raises(RecipeError, match=r"it began with other images\).*embae train .*recipe.yaml --out runs"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+    finally:
+        (desk / "footage" / "door" / "new.jpg").unlink()
+
+
+def test_few_images_are_told(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    for folder in ("one", "two"):
+        (desk / folder / "door").mkdir(parents=True)
+        for number in range(1 if folder == "one" else 2):
+            (desk / folder / "door" / f"{number}.jpg").write_bytes(Drawn(number, 0).read())
+    with pytest.raises(DataError, match=r"one: has a single image to adapt to; wanted some hundreds of each camera"):
+        CliRunner().invoke(app, ["adapt", "model", "--target", "one", "--out", "few"], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["adapt", "model", "--target", "two", "--out", "few", "no.such=1"])
+    assert done.exception and "two: few images of door (2); below 32 a camera gains little" in done.stderr
 
 
 def _embae(desk: Path):  # type: ignore[no-untyped-def]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from toys import Seen
+import pytest
+from toys import Seen, model, parts_in
 
+from embae.trainer.evaluate import note_strange_cameras
 from embae.trainer.known_cameras import Known, listed, tell
 
 DOOR, HALL = ("station", 0), ("station", 1)
@@ -58,6 +60,26 @@ def test_a_camera_without_a_name_learns_it() -> None:
     view = Seen([DOOR, HALL], {DOOR: "door", HALL: "hall"})
     joined = Known([HALL, DOOR]).joined(view)  # type: ignore[arg-type]
     assert joined.cameras == [HALL, DOOR] and joined.names == view.camera_names
+
+
+def test_cameras_that_are_strange_or_found_by_number_alone_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    view = Seen([("station", 0), ("station", 1), ("station", 2)],
+                {("station", 0): "attic", ("station", 1): "door", ("station", 2): "2"})  # fmt: skip
+
+    def told(known: Known) -> str:
+        made = model(parts_in("frozen"))
+        made.known = known
+        note_strange_cameras(made, [view])  # type: ignore[list-item]
+        return capsys.readouterr().err
+
+    said = told(Known([DOOR, HALL]))
+    assert "takes attic, door of station for its cameras 0, 1 of station; if they had other numbers" in said
+    assert "station: the model is not calibrated on 1 of its cameras (2); their" in said and "--name" not in said
+    said = told(NAMED)
+    assert "(attic, 2)" in said and "by number" not in said
+    said = told(Known([("site", 0)], {("site", 0): "door"}))
+    assert "(attic, door, 2)" in said and "It knows door of site; where these are the same cameras, give" in said
+    assert not told(Known()) and not told(Known(view.cameras(), view.camera_names))
 
 
 def test_a_person_says_name_or_number() -> None:

@@ -20,7 +20,7 @@ from embae.datasets.readers import read
 from embae.datasets.shard_reader import ShardReader
 from embae.datasets.sharding import write_shards
 from embae.trainer.errors import ExportError
-from embae.trainer.preflight import check, draw_synthetic, open_stage
+from embae.trainer.preflight import check, check_inits, draw_synthetic, open_stage
 from embae.trainer.recipe import check as recipe_of
 from embae.trainer.schema import Recipe
 
@@ -241,3 +241,12 @@ def test_a_target_that_states_no_cameras_is_told_once(
         check(recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={}, run=["embedding", "group"],
                      stages__group={**group, "cluster": cluster}), world_size=1)  # fmt: skip
         assert ("states one camera only" in capsys.readouterr().err) == told
+
+
+def test_what_a_stage_that_is_done_started_from_may_be_gone(tmp_path: Path) -> None:
+    moved = recipe(stages__embedding__init=str(tmp_path / "moved"))
+    with pytest.raises(ExportError, match=r"stages.embedding.init: .*moved does not exist"):
+        check_inits(moved, tmp_path)
+    (tmp_path / "embedding").mkdir()
+    (tmp_path / "embedding" / "done").write_text("{}")
+    check_inits(moved, tmp_path)
