@@ -43,8 +43,7 @@ def run_pass(recipe: Recipe, name: str, run: Path, world: World, monitor: Monito
     """
     keys, view, began = recipe.stages[name], open_view(recipe, name), time.perf_counter()
     assert keys.data.batch is not None  # the schema's promise
-    model = initial_model(recipe.model, keys, name, seed=recipe.seed, run=run, view=view,
-                          size=recipe.data.image)
+    model = initial_model(recipe.model, keys, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
     model.to(world.device).eval()
     spec, reading = spec_of(recipe), Reading(recipe.data.loader, recipe.data.threads, keys.data.batch)
     if keys.calibrate:

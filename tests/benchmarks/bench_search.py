@@ -38,6 +38,7 @@ from embae.trainer.evaluate import Reading, views
 from embae.trainer.export import write
 from embae.trainer.extract import extract_to, model_key, origin
 from embae.trainer.features import extract
+from embae.trainer.footage import Pointed
 from embae.trainer.parts import EmbAE
 from embae.trainer.schema import Model
 from embae.trainer.search import Search
@@ -81,9 +82,10 @@ def extraction(folder: Path, threads: int) -> None:
 
         computed()
         alone = len(view) / seconds(decoded), 256 / statistics.median(seconds(computed) for _ in range(3))
-        made = origin(model_key(model, spec, "flip"), index, ("train", "query", "gallery"))
+        pointed = Pointed.open(folder / "campus")
+        made = origin(model_key(model, spec, "flip"), pointed, ("train", "query", "gallery"))
         out = folder / f"{height}.arrow"
-        whole = len(view) / seconds(lambda: extract_to(out, made, model, index, spec, "flip", ALONE,  # noqa: B023
+        whole = len(view) / seconds(lambda: extract_to(out, made, model, pointed, spec, "flip", ALONE,  # noqa: B023
                                                        Reading(threads=threads)))
         reader, loaded = ViewReader(view), load(place, device="cpu")
         files = [folder / f"{row}.jpg" for row in range(256)]
