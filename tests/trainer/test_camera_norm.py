@@ -24,6 +24,7 @@ from embae.trainer.evaluate import Reading
 from embae.trainer.export import Export
 from embae.trainer.initial import initial_model
 from embae.trainer.known_cameras import Known
+from embae.trainer.memory import memories
 from embae.trainer.objective import Objective
 from embae.trainer.parts import EmbAE
 from embae.trainer.stage_folder import Done, finish
@@ -167,9 +168,9 @@ SPEC = ImageSpec(*SIZE)
 PARTS = parts_in("train", "train")
 
 
-def _trained_by_camera(cameras: list[tuple[str, int]]) -> EmbAE:
-    made = model(PARTS, cameras=cameras)
-    for part in made.parts().values():
+def _trained_by_camera(cameras: list[tuple[str, int]], uses: dict[str, str] = PARTS) -> EmbAE:
+    made = model(uses, cameras, cameras=cameras)
+    for part in (made.backbone, made.embedding):
         fill_up(part, len(cameras), trains=True)
     use_global_batch_norm(made, sync=True)
     return made.train()
@@ -252,28 +253,47 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     assert torch.equal(state[f"embedding.2.{VAR}"], torch.ones(4, KEYS.hidden))
 
 
+# As in adapt-best's first step and, with a nuisance head a camera, in all of adapt-embae's.
+TOGETHER: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "triplet": (PARTS, {"triplet": {}}),
+    "embae": (parts_in("train", "train", "train", "train"),
+              {"triplet": {}, "memory": {"update": "hard"}, "proxies": {}, "reconstruction": {}}),
+}  # fmt: skip
+
+
 @on_ranks(1, 2)
 def objectives(world: World, folder: Path) -> dict[str, Any]:
     """Gradients and buffers of a step with both parts by camera, the global batch having cameras 0, 1 and 4 of five."""
-    made = _trained_by_camera([("toy", camid) for camid in range(5)])
-    keys = stage(PARTS, {"triplet": {}})
-    plan = np.arange(12)
-    view = ToyView(pid=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3], camid=VIEW.camid.tolist())
-    (batch,) = share_of(view, images(12), plan, world.rank, world.world_size)
-    loss, _ = Objective(made, keys.loss).train()(batch, ["triplet"])
-    loss.backward()
-    gradients = {}
-    for name, parameter in made.named_parameters():
-        assert parameter.grad is not None
-        torch.distributed.all_reduce(parameter.grad)
-        gradients[name] = parameter.grad / world.world_size
-    return {"gradients": gradients, "buffers": dict(made.named_buffers())}
+    found = {}
+    for name, (uses, loss) in TOGETHER.items():
+        made = _trained_by_camera([("toy", camid) for camid in range(5)], uses)
+        keys, plan = stage(uses, loss), np.arange(12)
+        view = ToyView(pid=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3], camid=VIEW.camid.tolist())
+        (batch,) = share_of(view, images(12), plan, world.rank, world.world_size)
+        kept = memories(keys.loss, view, made.z)  # type: ignore[arg-type]
+        for memory in kept.values():
+            random = torch.Generator().manual_seed(3)
+            memory.entries.copy_(F.normalize(torch.randn(memory.entries.shape, generator=random)))
+        objective = Objective(made, keys.loss, memories=kept).train()
+        loss, _ = objective(batch, list(keys.loss.terms()))
+        loss.backward()
+        gradients = {}
+        for key, parameter in made.named_parameters():
+            if parameter.grad is None:  # a head without images in the global batch
+                assert key.startswith(("nuisance.heads.2.", "nuisance.heads.3."))
+                continue
+            torch.distributed.all_reduce(parameter.grad)
+            gradients[key] = parameter.grad / world.world_size
+        found[name] = {"gradients": gradients, "buffers": dict(made.named_buffers())}
+    return found
 
 
-def test_a_whole_step_is_the_same_on_two_ranks(computed: Callable[..., Any]) -> None:
-    (wanted,) = computed(objectives, 1)
-    before = dict(_trained_by_camera([("toy", camid) for camid in range(5)]).named_buffers())
-    for found in computed(objectives, 2):
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_whole_step_is_the_same_on_two_ranks(computed: Callable[..., Any], name: str) -> None:
+    wanted = computed(objectives, 1)[0][name]
+    before = dict(_trained_by_camera([("toy", camid) for camid in range(5)], TOGETHER[name][0]).named_buffers())
+    for ranks in computed(objectives, 2):
+        found = ranks[name]
         assert distance(found["gradients"], wanted["gradients"]) < 1e-5
         assert distance(found["buffers"], wanted["buffers"]) < 1e-6
         for key, value in found["buffers"].items():
@@ -281,5 +301,5 @@ def test_a_whole_step_is_the_same_on_two_ranks(computed: Callable[..., Any]) -> 
                 assert torch.equal(value[[2, 3]], before[key][[2, 3]])
                 assert not torch.equal(value[[0, 4]], before[key][[0, 4]])
         # Its one image is a single value to the embedding's norm.
-        for name, moves in ((f"backbone.stem.bn.{MEAN}", True), (f"embedding.2.{MEAN}", False)):
-            assert torch.equal(found["buffers"][name][1], before[name][1]) != moves
+        for key, moves in ((f"backbone.stem.bn.{MEAN}", True), (f"embedding.2.{MEAN}", False)):
+            assert torch.equal(found["buffers"][key][1], before[key][1]) != moves

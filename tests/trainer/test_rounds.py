@@ -384,7 +384,7 @@ PAPER: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         "embedding": ("hub", "sources", "TT----"), "calibrate": ("embedding", "target", "ff----"),
         "target-embedding": ("calibrate", "target", "fT-T--")}),
 }  # fmt: skip
-BEYOND = {"strong-baseline", "calibrate-only", "adapt-best", "adapt-source-free"}
+BEYOND = {"strong-baseline", "calibrate-only", "adapt-best", "adapt-source-free", "adapt-embae"}
 FRESH = {"target-nuisance": ["nuisance"], "retrain-1": ["classifier"], "retrain-2": ["classifier"]}
 
 
