@@ -1,15 +1,15 @@
 """Clustering of the features of a target, Market-1501's training set by default; their extraction is not in it.
 
     python tests/benchmarks/bench_clustering.py [--images 13000] [--features 1280] [--clusters 700] [--ranks 1 2]
-        [--only kmeans|jaccard|dense]
+        [--only kmeans|jaccard|linkage|dense]
 
 The features are made: people of 18 images on average, each one random direction with noise of twice its length, all
-around one common direction as the features of a backbone are. k-means with PUL's selection (cosine > 0.5 here), of
-the first rank; the Jaccard distance, which ranks share, and DBSCAN on it; up to 13,000 images the Jaccard distance as
-SpCL and Cluster Contrast compute it, in N × N matrices (the search by matmul in place of faiss). Seconds of a single
-run, those of a CPU (of the busiest rank, all its threads) and on the clock, and the largest rank's peak memory
-(resident), features and libraries included, of fresh processes that do only that. Ranks share the cores; set
-OMP_NUM_THREADS for one core.
+around one common direction as the features of a backbone are, seen by six cameras. k-means with PUL's selection (cosine
+> 0.5 here), of the first rank; the Jaccard distance, which ranks share, and DBSCAN on it; the Jaccard distance by
+camera, and average linkage on it; up to 13,000 images the Jaccard distance as SpCL and Cluster Contrast compute it, in
+N × N matrices (the search by matmul in place of faiss). Seconds of a single run, those of a CPU (of the busiest rank,
+all its threads) and on the clock, and the largest rank's peak memory (resident), features and libraries included, of
+fresh processes that do only that. Ranks share the cores; set OMP_NUM_THREADS for one core.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
+from embae.trainer.camera_jaccard import camera_aware_distances
 from embae.trainer.clustering import dbscan, kmeans, near_centres
 from embae.trainer.jaccard import jaccard_distances
+from embae.trainer.linkage import average_linkage
 
 PER_PERSON = 18
+CAMERAS = 6
+KINDS = ["kmeans", "jaccard", "linkage", "dense"]
 # Above it the matrices of the dense form take more than 3 GB.
 DENSE = 13_000
 
@@ -75,24 +79,30 @@ def time_kmeans(x: np.ndarray, clusters: int) -> None:
     print(f"  near centres: {clock}, {said(chosen)}")
 
 
-def time_jaccard(x: np.ndarray) -> None:
-    """One rank's part; the first one tells."""
+def time_distances(x: np.ndarray, by_camera: bool) -> None:
+    """One rank's part, and what the first one clusters by; the first one tells."""
     from embae.trainer.distributed import gather_objects, join, leave, on_first_rank
     from embae.trainer.evaluate import spread_over
 
     world = join()
+    cameras, spread = np.random.default_rng(1).integers(0, CAMERAS, len(x)), spread_over(world)
     gather_objects(None)  # all have come
     clock = Clock()
-    distances = jaccard_distances(x, farthest=0.6, spread=spread_over(world))
+    if by_camera:
+        distances = camera_aware_distances(x, cameras, spread=spread)
+    else:
+        distances = jaccard_distances(x, farthest=0.6, spread=spread)
     parts = gather_objects((clock.cpu(), str(clock), peak()))
 
     def tell() -> None:
-        print(f"Jaccard distances, {world.world_size} ranks of {spread_over(world).threads} threads: {max(parts)[1]}, "
-              f"peak {max(part[2] for part in parts):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an image up to 0.6")
+        print(f"Jaccard distances{' by camera' * by_camera}, {world.world_size} ranks of {spread.threads} threads: "
+              f"{max(parts)[1]}, peak {max(part[2] for part in parts):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an "
+              f"image up to {1.0 if by_camera else 0.6}")
         import sklearn.cluster  # noqa: F401  # takes a second
         clock = Clock()
-        labels = dbscan(distances, eps=0.6, min_samples=4)
-        print(f"  DBSCAN: {clock}, peak {peak():.2f} GiB, {said(labels)}")
+        labels = average_linkage(distances, distance=0.8, smallest=2) if by_camera else dbscan(
+            distances, eps=0.6, min_samples=4)
+        print(f"  {'average linkage' if by_camera else 'DBSCAN'}: {clock}, peak {peak():.2f} GiB, {said(labels)}")
 
     on_first_rank(world, tell)
     leave()
@@ -126,21 +136,21 @@ def main() -> None:
     options.add_argument("--features", type=int, default=1280)
     options.add_argument("--clusters", type=int, default=700)
     options.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--only", choices=["kmeans", "jaccard", "dense"])
+    options.add_argument("--only", choices=KINDS)
     options.add_argument("--started", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if not given.started:
         print(f"{given.images:,} images, {given.features} features", flush=True)
-        for only in [given.only] if given.only else ["kmeans", "jaccard", "dense"]:
+        for only in [given.only] if given.only else KINDS:
             if only != "dense" or given.images <= DENSE:
-                for ranks in given.ranks if only == "jaccard" else [1]:
+                for ranks in given.ranks if only in ("jaccard", "linkage") else [1]:
                     launch(only, ranks)
         return
     x = made(given.images, given.features)
     if given.only == "kmeans":
         time_kmeans(x, given.clusters)
-    elif given.only == "jaccard":
-        time_jaccard(x)
+    elif given.only in ("jaccard", "linkage"):
+        time_distances(x, given.only == "linkage")
     else:
         time_dense(x)
 
