@@ -478,9 +478,12 @@ def test_extreme_numbers_survive(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_waits_for_workers_to_start() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), sharding._uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        done.append("started")
-    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    done, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), sharding._uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+        assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
