@@ -127,12 +127,11 @@ def labels(view: View) -> Labels:
 def note_strange_cameras(model: EmbAE, views: Sequence[View]) -> None:
     """Says which cameras of each dataset a model that is calibrated by camera does not know, or not by name."""
     known = model.known
+    names = {camera: name for view in views for camera, name in view.camera_names.items()}
     if guessed := sorted({camera for view in views for camera in known.by_number(view)}):
-        names = {camera: name for view in views for camera, name in view.camera_names.items()}
         note(f"the model knows cameras by number alone, and takes {tell(guessed, names)} for its cameras "
              f"{tell(guessed, {})}; if they had other numbers when it was calibrated, calibrate it again")
     strange = sorted({camera for view in views for camera in known.strange(view)})
-    names = {camera: name for view in views for camera, name in view.camera_names.items()}
     for dataset in dict.fromkeys(dataset for dataset, _ in strange if known.cameras):
         own = [camera for camera in strange if camera[0] == dataset]
         said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras ({listed(own, names)}); their "
