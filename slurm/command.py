@@ -23,6 +23,7 @@ Sbatch = Annotated[list[str] | None, typer.Option("--sbatch", metavar="OPTION=VA
 
 
 def slurm(
+    ctx: typer.Context,
     recipe: Recipe,
     words: Words = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
@@ -58,11 +59,11 @@ def slurm(
                      ("--ranks-per-node", ranks_per_node), ("--settings", settings), ("--out", out), ("--seeds", seeds),
                      ("--direct", direct)) if value]:
             raise RecipeError(f"{wrong[0]}: is for training; what embae shard is to get stands behind --")
-        _check_shard(arguments)
+        _check_shard(ctx, arguments)
         if array:
             options |= {"array": f"0-{array - 1}", "output": "%x-%A_%a.log"}
     else:
-        from embae.trainer.recipe import load
+        from embae.trainer.recipe.load import load
         if gpus_per_node and ranks_per_node:
             raise RecipeError("--ranks-per-node: is for nodes without GPUs; with GPUs, each has a rank")
         if array:
@@ -88,8 +89,7 @@ def slurm(
     sys.stdout.buffer.write(os.fsencode(script))  # file names may be of any bytes
 
 
-def _check_shard(words: list[str]) -> None:
+def _check_shard(ctx: typer.Context, words: list[str]) -> None:
     """Parses them as `embae shard` would, so that a slip is told now and not when the job starts."""
-    from embae.trainer.cli import app
-    command = typer.main.get_command(app)
+    command = ctx.find_root().command
     command.commands["shard"].make_context("embae shard", list(words))  # type: ignore[attr-defined]

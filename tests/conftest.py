@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from embae.trainer.options import gpus
+from embae.trainer.runtime.launch import gpus
 
 # It would walk through all that the tests import, and find nothing: measured, two fifths of the time that takes.
 gc.disable()

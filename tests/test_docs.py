@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,15 @@ from typer.testing import CliRunner
 
 from embae.datasets.readers import SOURCES
 from embae.datasets.readers._options import convert
-from embae.trainer.cli import app
-from embae.trainer.compare import plan
-from embae.trainer.recipe import load
-from embae.trainer.recipe_schema import recipe_schema
+from embae.trainer.commands.app import app
+from embae.trainer.comparison.compare import plan
+from embae.trainer.recipe.json_schema import recipe_schema
+from embae.trainer.recipe.load import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 OTHERS = {"python3", "python", "pip", "pytest", "ruff", "apt-get", "sbatch", "cd", "export", "git", "tensorboard"}
 OFFICIAL = {*SOURCES} - {"folder", "csv"}
-
-sys.path.insert(0, str(ROOT / "tests" / "trainer"))
 
 
 @dataclass(frozen=True)
@@ -125,21 +122,22 @@ def runnable(context: click.Context, words: list[str]) -> list[str] | None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Datasets and runs under the names that the pages use, all of them tiny; /data is a folder of it."""
-    import small
-    import tiny
-    from exported import export
+    from helpers import noise_datasets, tiny_run
+    from helpers.exported_model import export
 
-    from embae.datasets.augment import ImageSpec
-    from embae.datasets.sharding import write_shards
+    from embae.datasets.loading.augment import ImageSpec
+    from embae.datasets.sharding.write_shards import write_shards
 
     folder = tmp_path_factory.mktemp("docs")
-    scored = [*small.records(700, 3, 2, 2, "query"), *small.records(800, 3, 4, 2, "gallery")]
+    scored = [*noise_datasets.records(700, 3, 2, 2, "query"), *noise_datasets.records(800, 3, 4, 2, "gallery")]
     for number, name in enumerate(("market1501", "dukemtmc", "msmt17")):
-        images = [*small.records(1000 * number, 8, 4, 2), *scored]
-        write_shards(name, images, folder / "shards", source={"reader": "test"}, workers=1, progress=small._silent)
+        images = [*noise_datasets.records(1000 * number, 8, 4, 2), *scored]
+        write_shards(
+            name, images, folder / "shards", source={"reader": "test"}, workers=1, progress=noise_datasets._silent
+        )
     for camera in range(4):
         for number in range(64):
-            image = small.Drawn(number, camera).read()
+            image = noise_datasets.Drawn(number, camera).read()
             places = [f"footage/cam{camera + 1}/{number:03d}.jpg"]
             places += [f"people/{number:04d}/cam{camera + 1}.jpg"] if number < 8 else []
             for place in places:
@@ -150,20 +148,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "footage" / "station").mkdir(parents=True)
     for number, camera in enumerate(("door", "hall", "stairs", "yard"), 1):
         (folder / "footage" / "station" / camera).symlink_to(folder / "data" / "footage" / f"cam{number}")
-    (folder / "door.jpg").write_bytes(small.Drawn(1, 0).read())
+    (folder / "door.jpg").write_bytes(noise_datasets.Drawn(1, 0).read())
     for name in ("a/0001.jpg", "b/0002.jpg"):
         path = folder / "data" / "listed" / name
         path.parent.mkdir(parents=True)
-        path.write_bytes(small.Drawn(len(name), 1).read())
+        path.write_bytes(noise_datasets.Drawn(len(name), 1).read())
     (folder / "data" / "listed" / "images.csv").write_text(
         "path,pid,camid,split,role\na/0001.jpg,anna,door,query,person\nb/0002.jpg,anna,hall,gallery,person\n")
-    settings = Path(small.settings(folder, folder / "shards"))
+    settings = Path(noise_datasets.settings(folder, folder / "shards"))
     tree = yaml.safe_load(settings.read_text())
     tree["data"] = {"image": [32, 16], "loader": "webdataset", "threads": 1}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
     (folder / "mine.yaml").write_text(yaml.safe_dump({"data": {"sources": ["dukemtmc"], "target": "market1501"}}))
     words = ["train", "baseline", "data.root=shards", "--settings", "tiny.yaml"]
-    done = tiny.embae(*words, "data.sources=[dukemtmc]", "--out", "runs/embae-cam", cwd=folder)
+    done = tiny_run.embae(*words, "data.sources=[dukemtmc]", "--out", "runs/embae-cam", cwd=folder)
     assert done.returncode == 0, done.stderr
     for name in ("baseline", "strong-baseline", "adapt-station"):
         (folder / "runs" / name).symlink_to(folder / "runs" / "embae-cam")

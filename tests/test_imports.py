@@ -56,7 +56,10 @@ def test_there_is_something_to_look_at() -> None:
     assert len(everything()) > 50
 
 
-@pytest.mark.parametrize("package, module", [("nvidia", "embae.datasets.dali"), ("deepspeed", "embae.trainer.engine")])
+@pytest.mark.parametrize(
+    "package, module",
+    [("nvidia", "embae.datasets.loading.dali_loader"), ("deepspeed", "embae.trainer.training.engine")],
+)
 def test_heavy_packages_are_imported_in_one_file(package: str, module: str) -> None:
     assert importers(package) == [module]
 
@@ -69,7 +72,7 @@ def test_datasets_never_import_the_trainer() -> None:
 def test_jobs_are_the_command_lines_alone() -> None:
     """What trains does not know what it runs under."""
     others = [name for name in importers("embae.slurm") if not name.startswith("embae.slurm.")]
-    assert others == ["embae.trainer.cli"]
+    assert others == ["embae.trainer.commands.app"]
 
 
 def test_a_file_for_spawning_holds_one_call() -> None:
@@ -154,29 +157,29 @@ def test_nothing_runs_what_it_reads() -> None:
 def test_yaml_loader_is_safe() -> None:
     import yaml
 
-    from embae.datasets.plain import PlainLoader
+    from embae.datasets.files.plain import PlainLoader
 
     assert issubclass(PlainLoader, yaml.SafeLoader)
 
 
 LIGHT = [
-    "embae.trainer.recipe",
-    "embae.trainer.schema",
-    "embae.trainer.preflight",
-    "embae.trainer.runfolder",
-    "embae.trainer.cli",
-    "embae.trainer.launch",
-    "embae.trainer.recipe_schema",
-    "embae.trainer.schedule",
-    "embae.trainer.table",
+    "embae.trainer.recipe.load",
+    "embae.trainer.recipe.schema",
+    "embae.trainer.runs.preflight",
+    "embae.trainer.runs.folder",
+    "embae.trainer.commands.app",
+    "embae.trainer.runtime.launch",
+    "embae.trainer.recipe.json_schema",
+    "embae.trainer.training.schedule",
+    "embae.trainer.runs.score_table",
     "embae.slurm.command",
-    "embae.datasets.index",
-    "embae.datasets.plan",
-    "embae.datasets.view",
-    "embae.datasets.augment",
-    "embae.datasets.batch",
+    "embae.datasets.index.arrow_index",
+    "embae.datasets.sampling.plan",
+    "embae.datasets.sampling.view",
+    "embae.datasets.loading.augment",
+    "embae.datasets.loading.batch",
     "embae.datasets.readers",
-    "embae.datasets.sharding",
+    "embae.datasets.sharding.write_shards",
 ]
 HEAVY = ["torch", "torchvision", "timm", "deepspeed", "nvidia.dali", "tensorboard"]
 

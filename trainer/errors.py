@@ -13,7 +13,7 @@ class RunError(RuntimeError):
     """What ended a run that had started, said so that the user can mend it."""
 
 
-class ExportError(ValueError):
+class WeightsError(ValueError):
     """Weights that cannot be used; the message names the file or key and what is wrong with it."""
 
 
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 def exit_code(error: BaseException) -> int:
     """2 for bad input, on which nothing has started; 1 for a run that failed."""
-    return 2 if isinstance(error, (DataError, RecipeError, ExportError)) else 1
+    return 2 if isinstance(error, (DataError, RecipeError, WeightsError)) else 1
 
 
 def lost(error: BaseException) -> RunError | None:

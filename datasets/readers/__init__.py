@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from embae.datasets.errors import DataError
+from embae.datasets.index.records import Record
 from embae.datasets.readers import (
     cuhk01,
     cuhk03,
@@ -35,7 +36,6 @@ from embae.datasets.readers import (
 )
 from embae.datasets.readers._common import SUFFIXES, refuse
 from embae.datasets.readers._options import convert, did_you_mean
-from embae.datasets.records import Record
 
 __all__ = ["SOURCES", "Reader", "read"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from embae.datasets.errors import DataError
-from embae.datasets.records import SPLITS, FileImage, Record, Role, Split
+from embae.datasets.index.records import SPLITS, FileImage, Record, Role, Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Container, Iterable
 from dataclasses import replace
 
-from embae.datasets.records import Record
+from embae.datasets.index.records import Record
 
 
 def half(records: Iterable[Record], seed: int) -> set[int]:

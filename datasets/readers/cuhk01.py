@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from embae.datasets.index.records import Record
 from embae.datasets.readers._common import Counts, check, matches, record
 from embae.datasets.readers._splits import divide
-from embae.datasets.records import Record
 
 COUNTS = {"images": 3_884, "identities": 971, "cameras": 2}
 

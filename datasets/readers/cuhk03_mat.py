@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from embae.datasets.errors import DataError
-from embae.datasets.records import SPLITS, Split
+from embae.datasets.index.records import SPLITS, Split
 
 _LOCK = threading.Lock()  # closing a file of HDF5 may end what another thread does with the same file
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from embae.datasets.index.records import Record
 from embae.datasets.readers._common import Counts, check
 from embae.datasets.readers.market1501 import bounding_boxes
-from embae.datasets.records import Record
 
 COUNTS = {
     "train images": 16_522, "train identities": 702, "query images": 2_228, "query identities": 702,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from embae.datasets.index.records import FileImage, Record
 from embae.datasets.readers import lmdb_images
 from embae.datasets.readers._common import listing
 from embae.datasets.readers._labels import numbered_names
-from embae.datasets.records import FileImage, Record
 
 KEY = re.compile(r"(\d+_\d+_\d+)_\d+")
 

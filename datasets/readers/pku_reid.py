@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from embae.datasets.errors import DataError
+from embae.datasets.index.records import Record
 from embae.datasets.readers._common import Counts, check, matches, record
 from embae.datasets.readers._splits import divide, half
-from embae.datasets.records import Record
 
 RELEASED = {"images": 1_824, "identities": 114, "cameras": 2}
 SUBSET = {"images": 1_184, "identities": 74, "cameras": 2}

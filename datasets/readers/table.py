@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from embae.datasets.errors import DataError
+from embae.datasets.index.records import ROLES, SPLITS, Record
 from embae.datasets.readers._common import contained, record, refuse
 from embae.datasets.readers._labels import cameras, numbered
 from embae.datasets.readers._options import did_you_mean
-from embae.datasets.records import ROLES, SPLITS, Record
 
 COLUMNS = ("path", "pid", "camid", "split", "role")
 

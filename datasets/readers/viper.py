@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from embae.datasets.index.records import Record
 from embae.datasets.readers._common import Counts, check, locate, matches, record
 from embae.datasets.readers._splits import divide, half
-from embae.datasets.records import Record
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 COUNTS = {"images": 1_264, "identities": 632, "cameras": 2}

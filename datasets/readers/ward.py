@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from embae.datasets.index.records import Record
 from embae.datasets.readers import folder
 from embae.datasets.readers._common import Counts, check
 from embae.datasets.readers._splits import divide, half
-from embae.datasets.records import Record
 
 COUNTS = {"identities": 70, "cameras": 3}
 

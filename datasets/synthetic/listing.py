@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from embae.datasets.errors import DataError
-from embae.datasets.records import Record, Role, Split
+from embae.datasets.index.records import Record, Role, Split
 from embae.datasets.synthetic.image import SyntheticImage
 from embae.datasets.synthetic.streams import stream
 

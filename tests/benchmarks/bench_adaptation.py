@@ -38,15 +38,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from embae.datasets.index_writer import Columns, write_index
-from embae.trainer import stage as stages
-from embae.trainer.distributed import World, join, leave
-from embae.trainer.features import Cached
-from embae.trainer.monitor import Monitor
-from embae.trainer.preflight import open_stage
-from embae.trainer.recipe import load
-from embae.trainer.schema import Recipe
-from embae.trainer.stage_key import stage_keys
+from embae.datasets.index.writer import Columns, write_index
+from embae.trainer.inference.features import Cached
+from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.recipe.load import load
+from embae.trainer.recipe.schema import Recipe
+from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.stage_key import stage_keys
+from embae.trainer.runtime.distributed import World, join, leave
+from embae.trainer.training import stage as stages
 
 EPOCHS = 15
 VARIANTS = ("embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam")

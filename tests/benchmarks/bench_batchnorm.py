@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from embae.trainer.batchnorm import _columns, _GlobalBatchNorm
-from embae.trainer.camera_norm import CameraBatchNorm
-from embae.trainer.cameras import MEAN, fill_up, has_table
+from embae.trainer.model.batch_norm import _columns, _GlobalBatchNorm
+from embae.trainer.model.camera_batch_norm import CameraBatchNorm
+from embae.trainer.model.camera_tables import MEAN, fill_up, has_table
 
 IMAGES, SIZE = 64, (128, 64)
 MOST = 64  # cameras

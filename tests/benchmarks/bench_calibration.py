@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from embae.datasets.index import Index
-from embae.datasets.keyed import generator
-from embae.datasets.view import View
-from embae.trainer.calibration import calibrate
-from embae.trainer.distributed import World, join, leave
-from embae.trainer.evaluate import Reading, evaluate
-from embae.trainer.export import Export
-from embae.trainer.pass_keys import Calibrate
-from embae.trainer.preflight import draw_synthetic
-from embae.trainer.recipe import load
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.sampling.keyed_random import generator
+from embae.datasets.sampling.view import View
+from embae.trainer.adaptation.calibration import calibrate
+from embae.trainer.evaluation.evaluate import evaluate
+from embae.trainer.inference.batches import Reading
+from embae.trainer.model.saved import SavedModel
+from embae.trainer.recipe.adaptation import Calibrate
+from embae.trainer.recipe.load import load
+from embae.trainer.runs.stage_data import draw_synthetic
+from embae.trainer.runtime.distributed import World, join, leave
 
 COUNTS = [4, 8, 16, 32, 64, 128, 256]
 READING = Reading(batch=128)
@@ -63,7 +64,9 @@ def drawn(index: Index, count: int, draw: int) -> Some:
                                        for one in np.unique(camid)]))
 
 
-def scores(export: Export, index: Index, view: View | None, features: bool, world: World, folder: Path) -> np.ndarray:
+def scores(
+    export: SavedModel, index: Index, view: View | None, features: bool, world: World, folder: Path
+) -> np.ndarray:
     """Rank-1, mAP, and the seconds that calibration took."""
     model = export.restore(["backbone"] if features else None).to(world.device)
     began = time.perf_counter()
@@ -95,15 +98,32 @@ def main() -> None:
         recipe, path = load("baseline", data, ["quick"]), given.export or folder / "run" / "embedding" / "export"
         draw_synthetic(recipe)
         if not given.export:
-            subprocess.run([sys.executable, "-c", "from embae.trainer.cli import main; main()", "train", "baseline",
-                            *data, "--settings", "quick", "--nproc", "1", "--stage", "embedding", "--out",
-                            str(path.parent.parent)], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    "from embae.trainer.commands.app import main; main()",
+                    "train",
+                    "baseline",
+                    *data,
+                    "--settings",
+                    "quick",
+                    "--nproc",
+                    "1",
+                    "--stage",
+                    "embedding",
+                    "--out",
+                    str(path.parent.parent),
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         index, world = Index.open((given.shards or folder / "shards") / "campus"), join()
-        measure(Export.open(path), index, given.features, world, folder, given.draws)
+        measure(SavedModel.open(path), index, given.features, world, folder, given.draws)
         leave()
 
 
-def measure(export: Export, index: Index, features: bool, world: World, folder: Path, draws: int) -> None:
+def measure(export: SavedModel, index: Index, features: bool, world: World, folder: Path, draws: int) -> None:
     """Prints a line for each number of images, and the time."""
     whole = View([index], "train")
     print("images         Rank-1            mAP   seconds")

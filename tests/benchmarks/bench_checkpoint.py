@@ -53,8 +53,22 @@ def run(folder: Path, name: str, nproc: int, *keys: str, until: int | None = Non
     """
     metrics = folder / name / "metrics.jsonl"
     before, began, first = _records(metrics), time.perf_counter(), 0.0
-    command = [sys.executable, "-c", "from embae.trainer.cli import main; main()", "train", "baseline", "--settings",
-               "bench.yaml", "--stage", "embedding", "--nproc", str(nproc), "--out", name, *keys]
+    command = [
+        sys.executable,
+        "-c",
+        "from embae.trainer.commands.app import main; main()",
+        "train",
+        "baseline",
+        "--settings",
+        "bench.yaml",
+        "--stage",
+        "embedding",
+        "--nproc",
+        str(nproc),
+        "--out",
+        name,
+        *keys,
+    ]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         while process.poll() is None:
             steps = [record["step"] for record in _records(metrics)[len(before):] if record["kind"] == "train"]

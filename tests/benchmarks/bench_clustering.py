@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from embae.trainer.camera_jaccard import camera_aware_distances
-from embae.trainer.clustering import dbscan, kmeans, near_centres
-from embae.trainer.jaccard import jaccard_distances
-from embae.trainer.linkage import average_linkage
+from embae.trainer.adaptation.camera_jaccard import camera_aware_distances
+from embae.trainer.adaptation.clustering import dbscan, kmeans, near_centres
+from embae.trainer.adaptation.linkage import average_linkage
+from embae.trainer.retrieval.jaccard import jaccard_distances
 
 PER_PERSON = 18
 CAMERAS = 6
@@ -81,8 +81,8 @@ def time_kmeans(x: np.ndarray, clusters: int) -> None:
 
 def time_distances(x: np.ndarray, by_camera: bool) -> None:
     """One rank's part, and what the first one clusters by; the first one tells."""
-    from embae.trainer.distributed import gather_objects, join, leave, on_first_rank
-    from embae.trainer.evaluate import spread_over
+    from embae.trainer.inference.embeddings import spread_over
+    from embae.trainer.runtime.distributed import gather_objects, join, leave, on_first_rank
 
     world = join()
     cameras, spread = np.random.default_rng(1).integers(0, CAMERAS, len(x)), spread_over(world)
@@ -109,8 +109,8 @@ def time_distances(x: np.ndarray, by_camera: bool) -> None:
 
 
 def time_dense(x: np.ndarray) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
-    from dense_jaccard import compute_jaccard_distance
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+    from helpers.dense_jaccard import compute_jaccard_distance
 
     clock = Clock()
     compute_jaccard_distance(x, 30, 6, np.float32)

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from embae.datasets.duplicates import DISTANCE, nearest
-from embae.datasets.images import prepare
-from embae.datasets.perceptual_hash import image_hash
+from embae.datasets.images.encoding import prepare
+from embae.datasets.merging.duplicates import DISTANCE, nearest
+from embae.datasets.merging.perceptual_hash import image_hash
 from embae.datasets.readers import read
 
 

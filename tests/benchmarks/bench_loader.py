@@ -44,15 +44,15 @@ from nvidia.dali.math import sqrt as dali_sqrt
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from embae.datasets.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, ImageSpec
-from embae.datasets.batch import Work
-from embae.datasets.index import Index
-from embae.datasets.loading import open_loader
-from embae.datasets.plan import PKSampler
-from embae.datasets.reading import ViewReader
-from embae.datasets.sharding import write_shards
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, ImageSpec
+from embae.datasets.loading.batch import Work
+from embae.datasets.loading.open_loader import open_loader
+from embae.datasets.loading.view_reader import ViewReader
+from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.view import View
+from embae.datasets.sharding.write_shards import write_shards
 from embae.datasets.synthetic import records
-from embae.datasets.view import View
 
 SPEC, AUGMENT, P, K = ImageSpec(256, 128), Augment(flip=True, crop=True, erase=0.5), 18, 4
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embae.trainer.losses import batch_hard
+from embae.trainer.losses.triplet import batch_hard
 
 MARGIN = 0.3  # the hinge: what both have
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embae.datasets.batch import Batch
-from embae.datasets.view import PERSON
-from embae.trainer.loss_keys import Memory, Proxies
-from embae.trainer.memory import ClusterMemory
+from embae.datasets.loading.batch import Batch
+from embae.datasets.sampling.view import PERSON
+from embae.trainer.losses.cluster_memory import ClusterMemory
+from embae.trainer.recipe.losses import Memory, Proxies
 
 CAMERAS = 4
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

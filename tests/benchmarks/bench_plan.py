@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embae.datasets.augment import Augment, ImageSpec
-from embae.datasets.batch import Work
-from embae.datasets.index import Index
-from embae.datasets.index_writer import Columns, write_index
-from embae.datasets.plan import PKSampler
-from embae.datasets.view import View
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.batch import Work
+from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.view import View
 
 P, K, CAMERAS, PER_IDENTITY, PER_SHARD, BYTES = 18, 4, 6, 10, 4096, 10_000
 

@@ -20,20 +20,20 @@ from pathlib import Path
 
 import torch
 
-from embae.datasets.augment import Augment, ImageSpec
-from embae.datasets.batch import Work
-from embae.datasets.cache import Cache
-from embae.datasets.index import Index
-from embae.datasets.loading import open_loader
-from embae.datasets.plan import PKSampler
-from embae.datasets.remote import Url
-from embae.datasets.sharding import write_shards
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.batch import Work
+from embae.datasets.loading.open_loader import open_loader
+from embae.datasets.remote.cache import Cache
+from embae.datasets.remote.url import Url
+from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.view import View
+from embae.datasets.sharding.write_shards import write_shards
 from embae.datasets.synthetic import records
-from embae.datasets.view import View
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "datasets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-import web
+from helpers import web_server
 
 SPEC, P, K, IMAGES = ImageSpec(128, 64), 18, 4, 4
 
@@ -80,7 +80,7 @@ def main() -> None:
             first, waiting = consume(near, window, given.steps, given.step_ms / 1e3)
             print(f"{f'folder, window {window}':>22} {first:10.1f} s {waiting:8.1%} {0:8.2f}")
         for window in (None, 4):
-            with web.serve(folder / "web") as server:
+            with web_server.serve(folder / "web") as server:
                 server.latency_s, server.bytes_per_s = given.latency_ms / 1e3, given.mb_per_s * 1e6
                 cache = Cache(folder / f"cache-{window}", (table + tars / 10) / 2**30)
                 index = Index.open(Url(server.url, cache) / "set")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embae.trainer.refined import Refined
+from embae.trainer.retrieval.ranking_options import RankingOptions
 
 EACH, CAMERAS = 15, 6
 
@@ -45,13 +45,13 @@ def memory(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
-def work(folder: Path, refined: Refined) -> None:
+def work(folder: Path, refined: RankingOptions) -> None:
     """One rank."""
     import threading
 
-    from embae.trainer.distributed import join, leave
-    from embae.trainer.evaluate import spread_over
-    from embae.trainer.scores import Labels
+    from embae.trainer.inference.embeddings import spread_over
+    from embae.trainer.retrieval.scores import Labels
+    from embae.trainer.runtime.distributed import join, leave
 
     world, known, embeddings = join(), [], []
     for name in ("query", "gallery"):
@@ -86,11 +86,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(options.work, Refined(options.rerank, options.expand))
+        return work(options.work, RankingOptions(options.rerank, options.expand))
     with tempfile.TemporaryDirectory(prefix="embae-scale-") as name:
         folder = Path(name)
         draw(folder, options.queries, options.images, options.dimensions)
-        said = Refined(options.rerank, options.expand).said
+        said = RankingOptions(options.rerank, options.expand).said
         print(f"{options.queries:,} × {options.images:,} × {options.dimensions}{said}")
         for ranks in options.ranks:
             common = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}

@@ -27,8 +27,8 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
 import numpy as np
 
-from embae.trainer.ranking import score, score_distances
-from embae.trainer.scores import Labels
+from embae.trainer.retrieval.ranking import score, score_distances
+from embae.trainer.retrieval.scores import Labels
 
 QUERIES, PEOPLE, DISTRACTORS, JUNK, IDENTITIES, CAMERAS = 3368, 13115, 2798, 3819, 750, 6
 LOOPED = 500

@@ -26,23 +26,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from embae.datasets.augment import ImageSpec
-from embae.datasets.index import Index
+from embae.datasets.image_source import ImageSource
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers import read
-from embae.datasets.reading import ViewReader
-from embae.datasets.sharding import write_shards
-from embae.datasets.view import View
+from embae.datasets.sampling.view import View
+from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer import load
-from embae.trainer.distributed import World
-from embae.trainer.evaluate import Reading, views
-from embae.trainer.export import write
-from embae.trainer.extract import extract_to, model_key, origin
-from embae.trainer.features import extract
-from embae.trainer.footage import Pointed
-from embae.trainer.parts import EmbAE
-from embae.trainer.schema import Model
-from embae.trainer.search import Search
-from embae.trainer.vectors import Origin, Vectors, write_vectors
+from embae.trainer.deployment.extract import extract_to, model_key, origin
+from embae.trainer.deployment.search import Search
+from embae.trainer.deployment.vectors import Origin, Vectors, write_vectors
+from embae.trainer.inference.batches import Reading, read_batches
+from embae.trainer.inference.embeddings import views
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.model.saved import write
+from embae.trainer.recipe.model import Model
+from embae.trainer.runtime.distributed import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
@@ -70,7 +70,7 @@ def extraction(folder: Path, threads: int) -> None:
         write(place, model, model.state_dict(), keys=keys, spec=spec)
 
         def decoded(spec: ImageSpec = spec, rows: np.ndarray = rows) -> None:
-            for _ in extract(view, rows, spec, ALONE.device, loader="dali", threads=threads, size=256):
+            for _ in read_batches(view, rows, spec, ALONE.device, loader="dali", threads=threads, size=256):
                 pass
 
         images = torch.randn(256, 3, height, width).contiguous(memory_format=torch.channels_last)
@@ -82,7 +82,7 @@ def extraction(folder: Path, threads: int) -> None:
 
         computed()
         alone = len(view) / seconds(decoded), 256 / statistics.median(seconds(computed) for _ in range(3))
-        pointed = Pointed.open(folder / "campus")
+        pointed = ImageSource.open(folder / "campus")
         made = origin(model_key(model, spec, "flip"), pointed, ("train", "query", "gallery"))
         out = folder / f"{height}.arrow"
         whole = len(view) / seconds(lambda: extract_to(out, made, model, pointed, spec, "flip", ALONE,  # noqa: B023

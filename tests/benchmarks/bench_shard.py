@@ -28,11 +28,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from embae.datasets.images import QUALITY, SUBSAMPLING
-from embae.datasets.records import FileImage, Record
-from embae.datasets.shard_index import assemble
-from embae.datasets.shard_plan import plan_shards
-from embae.datasets.sharding import write_shards
+from embae.datasets.images.encoding import QUALITY, SUBSAMPLING
+from embae.datasets.index.records import FileImage, Record
+from embae.datasets.sharding.index import assemble
+from embae.datasets.sharding.plan import plan_shards
+from embae.datasets.sharding.write_shards import write_shards
 
 SIZE = (288, 144)
 Way = Callable[[list[Path], Path, int], None]

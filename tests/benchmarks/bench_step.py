@@ -27,14 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from embae.datasets.loading import open_loader
+from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.readers import read
-from embae.datasets.sharding import write_shards
-from embae.trainer.distributed import join, leave
-from embae.trainer.monitor import Monitor
-from embae.trainer.preflight import open_stage
-from embae.trainer.recipe import check
-from embae.trainer.stage import StageRun
+from embae.datasets.sharding.write_shards import write_shards
+from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.recipe.load import check
+from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runtime.distributed import join, leave
+from embae.trainer.training.stage import StageRun
 
 STAGE = {
     "init": "random", "epochs": 1000, "loss": {"triplet": {}},

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from embae.datasets.plan import PKSampler
+from embae.datasets.sampling.plan import PKSampler
 
 P = 18
 

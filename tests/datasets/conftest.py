@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from embae.datasets.index import Index
-from embae.datasets.index_writer import Columns, write_index
-from embae.datasets.records import ROLES, FileImage, Record, Role
-from embae.datasets.sharding import write_shards
-
-# Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
-sys.path.insert(0, str(Path(__file__).parent))
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.records import ROLES, FileImage, Record, Role
+from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.sharding.write_shards import write_shards
 
 Row = tuple[int | None, int] | tuple[int | None, int, Role]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from datasets_of import kept
-from fuzzing import ODD, damaged, edits, inputs, replaced, works_or_refuses
+from helpers.damaged_dataset import kept
+from helpers.fuzzing import ODD, damaged, edits, inputs, replaced, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embae.trainer.checkpoint import MARK, META, STATE, Checkpoint, newest, place, write
-from embae.trainer.checkpoint import Meta as Said
-from embae.trainer.errors import ExportError
+from embae.trainer.errors import WeightsError
+from embae.trainer.training.checkpoint import MARK, META, STATE, Checkpoint, newest, place, write
+from embae.trainer.training.checkpoint import Meta as Said
 
 FILES = [MARK, META, STATE]
 
@@ -49,7 +49,7 @@ def test_damaged_files(stage: Path, name: str, changes: list[tuple[str, int, int
     with kept(path):
         before = path.read_bytes()
         path.write_bytes(damaged(before, changes))
-        with works_or_refuses(path.parent, only=(ExportError,)):
+        with works_or_refuses(path.parent, only=(WeightsError,)):
             right(Checkpoint.open(path.parent))
         with works_or_refuses():
             found = newest(stage)
@@ -61,7 +61,7 @@ def test_damaged_files(stage: Path, name: str, changes: list[tuple[str, int, int
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_file(stage: Path, name: str, odd: Any) -> None:
     with replaced(place(stage, 10) / name, odd):
-        with works_or_refuses(place(stage, 10), only=(ExportError,)) as refusals:
+        with works_or_refuses(place(stage, 10), only=(WeightsError,)) as refusals:
             Checkpoint.open(place(stage, 10))
         assert refusals
         with works_or_refuses():

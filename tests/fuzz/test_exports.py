@@ -10,29 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from datasets_of import kept
-from fuzzing import bent, damaged, edits, inputs, tree_edits, works_or_refuses
+from helpers.damaged_dataset import kept
+from helpers.exported_model import an_export
+from helpers.fuzzing import bent, damaged, edits, inputs, tree_edits, works_or_refuses
+from helpers.toy_models import KEYS, Seen, images, model, parts_in
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import KEYS, Seen, heads, images, model, parts_in
 
-from embae.datasets.augment import ImageSpec
-from embae.trainer import export
-from embae.trainer.description import META, WEIGHTS
-from embae.trainer.errors import ExportError
-from embae.trainer.export import Export
-from embae.trainer.initial import initial_model
-from embae.trainer.parts import EmbAE
-from embae.trainer.stage_schema import Stage
-
-
-def an_export(folder: Path) -> EmbAE:
-    """Of a model with all four parts, which is calibrated on two cameras."""
-    made = model(parts_in("train", "train", "train", "train"), heads(2), cameras=[("toy", 0), ("toy", 1)]).eval()
-    made.embedding.register_buffer("camera_shift", torch.zeros(2, made.z))
-    made.embedding.register_buffer("camera_scale", torch.ones(2, made.z))
-    export.write(folder, made, made.state_dict(), keys=KEYS, spec=ImageSpec(32, 16))
-    return made
+from embae.trainer.errors import WeightsError
+from embae.trainer.model.manifest import META, WEIGHTS
+from embae.trainer.model.saved import SavedModel
+from embae.trainer.recipe.stage import Stage
+from embae.trainer.training.initial_model import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def use(folder: Path) -> None:
     """Whatever could be restored must serve."""
-    found = Export.open(folder)
+    found = SavedModel.open(folder)
     restored = found.restore()
     with torch.inference_mode():
         assert restored(images(2, size=(64, 64)), torch.tensor([0, -1])).shape == (2, restored.z)
@@ -58,7 +47,7 @@ def test_damaged_weights(folder: Path, changes: list[tuple[str, int, int]], in_h
     path = folder / WEIGHTS
     data = path.read_bytes()
     within = range(0, 8 + struct.unpack("<Q", data[:8])[0]) if in_header else None
-    with kept(path), works_or_refuses(folder, only=(ExportError,)):
+    with kept(path), works_or_refuses(folder, only=(WeightsError,)):
         path.write_bytes(damaged(data, changes, within))
         use(folder)
 
@@ -70,7 +59,7 @@ def test_bent_headers_of_weights(folder: Path, changes: list[tuple[str, int, int
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     head = json.dumps(bent(json.loads(data[8 : 8 + length]), changes)).encode()
-    with kept(path), works_or_refuses(folder, only=(ExportError,)):
+    with kept(path), works_or_refuses(folder, only=(WeightsError,)):
         path.write_bytes(struct.pack("<Q", len(head)) + head + data[8 + length :])
         use(folder)
 
@@ -89,7 +78,7 @@ def test_bent_descriptions(folder: Path, changes: list[tuple[str, int, int]], na
     tree = bent(tree, changes)
     if name is not None and isinstance(tree, dict) and isinstance(tree.get("model"), dict):
         tree["model"]["backbone"] = name
-    with kept(path), works_or_refuses(folder, only=(ExportError,)):
+    with kept(path), works_or_refuses(folder, only=(WeightsError,)):
         path.write_text(json.dumps(tree))
         use(folder)
 
@@ -115,7 +104,7 @@ def test_what_a_stranger_says_of_sizes_is_not_believed(folder: Path, changes: di
         tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
     with kept(path):
         path.write_text(json.dumps(tree))
-        with works_or_refuses(folder), pytest.raises(ExportError, match=message):
+        with works_or_refuses(folder), pytest.raises(WeightsError, match=message):
             use(folder)
 
 
@@ -138,7 +127,7 @@ def test_pickled_weights_run_no_code(tmp_path: Path) -> None:
     stage = Stage.model_validate({"init": str(path), **STAGE})
     for save in (lambda content: torch.save(content, path), lambda content: path.write_bytes(pickle.dumps(content))):
         save({"weight": Runs(run)})
-        with pytest.raises(ExportError, match=r"stages\.s\.init: .*weights\.pth"):
+        with pytest.raises(WeightsError, match=r"stages\.s\.init: .*weights\.pth"):
             initial_model(KEYS, stage, "s", seed=0, run=tmp_path, view=Seen([("toy", 0)]))
         assert not run.exists()
 
@@ -151,5 +140,5 @@ def test_damaged_pickled_weights(folder: Path, changes: list[tuple[str, int, int
     torch.save(model(parts_in("train")).backbone.state_dict(), path)
     data = path.read_bytes()
     path.write_bytes(damaged(data, changes, range(0, 3000) if changes[0][1] % 2 else None))
-    with works_or_refuses(path, only=(ExportError,)):
+    with works_or_refuses(path, only=(WeightsError,)):
         initial_model(KEYS, stage, "s", seed=0, run=folder, view=Seen([("toy", 0)]))

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from datasets_of import copied, kept, with_column
-from fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
+from helpers.damaged_dataset import copied, kept, with_column
+from helpers.fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embae.datasets.card import CARD
 from embae.datasets.errors import DataError
-from embae.datasets.index import TABLE, Index
-from embae.datasets.inspection import describe
-from embae.datasets.plan import PKSampler, ShuffledSampler
-from embae.datasets.shard_reader import ShardReader
-from embae.datasets.verification import check_rows, verify
-from embae.datasets.view import View
+from embae.datasets.index.arrow_index import TABLE, Index
+from embae.datasets.index.card import CARD
+from embae.datasets.index.shard_reader import ShardReader
+from embae.datasets.inspection.describe import describe
+from embae.datasets.inspection.verification import check_rows, verify
+from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
+from embae.datasets.sampling.view import View
 
 
 @pytest.fixture(scope="module")

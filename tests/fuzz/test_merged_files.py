@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
-from datasets_of import copied, kept
-from fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
+from helpers.damaged_dataset import copied, kept
+from helpers.fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
 from hypothesis import given
 
-from embae.datasets.card import MERGED
 from embae.datasets.errors import DataError
-from embae.datasets.inspection import describe_merged, render_merged
-from embae.datasets.merged import Merged, is_merged, merge
-from embae.datasets.plan import ShuffledSampler
-from embae.datasets.view import View
+from embae.datasets.index.card import MERGED
+from embae.datasets.index.merged import Merged, is_merged
+from embae.datasets.inspection.describe import describe_merged, render_merged
+from embae.datasets.merging.merge import merge
+from embae.datasets.sampling.plan import ShuffledSampler
+from embae.datasets.sampling.view import View
 
 
 @pytest.fixture(scope="module")

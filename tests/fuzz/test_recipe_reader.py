@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import HOSTILE, ODD, bent, damaged, edits, inputs, tree_edits, works_or_refuses
+from helpers.fuzzing import HOSTILE, ODD, bent, damaged, edits, inputs, tree_edits, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe import check, dump, load, names, source
+from embae.trainer.recipe.load import check, dump, load, names, source
 
 SHIPPED = {name: source(name)[0] for name in names()}
 TREES: dict[str, Any] = {name: yaml.safe_load(text) for name, text in SHIPPED.items()}

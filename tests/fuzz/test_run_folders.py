@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import yaml
-from fuzzing import HOSTILE, ODD, bent, damaged, edits, inputs, tree_edits, works_or_refuses
+from helpers import tiny_run
+from helpers.exported_model import an_export
+from helpers.fuzzing import HOSTILE, ODD, bent, damaged, edits, inputs, tree_edits, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
-from test_exports import an_export
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
-from embae.trainer.errors import ExportError, RecipeError
-from embae.trainer.export import Export
-from embae.trainer.preflight import check
-from embae.trainer.recipe import check as recipe_of
-from embae.trainer.recipe import load
-from embae.trainer.rescore import question
-from embae.trainer.runfolder import check_same, write_recipe
-from embae.trainer.schema import Recipe
-from embae.trainer.stage_folder import Done, done, finish, is_done
+from embae.datasets.index.arrow_index import Index
+from embae.trainer.errors import RecipeError, WeightsError
+from embae.trainer.evaluation.rescore import scoring_job
+from embae.trainer.model.saved import SavedModel
+from embae.trainer.recipe.load import check as recipe_of
+from embae.trainer.recipe.load import load
+from embae.trainer.recipe.schema import Recipe
+from embae.trainer.runs.folder import check_same, write_recipe
+from embae.trainer.runs.preflight import check
+from embae.trainer.runs.stage_folder import Done, done, finish, is_done
 
 
 def recipe(**changes: Any) -> Recipe:
-    return recipe_of(tiny.tree(**{"data__root": str(tiny.shards()), **changes}), "tiny")
+    return recipe_of(tiny_run.tree(**{"data__root": str(tiny_run.shards()), **changes}), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def go_on(run: Path) -> None:
     for stage in ("embedding", "autoencoder"):
         if is_done(run, stage):
             done(run, stage)
-            Export.open(run / stage / "export").restore()
+            SavedModel.open(run / stage / "export").restore()
 
 
 FILES = ["recipe.yaml", "embedding/done", "embedding/export/model.json", "embedding/export/model.safetensors"]
@@ -73,7 +73,7 @@ def test_other_things_where_files_and_folders_are_wanted(
     with works_or_refuses(run):
         go_on(run)
     with works_or_refuses(run, "pipe:touch gone") as refusals:
-        question(run, "pipe:touch gone", None, None)  # comes as far as the dataset
+        scoring_job(run, "pipe:touch gone", None, None)  # comes as far as the dataset
     assert refusals
     shutil.rmtree(run.parent)
 
@@ -111,12 +111,12 @@ def test_bent_recipes(whole: Path, changes: list[tuple[str, int, int]]) -> None:
        value=st.sampled_from(HOSTILE))
 def test_recipes_that_point_elsewhere(key: str, value: Any) -> None:
     """Up to `check`: paths, urls and commands are names of files that are not there."""
-    tree, at = tiny.tree(data__root=str(tiny.shards())), key.split(".")
+    tree, at = tiny_run.tree(data__root=str(tiny_run.shards())), key.split(".")
     below = tree
     for word in at[:-1]:
         below = below[word]
     below[at[-1]] = value
-    with works_or_refuses("tiny", str(tiny.shards()), key, f"{str(value)[:20]}"):
+    with works_or_refuses("tiny", str(tiny_run.shards()), key, f"{str(value)[:20]}"):
         check(recipe_of(tree, "tiny"), 1)
 
 
@@ -133,12 +133,12 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
             Index.open(Path(text))
         with pytest.raises(DataError):
             check(recipe(data__root=text), 1)
-        with pytest.raises(ExportError):
+        with pytest.raises(WeightsError):
             check(recipe(stages__embedding__init=text), 1)
         with pytest.raises(RecipeError):
             load(text)
         with pytest.raises((RecipeError, DataError)):
-            question(Path(text), None, None, None)
+            scoring_job(Path(text), None, None, None)
         with pytest.raises(DataError):
-            question(whole, text, None, None)
+            scoring_job(whole, text, None, None)
     assert not list(tmp_path.iterdir())

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets_of import copied, kept, with_column
-from fuzzing import damaged, edits, inputs, works_or_refuses
+from helpers.damaged_dataset import copied, kept, with_column
+from helpers.fuzzing import damaged, edits, inputs, works_or_refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embae.datasets.augment import Augment, ImageSpec
-from embae.datasets.batch import Work
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
-from embae.datasets.jpeg import check_jpeg, declared_size
-from embae.datasets.loading import open_loader
-from embae.datasets.plan import SequentialSampler
-from embae.datasets.shard_reader import ShardReader
-from embae.datasets.verification import verify
-from embae.datasets.view import View
+from embae.datasets.images.jpeg import check_jpeg, declared_size
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.shard_reader import ShardReader
+from embae.datasets.inspection.verification import verify
+from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.batch import Work
+from embae.datasets.loading.open_loader import open_loader
+from embae.datasets.sampling.plan import SequentialSampler
+from embae.datasets.sampling.view import View
 
 SHARD = "train-000000.tar"
 

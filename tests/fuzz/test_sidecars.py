@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets_of import copied, kept
-from fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
+from helpers.damaged_dataset import copied, kept
+from helpers.exported_model import an_export
+from helpers.fuzzing import ODD, bent, damaged, edits, inputs, replaced, tree_edits, works_or_refuses
 from hypothesis import given
-from test_exports import an_export
 
-from embae.datasets.pseudo_labels import CARD, LABELS, read_labels, write_labels
-from embae.trainer.compare import Run, results
-from embae.trainer.description import META, read_description
-from embae.trainer.recipe import load
-from embae.trainer.scoring import read_kept
-from embae.trainer.stage_folder import Done, done, finish
-from embae.trainer.table import SHOWN, are_scores, write_scores
+from embae.datasets.sampling.pseudo_labels import CARD, LABELS, read_labels, write_labels
+from embae.trainer.comparison.compare import Run, results
+from embae.trainer.evaluation.score_run import read_kept
+from embae.trainer.model.manifest import META, read_description
+from embae.trainer.recipe.load import load
+from embae.trainer.runs.score_table import SHOWN, are_scores, write_scores
+from embae.trainer.runs.stage_folder import Done, done, finish
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-# Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
-sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny
-from cluster import PROGRAMS, Cluster
-from jobs import RECIPE, Desk
-from network import Network, missing
+from helpers import tiny_run
+from helpers.network import Network, missing
+from helpers.slurm_cluster import PROGRAMS, Cluster
+from helpers.slurm_jobs import RECIPE, Desk
 
 
 def _require(why: str) -> None:
@@ -50,14 +44,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """A user's folder with a recipe and shards, under a name that has to be quoted."""
     folder = tmp_path_factory.mktemp("desk") / "it's \"my\" $HOME; 50 %"
     folder.mkdir()
-    shutil.copytree(tiny.shards(), folder / "shards")
-    tiny.write(folder, RECIPE, "my recipe.yaml")
+    shutil.copytree(tiny_run.shards(), folder / "shards")
+    tiny_run.write(folder, RECIPE, "my recipe.yaml")
     return Desk(folder)
 
 
 @pytest.fixture(scope="session")
 def expected(desk: Desk) -> bytes:
     """What two ranks export if nothing stops them, started on one computer by our own launcher."""
-    done = tiny.embae("train", "my recipe.yaml", "--nproc", 2, "--out", "expected", cwd=desk.folder)
+    done = tiny_run.embae("train", "my recipe.yaml", "--nproc", 2, "--out", "expected", cwd=desk.folder)
     assert done.returncode == 0, done.stderr
     return desk.weights("expected")

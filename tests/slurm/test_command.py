@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny_run
 
 from embae.slurm.script import fill
 from embae.trainer.errors import RecipeError
@@ -22,7 +22,7 @@ def shipped(name: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny.write(tmp_path, tiny.tree())
+    tiny_run.write(tmp_path, tiny_run.tree())
     return tmp_path
 
 
@@ -31,7 +31,7 @@ def options(script: str) -> dict[str, str]:
 
 
 def printed(*arguments: object, cwd: Path) -> str:
-    done = tiny.embae("slurm", *arguments, cwd=cwd)
+    done = tiny_run.embae("slurm", *arguments, cwd=cwd)
     assert (done.returncode, done.stderr) == (0, "")
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, capture_output=True).stderr == ""
     return done.stdout
@@ -101,13 +101,13 @@ def test_sbatch_lines_hold_no_more_than_they_can(value: str) -> None:
 def test_a_mistake_is_told_before_anything_is_printed_or_sent(
     folder: Path, arguments: list[object], said: str, submit: list[str]
 ) -> None:
-    done = tiny.embae("slurm", *submit, *arguments, cwd=folder, PATH="/nonexistent")
+    done = tiny_run.embae("slurm", *submit, *arguments, cwd=folder, PATH="/nonexistent")
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_without_slurm_nothing_is_sent(folder: Path) -> None:
-    done = tiny.embae("slurm", "tiny.yaml", "--submit", cwd=folder, PATH="/nonexistent")
+    done = tiny_run.embae("slurm", "tiny.yaml", "--submit", cwd=folder, PATH="/nonexistent")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("embae: sbatch: not found")
 

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import EVERY, WORDS, Desk
-from network import Network
+from helpers.network import Network
+from helpers.slurm_jobs import EVERY, WORDS, Desk
 
 TIMEOUT = 15  # seconds that a rank waits for a silent one
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tiny
-from cluster import Cluster
-from jobs import SHARD
-from network import until
+from helpers import tiny_run
+from helpers.network import until
+from helpers.slurm_cluster import Cluster
+from helpers.slurm_jobs import SHARD
 
-from embae.datasets.index import Index
+from embae.datasets.index.arrow_index import Index
 
 # Stands in for the environment's Python: sharding that does not end by itself, once.
 SLOW = """#!{python}
@@ -56,8 +56,8 @@ ONE_HANGS = """#!{python}
 import os, sys, time
 claimed = {claimed!r}
 if os.environ["SLURM_ARRAY_TASK_ID"] == "7" and "SLURM_RESTART_COUNT" not in os.environ:
-    from embae.datasets.shard_queue import ShardQueue
-    from embae.trainer.cli import main
+    from embae.datasets.sharding.queue import ShardQueue
+    from embae.trainer.commands.app import main
     take = ShardQueue.next
     def hang(queue):
         assert take(queue)
@@ -79,7 +79,7 @@ def test_the_jobs_of_an_array_make_one_dataset(cluster: Cluster, tmp_path: Path)
     python.chmod(0o755)
     array = cluster.submit("--array=4-10:3", "--cpus-per-task=1", "--output=%x-%A_%a.log", SHARD, *DRAW, "--out",
                            tmp_path / "shared", cwd=tmp_path, EMBAE_PYTHON=str(python))
-    alone = tiny.embae("shard", *DRAW, "--out", "alone", cwd=tmp_path)
+    alone = tiny_run.embae("shard", *DRAW, "--out", "alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     until(claimed.exists, 60, "the shard that is begun")
     cluster.run("scancel", "--signal=TERM", f"{array}_7")

@@ -11,9 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
-from cluster import Cluster
-from jobs import EVERY, STEPS, WORDS, Desk
-from network import until
+from helpers.network import until
+from helpers.slurm_cluster import Cluster
+from helpers.slurm_jobs import EVERY, STEPS, WORDS, Desk
 
 RANK = ("-m", "embae.trainer", "--out")
 EMBAE = Path(sys.executable).parent / "embae"

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from jobs import TRAIN
-from network import until
+from helpers.network import until
+from helpers.slurm_cluster import Cluster
+from helpers.slurm_jobs import TRAIN
 
 # Stands in for the environment's Python. It notes that it was started, where and with what, and runs the test's lines.
 RANK = """#!{python}

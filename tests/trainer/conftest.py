@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-# Tests are imported by path (see setup.cfg), so the modules beside them are found through this.
-sys.path.insert(0, str(Path(__file__).parent))
-
-import ranks
+from helpers import ranks
 
 # The cores are shared, with ranks or with other work, and waiting threads spin: measured, 20 times slower.
 torch.set_num_threads(1)
@@ -71,13 +66,12 @@ def computed(request: pytest.FixtureRequest, rank_folder: Callable[[int], Path])
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object, ...]]:
     """A folder with shards, a recipe and its whole run on two ranks in ``whole``, and the words of that command."""
-    import faults
-    import tiny
+    from helpers import fault_injection, tiny_run
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "shards").symlink_to(tiny.shards())
-    tiny.write(folder, tiny.tree(scoring={"tta": "none"}, checkpoints={"every": 2}))
+    (folder / "shards").symlink_to(tiny_run.shards())
+    tiny_run.write(folder, tiny_run.tree(scoring={"tta": "none"}, checkpoints={"every": 2}))
     words = ("train", "tiny.yaml", "stages.embedding.evaluate_every=4", "--nproc", 2)
-    done = faults.Command(*words, "--out", "whole", cwd=folder, notes=folder / "notes").start()
+    done = fault_injection.Command(*words, "--out", "whole", cwd=folder, notes=folder / "notes").start()
     assert done.code == 0, done.err
     return folder, words

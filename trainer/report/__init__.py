@@ -1,1 +1,1 @@
-"""``embae report``: one HTML page of a run, which works offline."""
+"""A run as one HTML page that needs no network."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from embae.trainer.ranking import rank_embeddings
 from embae.trainer.report.evidence import Evidence, Ranked, some
 from embae.trainer.report.markup import Markup, section, tag
+from embae.trainer.retrieval.ranking import rank_embeddings
 
 MOST = 12  # cameras, those with the most queries
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from embae.trainer.facts import Facts
 from embae.trainer.report.charts import legend, line_chart
 from embae.trainer.report.loops import Loop, fold
 from embae.trainer.report.markup import Markup, joined, section, tag
 from embae.trainer.report.records import PAIRS, Records, last, points
+from embae.trainer.runs.summary import RunSummary
 
 # Not curves of their own: the loss and its terms stand in one chart, and the rest is said in words or nowhere.
 _NO_TERM = ("step", "loss", "lr", "epoch", "images_per_s", "waiting_percent", "saving_percent", "memory_gib",
             "seconds_left", "d_ap", "d_an")
 
 
-def curves(facts: Facts, records: Records) -> Markup:
+def curves(facts: RunSummary, records: Records) -> Markup:
     """Losses, learning rate, speed, and scores taken on the way, stage by stage."""
     parts: list[Markup] = []
     for entry in fold(facts.recipe):

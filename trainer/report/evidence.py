@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
-from embae.datasets.keyed import generator
-from embae.datasets.remote import Url
-from embae.datasets.view import View
-from embae.trainer.facts import Facts, Scored
-from embae.trainer.fixed_point import blocks
-from embae.trainer.ranking import rank_parts
-from embae.trainer.refined import PLAIN, Refined
-from embae.trainer.scores import Labels, PerQuery
-from embae.trainer.spread import Spread
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.remote.url import Url
+from embae.datasets.sampling.keyed_random import generator
+from embae.datasets.sampling.view import View
+from embae.trainer.retrieval.fixed_point import blocks
+from embae.trainer.retrieval.ranking import rank_parts
+from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
+from embae.trainer.retrieval.scores import Labels, PerQuery
+from embae.trainer.retrieval.work_split import WorkSplit
+from embae.trainer.runs.summary import DatasetScores, RunSummary
 
 QUERIES = 1000  # at most: what is drawn of more is not told apart
 _PART = 2**14  # gallery images at a time
@@ -67,7 +67,7 @@ class Evidence:
     gallery_labels: Labels
     models: list[Ranked]
     seed: int
-    refined: Refined = PLAIN
+    refined: RankingOptions = PLAIN
 
     @property
     def last(self) -> Ranked:
@@ -75,7 +75,7 @@ class Evidence:
         return self.models[-1]
 
 
-def rows_shown(facts: Facts) -> list[str]:
+def rows_shown(facts: RunSummary) -> list[str]:
     """The last row whose stage is done, and before it the row that it started from, if any."""
     recipe = facts.recipe
     ready = [row for row, stage in recipe.evaluate.items() if facts.took[stage]]
@@ -85,8 +85,8 @@ def rows_shown(facts: Facts) -> list[str]:
     return [*([start] if start in ready else []), ready[-1]]
 
 
-def find_evidence(facts: Facts, index: Index | str, refined: Refined, *,
-                  kept: bool) -> tuple[Evidence | str, Scored | None]:
+def find_evidence(facts: RunSummary, index: Index | str, refined: RankingOptions, *,
+                  kept: bool) -> tuple[Evidence | str, DatasetScores | None]:
     """What models make of a dataset, or a sentence that says why that is not known.
 
     Args:
@@ -106,7 +106,7 @@ def find_evidence(facts: Facts, index: Index | str, refined: Refined, *,
     return _kept(facts, index, refined) if kept else _taken(facts, index, refined)
 
 
-def _kept(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str, Scored | None]:
+def _kept(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores | None]:
     files = {row: facts.run / facts.recipe.evaluate[row] / "evaluation" / f"{index.name}.npz"
              for row in rows_shown(facts)}
     if not (there := {row: path for row, path in files.items() if path.is_file()}):
@@ -117,16 +117,17 @@ def _kept(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str,
     evidence, results = _evidence(facts, index, there, refined, every=True)
     if isinstance(evidence, str):
         return evidence, None
-    from embae.trainer.evaluate import labels, told
+    from embae.trainer.evaluation.evaluate import labels, scores_dict
     known = labels(View([index], "query"))
-    rows = {row: told(found, known) for row, found in results.items()}
-    return evidence, Scored(index.name, how.tta, refined, rows)
+    rows = {row: scores_dict(found, known) for row, found in results.items()}
+    return evidence, DatasetScores(index.name, how.tta, refined, rows)
 
 
-def _taken(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str, Scored]:
-    from embae.trainer.distributed import join, leave
-    from embae.trainer.evaluate import Reading, evaluate
-    from embae.trainer.export import Export
+def _taken(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores]:
+    from embae.trainer.evaluation.evaluate import evaluate
+    from embae.trainer.inference.batches import Reading
+    from embae.trainer.model.saved import SavedModel
+    from embae.trainer.runtime.distributed import join, leave
     recipe, how = facts.recipe, facts.recipe.scoring
     reading, world = Reading(recipe.data.loader, recipe.data.threads, how.batch), join()
     try:
@@ -135,18 +136,18 @@ def _taken(facts: Facts, index: Index, refined: Refined) -> tuple[Evidence | str
             rows: dict[str, dict[str, Any]] = {}
             for row in rows_shown(facts):
                 files[row] = Path(folder) / f"{len(files)}.npz"
-                opened = Export.open(facts.run / recipe.evaluate[row] / "export")
+                opened = SavedModel.open(facts.run / recipe.evaluate[row] / "export")
                 rows[row] = evaluate(opened.restore().to(world.device), index, opened.spec, how.tta, world, reading,
                                      Path(folder), refined=refined, keep=files[row])
-            return _evidence(facts, index, files, refined)[0], Scored(index.name, how.tta, refined, rows)
+            return _evidence(facts, index, files, refined)[0], DatasetScores(index.name, how.tta, refined, rows)
     finally:
         leave()
 
 
-def _evidence(facts: Facts, index: Index, files: dict[str, Path], refined: Refined, *,
+def _evidence(facts: RunSummary, index: Index, files: dict[str, Path], refined: RankingOptions, *,
               every: bool = False) -> tuple[Evidence | str, dict[str, PerQuery]]:
     """The evidence, and results by row of all queries, if `every`; else of those that stand for them."""
-    from embae.trainer.evaluate import labels
+    from embae.trainer.evaluation.evaluate import labels
     both = View([index], "query"), View([index], "gallery")
     query_labels, gallery_labels = map(labels, both)
     seed = facts.recipe.seed
@@ -168,7 +169,7 @@ def _evidence(facts: Facts, index: Index, files: dict[str, Path], refined: Refin
 
 
 def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
-         chosen: np.ndarray, refined: Refined, *, every: bool = False) -> tuple[Ranked, PerQuery]:
+         chosen: np.ndarray, refined: RankingOptions, *, every: bool = False) -> tuple[Ranked, PerQuery]:
     """Ranks a gallery for some queries, and for `every` one if asked for.
 
     Args:
@@ -185,8 +186,8 @@ def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels,
     """
     if not every and not refined.rerank:
         query, query_labels, chosen = query[chosen], some(query_labels, chosen), np.arange(len(chosen))
-    distances = refined.distances(query, gallery, gallery_labels, Spread())
-    results = rank_parts(distances, query_labels, gallery_labels, None, _PART, Spread())
+    distances = refined.distances(query, gallery, gallery_labels, WorkSplit())
+    results = rank_parts(distances, query_labels, gallery_labels, None, _PART, WorkSplit())
     there = np.flatnonzero(~gallery_labels.junk)
 
     def near(numbers: np.ndarray) -> np.ndarray:
@@ -229,15 +230,15 @@ def _from_where(root: Path | Url) -> str:
             "neither below this one nor above the run: start embae report there to see ranked lists, cameras and maps")
 
 
-def open_index(facts: Facts, dataset: str | None) -> Index | str:
+def open_index(facts: RunSummary, dataset: str | None) -> Index | str:
     """The dataset that a report is on, or why there is none; what was asked for by name must be there.
 
     Raises:
         DataError: The dataset that was asked for is missing or has nothing to score.
     """
-    from embae.trainer.rescore import question
+    from embae.trainer.evaluation.rescore import scoring_job
     if dataset is not None:
-        return question(facts.run, dataset, None, None).index
+        return scoring_job(facts.run, dataset, None, None).index
     recipe = facts.recipe
     try:
         index = Index.open(recipe.data.root / recipe.data.target)

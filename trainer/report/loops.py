@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from embae.trainer.schema import Recipe
+from embae.trainer.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,27 @@ import numpy as np
 import torch
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import Index
-from embae.datasets.keyed import generator
-from embae.datasets.progress import note
-from embae.datasets.view import View
-from embae.trainer.chosen import choose
-from embae.trainer.description import META
-from embae.trainer.errors import ExportError
-from embae.trainer.export import Export
-from embae.trainer.facts import Facts
-from embae.trainer.features import extract
-from embae.trainer.parts import EmbAE, head_numbers
+from embae.datasets.files.progress import note
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.keyed_random import generator
+from embae.datasets.sampling.view import View
+from embae.trainer.errors import WeightsError
+from embae.trainer.inference.batches import read_batches
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.model.heads import head_numbers
+from embae.trainer.model.manifest import META
+from embae.trainer.model.saved import SavedModel
 from embae.trainer.report.charts import PALETTE, legend, scatter
 from embae.trainer.report.evidence import rows_shown, unit
 from embae.trainer.report.markup import Markup, section, tag
+from embae.trainer.runs.summary import RunSummary
 
 POINTS, IDENTITIES = 600, 40  # at most
 _PERPLEXITY = 30
 
 
-def maps(facts: Facts, index: Index | str) -> Markup:
+def maps(facts: RunSummary, index: Index | str) -> Markup:
     """Embeddings before and after adaptation, and the nuisance of the last model that has one for these cameras."""
     title, rows = "Maps", rows_shown(facts)
     if isinstance(index, str) or not rows:
@@ -45,7 +46,7 @@ def maps(facts: Facts, index: Index | str) -> Markup:
             note(f"map of {name}: {len(codes)} images")
             points = project(codes, facts.recipe.seed)
             drawn.append((name, points))
-    except (DataError, ExportError, OSError) as error:
+    except (DataError, WeightsError, OSError) as error:
         return section("maps", title, tag("p", f"No maps: {error}", class_="none"))
     cameras = np.unique(camera)
     colours = [legend([f"camera {number}" for number in cameras])] if len(cameras) <= len(PALETTE) else []
@@ -68,18 +69,20 @@ def project(codes: np.ndarray, seed: int) -> np.ndarray:
                 n_jobs=1).fit_transform(np.asarray(codes, np.float32)).astype(float)
 
 
-def _codes(facts: Facts, rows: list[str], view: View, chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _codes(facts: RunSummary, rows: list[str], view: View, chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Name of a map → codes of the chosen images: z of each row, then v."""
     recipe, nuisance = facts.recipe, None
     for row in rows:
-        z, v = codes_of(Export.open(facts.run / recipe.evaluate[row] / "export"), facts, view, chosen)
+        z, v = codes_of(SavedModel.open(facts.run / recipe.evaluate[row] / "export"), facts, view, chosen)
         yield f"{row}: embedding", unit(z)
         nuisance = (f"{row}: nuisance", v) if v is not None else nuisance
     if nuisance:
         yield nuisance
 
 
-def codes_of(export: Export, facts: Facts, view: View, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def codes_of(
+    export: SavedModel, facts: RunSummary, view: View, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
     """z `(N, Z)` of rows of a view, and v `(N, V)` where a nuisance head serves every one of them.
 
     Raises:
@@ -87,13 +90,13 @@ def codes_of(export: Export, facts: Facts, view: View, chosen: np.ndarray) -> tu
         ExportError: The weights cannot be used.
     """
     if not (export.path / META).is_file():
-        raise ExportError(f"{export.path}: no {META}")
+        raise WeightsError(f"{export.path}: no {META}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, data = export.restore().to(device), facts.recipe.data
     dataset, camid = view.locate(chosen)[0], view.column("camid", chosen)
     heads = _heads(model, view, dataset, camid)
     z, v, done = [], [], 0
-    with torch.inference_mode(), closing(extract(view, chosen, export.spec, device, loader=data.loader,
+    with torch.inference_mode(), closing(read_batches(view, chosen, export.spec, device, loader=data.loader,
                                                  threads=data.threads)) as batches:
         for batch in batches:
             which = model.cameras_of(batch)

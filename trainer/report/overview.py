@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from embae.trainer.facts import Facts, Scored, Seen
 from embae.trainer.report.markup import Markup, joined, section, table, tag
 from embae.trainer.report.stages import duration
-from embae.trainer.table import SHOWN
+from embae.trainer.runs.score_table import SHOWN
+from embae.trainer.runs.summary import DatasetScores, DatasetSummary, RunSummary
 
 
-def summary(facts: Facts) -> Markup:
+def summary(facts: RunSummary) -> Markup:
     """The first thing to read: what came out, and what is missing."""
     return joined([tag("div", *_tiles(facts), class_="tiles"), *_missing(facts)])
 
 
-def _tiles(facts: Facts) -> Iterator[Markup]:
+def _tiles(facts: RunSummary) -> Iterator[Markup]:
     if facts.scores:
         scored = facts.scores[0]
         row = list(scored.rows)[-1]
@@ -36,7 +36,7 @@ def _tile(value: str, label: str, below: str) -> Markup:
     return tag("div", tag("b", value), tag("span", label), *([tag("small", below)] if below else []), class_="tile")
 
 
-def _missing(facts: Facts) -> Iterator[Markup]:
+def _missing(facts: RunSummary) -> Iterator[Markup]:
     said = [f"The run {one}" for one in facts.ended]
     if facts.unfinished:
         said.append(f"This run is not finished: {', '.join(facts.unfinished)} "
@@ -49,14 +49,14 @@ def _missing(facts: Facts) -> Iterator[Markup]:
         yield tag("ul", *(tag("li", line) for line in said), class_="missing")
 
 
-def scores(facts: Facts) -> Markup:
+def scores(facts: RunSummary) -> Markup:
     """A table a dataset; a click on a header sorts it."""
     if not facts.scores:
         return section("scores", "Scores", tag("p", "No scores yet.", class_="none"))
     return section("scores", "Scores", *(part for scored in facts.scores for part in _scored(facts, scored)))
 
 
-def _scored(facts: Facts, scored: Scored) -> Iterator[Markup]:
+def _scored(facts: RunSummary, scored: DatasetScores) -> Iterator[Markup]:
     queries = next(iter(scored.rows.values()))["queries"]
     how = f"{scored.tta}{scored.refined.said}"
     yield tag("p", tag("b", scored.dataset), f", {queries:,} queries, test-time augmentation: {how}, mAP "
@@ -75,7 +75,7 @@ def _value(value: float, interval: list[float] | None) -> Markup:
     return joined([f"{value:.3f}", *([tag("small", f"{interval[0]:.3f} … {interval[1]:.3f}")] if interval else [])])
 
 
-def data(facts: Facts) -> Markup:
+def data(facts: RunSummary) -> Markup:
     """What the run has seen, from the cards of its datasets."""
     head = ["dataset", "role", "licence of its card", "training images", "identities", "cameras", "query", "gallery"]
     rows = [_seen(seen) for seen in facts.data]
@@ -84,14 +84,14 @@ def data(facts: Facts) -> Markup:
                    *([tag("ul", *notes)] if notes else []))
 
 
-def _seen(seen: Seen) -> list[str]:
+def _seen(seen: DatasetSummary) -> list[str]:
     if seen.missing:
         return [seen.name, seen.role, "not here", *["–"] * 5]
     counts = [seen.images["train"], seen.identities, seen.cameras, seen.images["query"], seen.images["gallery"]]
     return [seen.name, seen.role, seen.licence or "not stated", *(f"{count:,}" for count in counts)]
 
 
-def environment(facts: Facts) -> Markup:
+def environment(facts: RunSummary) -> Markup:
     """What it ran with."""
     model, recipe = facts.recipe.model, facts.recipe
     known = {"backbone": model.backbone, "embedding": model.embedding, "nuisance": f"{model.nuisance.dim} a head, "

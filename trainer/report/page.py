@@ -7,20 +7,20 @@ import hashlib
 from importlib import resources
 from string import Template
 
-from embae.trainer.facts import Facts
 from embae.trainer.report import overview
 from embae.trainer.report.curves import curves
 from embae.trainer.report.evidence import Evidence
 from embae.trainer.report.markup import Markup, joined, section, tag, text
 from embae.trainer.report.records import read_records
 from embae.trainer.report.stages import stages
+from embae.trainer.runs.summary import RunSummary
 
 _CONTENTS = {"scores": "Scores", "stages": "Stages", "curves": "Curves", "lists": "Ranked lists", "cameras": "Cameras",
              "distances": "Distances", "maps": "Maps", "hardest": "Hardest", "data": "Data",
              "environment": "Environment"}
 
 
-def page(facts: Facts, evidence: Evidence | str, maps: Markup) -> str:
+def page(facts: RunSummary, evidence: Evidence | str, maps: Markup) -> str:
     """The whole page.
 
     Args:

@@ -8,9 +8,9 @@ import io
 from PIL import Image
 
 from embae.datasets.errors import DataError
-from embae.datasets.images import decoded
-from embae.datasets.index import Index
-from embae.datasets.shard_reader import ShardReader, where
+from embae.datasets.images.encoding import decoded
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.shard_reader import ShardReader, where
 from embae.trainer.report.markup import Markup, image, tag
 
 HEIGHT, WIDTH = 112, 56  # pixels at most: a page of 120 of them has 0.4 MB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embae.datasets.keyed import generator
+from embae.datasets.sampling.keyed_random import generator
 from embae.trainer.report.evidence import Evidence
 from embae.trainer.report.markup import Markup, joined, section, tag
 from embae.trainer.report.pictures import Pictures

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embae.datasets.plain import open_plain
+from embae.datasets.files.plain import open_plain
 
 _MOST = 200_000_000  # bytes of metrics.jsonl that are looked at: 600,000 lines
 _LINE = 100_000

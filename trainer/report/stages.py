@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embae.trainer.facts import Facts
+from embae.trainer.recipe.stage import PARTS, Stage
 from embae.trainer.report.loops import Loop, fold, unnumbered
 from embae.trainer.report.markup import Markup, joined, section, table, tag
 from embae.trainer.report.records import PAIRS, Records, last
-from embae.trainer.stage_schema import PARTS, Stage
+from embae.trainer.runs.summary import RunSummary
 
 
-def stages(facts: Facts, records: Records) -> Markup:
+def stages(facts: RunSummary, records: Records) -> Markup:
     """Stages in order: what trained, what was frozen, on what, how long."""
     rows, opened = [], []
     for entry in fold(facts.recipe):
@@ -26,7 +26,7 @@ def stages(facts: Facts, records: Records) -> Markup:
     return section("stages", "Stages", key, table(head, rows, sortable=False, numbers=5, cards=True), *opened)
 
 
-def _row(facts: Facts, name: str, rounds: Sequence[str]) -> list[object]:
+def _row(facts: RunSummary, name: str, rounds: Sequence[str]) -> list[object]:
     stage = facts.recipe.stages[rounds[0]]
     chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
     took = [one for one in map(facts.took.__getitem__, rounds) if one]
@@ -49,7 +49,7 @@ def _begins(first: str, second: str) -> str:
     return one if one == other else f"{one}, then {other} of the round before"
 
 
-def _rounds(facts: Facts, loop: Loop, records: Records) -> Markup:
+def _rounds(facts: RunSummary, loop: Loop, records: Records) -> Markup:
     """A row a round, of what the record has of it; closed until it is asked for."""
     every = [last(records, stage, "cluster") for name in loop.names for stage in loop.stages(name)]
     shares = [name for name in PAIRS if any(name in found for found in every)]

@@ -9,8 +9,8 @@ import pytest
 
 import embae.datasets
 from embae.datasets.errors import DataError
+from embae.datasets.index.records import FileImage, Record
 from embae.datasets.readers import SOURCES, read
-from embae.datasets.records import FileImage, Record
 
 
 @pytest.fixture

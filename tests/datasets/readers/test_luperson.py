@@ -10,7 +10,7 @@ import pytest
 
 from embae.datasets.errors import DataError
 from embae.datasets.readers import lmdb_images, read
-from embae.datasets.sharding import write_shards
+from embae.datasets.sharding.write_shards import write_shards
 
 
 def environment(folder: Path, images: dict[str, bytes]) -> Path:

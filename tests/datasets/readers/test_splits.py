@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy
 
+from embae.datasets.index.records import FileImage, Record
 from embae.datasets.readers._splits import divide, half
-from embae.datasets.records import FileImage, Record
 
 
 def people(pids):

@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.records import Record
+from embae.datasets.index.records import Record
 from embae.datasets.synthetic import DOMAIN_NAMES, records
 
 

@@ -6,20 +6,16 @@ import html.parser
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.browser import ask, needs_chromium
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from browser import ask, needs_chromium
-
 from embae.datasets.errors import DataError
-from embae.trainer.cli import app
+from embae.trainer.commands.app import app
 from embae.trainer.errors import RecipeError
 
 ROWS = ["Baseline", "EmbAE-cam"]

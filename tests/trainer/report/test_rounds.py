@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from embae.trainer.facts import Facts
-from embae.trainer.recipe import load
+from embae.trainer.recipe.load import load
+from embae.trainer.recipe.schema import Recipe
 from embae.trainer.report.curves import curves
 from embae.trainer.report.loops import Loop, fold
 from embae.trainer.report.records import read_records
 from embae.trainer.report.stages import stages
-from embae.trainer.schema import Recipe
-from embae.trainer.stage_folder import Done
+from embae.trainer.runs.stage_folder import Done
+from embae.trainer.runs.summary import RunSummary
 
 THREE = ("group", "adapt", "recalibrate")
 
@@ -44,7 +44,7 @@ def test_what_differs_is_no_round() -> None:
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def facts(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """A run of five rounds, of which four are done and written down: n of them has 100 + n clusters, and so on."""
     run, recipe = tmp_path_factory.mktemp("run"), adapting("rounds=5")
     took = {name: None if name.endswith("-5") else Done(10 * name.startswith(("adapt", "embedding")), 640, 30.0)
@@ -56,10 +56,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
         lines += [{"kind": "train", "stage": f"adapt-{number}", "step": step, "loss": 9.0 / number, "right": 0.5,
                    "near_memory": 0.75, "lr": 1e-4 * step, "images_per_s": 50.0} for step in (5, 10)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Facts(run, recipe, [], took, [], [], [])
+    return RunSummary(run, recipe, [], took, [], [], [])
 
 
-def test_a_stage_has_one_row_with_all_of_its_rounds(facts: Facts) -> None:
+def test_a_stage_has_one_row_with_all_of_its_rounds(facts: RunSummary) -> None:
     html = stages(facts, read_records(facts.run))
     table, opened = html.split("<details>")
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
@@ -72,7 +72,7 @@ def test_a_stage_has_one_row_with_all_of_its_rounds(facts: Facts) -> None:
     assert len(rows) == 5 and rows[4] == ["5", *["–"] * 4, "not done", "–", "–"]
 
 
-def test_curves_go_over_the_rounds(facts: Facts) -> None:
+def test_curves_go_over_the_rounds(facts: RunSummary) -> None:
     html = curves(facts, read_records(facts.run))
     charts = dict(re.findall(r"<figcaption>(.*?)</figcaption>(<svg.*?</svg>)", html))
     assert list(charts) == ["Clusters, by round", "Pairs of pseudo-labels, by round", "Loss, by step",
@@ -89,7 +89,7 @@ def test_curves_go_over_the_rounds(facts: Facts) -> None:
     assert len(re.findall(r"[\d.]+,[\d.]+", loss)) == 8
 
 
-def test_a_run_without_records_says_so(facts: Facts, tmp_path: Path) -> None:
+def test_a_run_without_records_says_so(facts: RunSummary, tmp_path: Path) -> None:
     nothing = replace(facts, run=tmp_path)
     assert "holds no training records yet" in curves(nothing, read_records(tmp_path))
     assert stages(nothing, read_records(tmp_path)).count("<tr>") == 1 + 5 + 1 + 5

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from invented_evidence import evidence
-from small import shards
+from helpers.invented_evidence import evidence
+from helpers.noise_datasets import shards
 
-from embae.datasets.index import Index
-from embae.datasets.view import View
-from embae.trainer.chosen import choose
-from embae.trainer.refined import PLAIN, Refined
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.view import View
 from embae.trainer.report.camera_pairs import camera_pairs, pair_scores
 from embae.trainer.report.distances import closer, distances, pair_distances
 from embae.trainer.report.evidence import Evidence
@@ -21,6 +20,7 @@ from embae.trainer.report.identities import identities
 from embae.trainer.report.maps import project
 from embae.trainer.report.pictures import Pictures
 from embae.trainer.report.ranked import LISTS, answers, ranked_lists
+from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return evidence(Index.open(shards(tmp_path_factory.mktemp("report")) / "labelled" / "target"))
 
 
-@pytest.mark.parametrize("refined", [PLAIN, Refined(expand=2), Refined(rerank=True), Refined(True, 3)])
-def test_answers_are_ranked_as_the_scores_rank(made: Evidence, refined: Refined) -> None:
+@pytest.mark.parametrize(
+    "refined", [PLAIN, RankingOptions(expand=2), RankingOptions(rerank=True), RankingOptions(True, 3)]
+)
+def test_answers_are_ranked_as_the_scores_rank(made: Evidence, refined: RankingOptions) -> None:
     made = evidence(made.index, refined=refined)
     first = made.last.results.first
     for query, places in enumerate(answers(made, np.arange(len(made.queries)))):

@@ -1,0 +1,1 @@
+"""Files: written whole, locked, read with care, and progress shown."""

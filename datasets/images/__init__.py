@@ -1,0 +1,1 @@
+"""One image: encoded for a shard, and checked before it is decoded."""

@@ -1,0 +1,102 @@
+"""``dataset.yaml``, the card of a sharded dataset: written last, it marks a complete one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from embae.datasets.errors import DataError
+from embae.datasets.files.plain import MOST, parse_yaml, read_bytes
+from embae.datasets.index.records import SPLITS
+from embae.datasets.remote.url import Url
+
+# Files of scores and embeddings bear a dataset's name.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+FORMAT = 1
+CARD = "dataset.yaml"
+MERGED = "merged.yaml"  # instead of it: the card of a merged set, see `merged.py`
+PARTIAL = ".partial"  # suffix of the folder that `embae shard` works in
+AGAIN = "remove the folder and shard the dataset again (embae shard)"  # a remedy
+
+
+def datasets_in(root: Path) -> list[str]:
+    """Names of the complete datasets in a folder, sorted; empty where there is no such folder."""
+    if not os.path.isdir(root):
+        return []
+    return sorted(p.name for p in root.iterdir() if (p / CARD).is_file() and not p.name.endswith(PARTIAL))
+
+
+def read_card(folder: Path | Url) -> dict[str, Any]:
+    """Reads and checks ``dataset.yaml``.
+
+    Raises:
+        DataError: Missing (the message names the datasets nearby), unreadable, or of another format.
+    """
+    path = folder / CARD
+    if isinstance(path, Path) and not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
+        raise DataError(_missing(path.parent))
+    try:
+        data = path.read(MOST) if isinstance(path, Url) else read_bytes(path, MOST)
+        card = parse_yaml(data.decode(), numbered=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
+    if not isinstance(card, dict) or "format" not in card:
+        raise DataError(f"{path} is not the card of a sharded dataset: it has no 'format'; {AGAIN}")
+    if card["format"] != FORMAT:
+        raise DataError(
+            f"{path} has format {card['format']!r}, this version of embae reads format {FORMAT}; "
+            "shard the dataset again with this version, or use the version that wrote it"
+            + (f" ({card['embae']})" if "embae" in card else "")
+        )
+    image, name = card.get("image", "missing"), card.get("name")
+    wrong = [
+        wanted
+        for wanted, ok in (
+            ("name: up to 100 letters, digits, _ and -", isinstance(name, str) and NAME.fullmatch(name)),
+            ("fingerprint: text", isinstance(card.get("fingerprint"), str)),
+            ("image: [height, width] or null", image is None or _is_size(image)),
+            ("counts: a mapping with 'images' for each split", _has_counts(card.get("counts"))),
+        )
+        if not ok
+    ]
+    if wrong:
+        raise DataError(f"{path} lacks {some(wrong)}; {AGAIN}")
+    return card
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+def _has_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(split), dict) and type(value[split].get("images")) is int for split in SPLITS
+    )
+
+
+def _missing(folder: Path) -> str:
+    inside, beside = datasets_in(folder), datasets_in(folder.parent)
+    if not os.path.exists(folder):
+        text = f"{folder}: no such dataset"
+    elif not os.path.isdir(folder):
+        text = f"{folder} is a file; wanted the folder of a sharded dataset"
+    elif os.path.isfile(folder / MERGED):
+        return f"{folder} is a merged set ({MERGED}), which stands for several datasets; wanted one: name a member"
+    else:
+        text = f"{folder} is not a complete dataset: it has no {CARD}"
+    if inside:
+        text += f"; it holds the datasets {', '.join(inside)}: name one of them"
+    elif beside:
+        text += f"; datasets beside it: {', '.join(beside)}"
+    else:
+        text += f"; there are no datasets in {folder.parent}"
+    if os.path.isdir(folder.parent / (folder.name + PARTIAL)):
+        return text + f"; its sharding was interrupted ({folder.name + PARTIAL}): run the same embae shard again"
+    return text + "; make one with embae shard"
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first few names, for a message."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

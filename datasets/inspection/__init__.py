@@ -1,0 +1,1 @@
+"""What a sharded dataset holds, and whether it is whole."""

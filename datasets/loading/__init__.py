@@ -1,0 +1,1 @@
+"""Batches as tensors: read, decoded, augmented and on the device."""

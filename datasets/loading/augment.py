@@ -1,0 +1,129 @@
+"""Augmentation as numbers: what happens to the image in a slot of a batch, drawn before any image is read.
+
+The draws are a pure function of (seed, stage, step, slot) and are handed to the decoding pipeline as arguments, so the
+same image in the same slot gives the same pixels for any world size and thread count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from embae.datasets.sampling.keyed_random import generator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a model takes: height and width in pixels, mean and standard deviation of channels scaled to 0…1."""
+
+    height: int
+    width: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """Height and width to resize to where crops are taken: 9/8 of the input (Hermans et al. 2017)."""
+        return round(self.height * 9 / 8), round(self.width * 9 / 8)
+
+    @property
+    def fill(self) -> list[int]:
+        """The mean colour, 0…255: what padding and erasing leave behind is about 0 after normalisation."""
+        return [round(255 * channel) for channel in self.mean]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What may happen to a training image.
+
+    Attributes:
+        flip: Mirror half of the images.
+        crop: Resize to 9/8 of the input and crop at random.
+        pad: Pixels of padding around the image before a random crop.
+        erase: Probability of erasing a rectangle of 2…40 % of the area (Zhong et al. 2017).
+        brightness, contrast, saturation: Factors are drawn from 1 − x … 1 + x.
+        hue: Turned by −x … x degrees.
+    """
+
+    flip: bool = False
+    crop: bool = False
+    pad: int = 0
+    erase: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    @property
+    def crops(self) -> bool:
+        """Whether the image is cropped at a place that is drawn."""
+        return self.crop or self.pad > 0
+
+    @property
+    def colours(self) -> bool:
+        """Whether colours change."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    @property
+    def at_most_flip(self) -> bool:
+        """Whether an image has two forms at most, itself and its mirror image."""
+        return self in (Augment(), Augment(flip=True))
+
+    def read_size(self, spec: ImageSpec) -> tuple[int, int]:
+        """Height and width that an image is resized to before the crop."""
+        return spec.margin if self.crop else spec.size
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each of the N images of a batch.
+
+    Attributes:
+        flip: `(N,)` int32, 1 where mirrored (last, after cropping and erasing).
+        anchor: `(N, 2)` float32, top and left of the crop in pixels of the resized image; may be negative (padding).
+        erase: `(N, 4)` float32, top, left, height, width in pixels of the crop; height 0 where nothing is erased.
+        colour: `(N, 4)` float32, factors of brightness, contrast, saturation, and the hue in degrees.
+    """
+
+    flip: np.ndarray
+    anchor: np.ndarray
+    erase: np.ndarray
+    colour: np.ndarray
+
+    def take(self, slots: slice | np.ndarray) -> Draws:
+        """The draws of some slots."""
+        return Draws(self.flip[slots], self.anchor[slots], self.erase[slots], self.colour[slots])
+
+
+def draw(augment: Augment, spec: ImageSpec, slots: int, *, seed: int, stage: str, step: int) -> Draws:
+    """Draws the augmentation of a global batch of that many slots.
+
+    A slot's numbers come from its own row of one table, in fixed columns, so switching one kind of augmentation on
+    does not change the others.
+    """
+    u = generator(seed, stage, "augment", step).random((slots, 12))
+    flip = (u[:, 0] < 0.5).astype(np.int32) * augment.flip
+    spare = np.subtract(augment.read_size(spec), spec.size)
+    anchor = np.floor(u[:, 1:3] * (spare + 2 * augment.pad + 1)) - augment.pad
+    if not augment.crops:
+        anchor = np.zeros((slots, 2))
+    # Area and aspect ratio as in Zhong et al.; a rectangle that would not fit is cut, not redrawn.
+    area = (0.02 + 0.38 * u[:, 4]) * spec.height * spec.width
+    aspect = 0.3 ** (1 - 2 * u[:, 5])
+    height = np.minimum(np.round(np.sqrt(area * aspect)), spec.height)
+    width = np.minimum(np.round(np.sqrt(area / aspect)), spec.width)
+    shape = np.stack([height, width], 1) * (u[:, 3:4] < augment.erase)
+    corner = np.floor(u[:, 6:8] * (np.array(spec.size) - shape + 1))
+    reach = np.array([augment.brightness, augment.contrast, augment.saturation, augment.hue])
+    colour = np.array([1, 1, 1, 0]) + (2 * u[:, 8:12] - 1) * reach
+    return Draws(flip, anchor.astype(np.float32), np.concatenate([corner, shape], 1).astype(np.float32),
+                 colour.astype(np.float32))

@@ -1,0 +1,136 @@
+"""What a loader hands to a training step, and the interface that loaders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from embae.datasets.loading.augment import Augment, Draws, ImageSpec, draw
+from embae.datasets.sampling.plan import Sampler, share
+from embae.datasets.sampling.view import View
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Batch:
+    """This rank's part of a global batch.
+
+    Attributes:
+        inputs: `(N, 3, H, W)` normalised images, channels last in memory, or `(N, F)` backbone features; on the
+            training device.
+        rows: `(N,)` rows of the view.
+        plan: `(B,)` rows of the whole global batch, the same on every rank.
+        slots: Where `rows` stands in `plan`.
+        step: The step whose batch this is, or a part of it.
+        view: What the rows are rows of: pid, camid and dataset of an image are read from there.
+    """
+
+    inputs: torch.Tensor | Any
+    rows: np.ndarray
+    plan: np.ndarray
+    slots: slice
+    step: int
+    view: View
+
+    @property
+    def dataset(self) -> np.ndarray:
+        """`(N,)` number of each image's dataset in the view."""
+        return self.view.locate(self.rows)[0]
+
+    @property
+    def camid(self) -> np.ndarray:
+        """`(N,)` camera of each image, within its dataset."""
+        return self.view.column("camid", self.rows)
+
+    @property
+    def pid(self) -> np.ndarray:
+        """`(N,)` identity of each image, within its dataset; only labelled stages may look."""
+        return self.view.column("pid", self.rows)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The part of a stage's batches that one rank reads.
+
+    Attributes:
+        sampler: The batch plan.
+        spec: What the model takes.
+        augment: What may happen to an image.
+        seed: The run's seed.
+        stage: The stage's name.
+        start: First step.
+        stop: Step past the last one.
+        rank: This rank.
+        world_size: Number of ranks.
+        accumulate: Parts that a rank's share of a step is read in.
+        read: Height and width that images are resized to; None follows `augment`.
+    """
+
+    sampler: Sampler
+    spec: ImageSpec
+    augment: Augment
+    seed: int
+    stage: str
+    start: int
+    stop: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    read: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches: steps × parts."""
+        return (self.stop - self.start) * self.accumulate
+
+    @property
+    def read_size(self) -> tuple[int, int]:
+        """Height and width that images are resized to."""
+        return self.read or self.augment.read_size(self.spec)
+
+    @property
+    def stored_at_read_size(self) -> bool:
+        """Whether no image needs a resize."""
+        return self.sampler.view.image == self.read_size
+
+    @property
+    def largest(self) -> int:
+        """Most rows of one part."""
+        return -(-self.sampler.batch // (self.world_size * self.accumulate))
+
+    def rows(self, number: int) -> np.ndarray:
+        """The rows of the number-th batch alone, `(N,)`."""
+        plan = self.sampler.plan(self.start + number // self.accumulate)
+        return plan[self._slots(number, len(plan))]
+
+    def _slots(self, number: int, rows: int) -> slice:
+        micro = number % self.accumulate
+        return share(rows, self.rank * self.accumulate + micro, self.world_size * self.accumulate)
+
+    def part(self, number: int) -> tuple[Batch, Draws]:
+        """The number-th batch without its images, and what is to happen to them.
+
+        Args:
+            number: From 0, counted from `start`.
+        """
+        step = self.start + number // self.accumulate
+        plan = self.sampler.plan(step)
+        slots = self._slots(number, len(plan))
+        draws = draw(self.augment, self.spec, len(plan), seed=self.seed, stage=self.stage, step=step)
+        batch = Batch(None, plan[slots], plan, slots, step, self.sampler.view)
+        return batch, draws.take(slots)
+
+
+class Loader(Protocol):
+    """Decoded batches of a `Work`, in order, once. Closing it frees its threads and memory."""
+
+    name: str
+    """Which loader it is, for the records."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Datasets behind urls, and the cache of their shards on each machine."""

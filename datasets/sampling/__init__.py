@@ -1,0 +1,1 @@
+"""Which images are in which batch: views, the batch plan and keyed random numbers."""

@@ -1,0 +1,1 @@
+"""Images become shards, by one process or by several machines together."""

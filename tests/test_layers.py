@@ -1,0 +1,59 @@
+"""How the folders of trainer/ and datasets/ stand to each other: docs/architecture.md shows the same in words."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module, resources
+from pathlib import Path
+
+import pytest
+
+# Each folder or file imports only those that stand before it.
+LAYERS = {
+    "datasets": [
+        "errors", "files", "remote", "images", "index", "sampling", "loading", "sharding", "inspection", "merging",
+        "synthetic", "readers", "image_source",
+    ],
+    "trainer": [
+        "errors", "retrieval", "recipe", "runtime", "model", "runs", "monitoring", "inference", "losses", "adaptation",
+        "evaluation", "training", "comparison", "performance", "deployment", "report", "commands",
+    ],
+}  # fmt: skip
+
+
+def root(package: str) -> Path:
+    return Path(str(resources.files(f"embae.{package}")))
+
+
+def arrows(package: str) -> Iterator[tuple[str, str, str]]:
+    """Folder, imported folder, and the line, of every import; lazy and type-only ones too."""
+    for path in root(package).rglob("*.py"):
+        folder = path.relative_to(root(package)).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if folder.startswith("__") or not isinstance(node, ast.ImportFrom):
+                continue
+            for name in node.names:
+                parts = f"{node.module}.{name.name}".split(".")
+                if parts[:2] == ["embae", package] and parts[2] != folder:
+                    yield folder, parts[2], f"{path.relative_to(root(package))}:{node.lineno} imports {node.module}"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_folder_imports_only_those_before_it(package: str) -> None:
+    layers = LAYERS[package]
+    wrong = [line for folder, imported, line in arrows(package) if layers.index(imported) >= layers.index(folder)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_folder_states_its_purpose_and_holds_several_files(package: str) -> None:
+    entries = [path for path in root(package).iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 20
+    folders = [path for path in entries if path.is_dir()]
+    assert {path.stem for path in entries} - {"__init__", "__main__", "py"} == set(LAYERS[package])
+    for folder in folders:
+        files = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(files) > 1 and folder.name not in files, folder
+        purpose = import_module(f"embae.{package}.{folder.name}").__doc__
+        assert purpose and purpose.splitlines()[0].endswith("."), folder

@@ -1,0 +1,1 @@
+"""The command line: options, early refusals and exit codes of each command."""

@@ -1,0 +1,54 @@
+"""``embae compare``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embae.trainer.commands.options import Debug, Settings
+from embae.trainer.runtime.fast_imports import gc_paused
+from embae.trainer.runtime.launch import ranks_here
+
+
+def compare(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY=VALUE]...", show_default=False, help=(
+        "Recipes, by default all that are shipped, and keys to set in each of them."))] = None,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, with seeds 0, 1, …")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/comparison"),
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train every stage of every run anew, sharing none.")] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="Print also what probes find in z and v.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run recipes side by side on one target and print one table; what they share is trained once.
+
+    Example: embae compare --settings quick --seeds 3 --nproc 2
+    """
+    from embae.trainer.comparison.compare import plan, prepare, report
+    from embae.trainer.runtime.launch import launch
+    recipes = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    runs = plan(recipes, overrides, settings or [], seeds, out)
+    worker, ours = "RANK" in os.environ, "EMBAE_STORE" in os.environ
+    if not ours and os.environ.get("RANK", "0") == "0":
+        print(f"comparison of {len(runs)} runs in {out}", flush=True)
+        prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else ranks_here(nproc))
+    if worker:
+        with gc_paused():
+            from embae.trainer.runtime.distributed import join, leave
+        world = join(runs[0].recipe.timeout)
+        with gc_paused():
+            from embae.trainer.comparison.train import train_all
+        train_all(runs, out, world, fresh=fresh)
+        leave()
+        if world.first and not ours:
+            print(report(runs, out, probes))
+        return
+    if code := launch(["compare", *sys.argv[2:]], ranks_here(nproc)):
+        raise typer.Exit(code)
+    print(report(runs, out, probes))

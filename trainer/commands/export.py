@@ -1,0 +1,93 @@
+"""``embae export``."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embae.trainer.commands.options import Debug
+from embae.trainer.errors import RecipeError, WeightsError
+from embae.trainer.runs.summary import RunSummary, read_facts
+from embae.trainer.runtime.fast_imports import gc_paused
+
+FORMATS = ("onnx", "torch-export", "safetensors")
+ABOUT = "embae.json"
+"""What a model says of itself, beside the file; only a folder that has it is written over."""
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; by default RUN/STAGE/FORMAT.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Whose model; by default the last that is scored.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a run's model as others load it, with a model card, and compare it with PyTorch first.
+
+    Example: embae export runs/embae-cam --format onnx --out model
+    """
+    if form not in FORMATS:
+        raise WeightsError(f"--format {form}: wanted {', '.join(FORMATS)}")
+    name, source, facts = _chosen(run, stage)
+    to = out or source.parent / form
+    _check_free(to)
+    with gc_paused():
+        from embae.datasets.files.atomic import whole_folder
+        from embae.trainer.deployment import formats as export_formats
+        from embae.trainer.deployment.deployed_model import Deployed, contract
+        from embae.trainer.deployment.model_card import model_card
+        from embae.trainer.deployment.timm import beyond
+        from embae.trainer.model.saved import SavedModel
+    export_formats.check_installed(form)  # type: ignore[arg-type]
+    opened = SavedModel.open(source)
+    deployed = Deployed(opened)
+    about: dict[str, Any] = {
+        "name": f"{facts.recipe.name}-{name}" if facts else name, "embae": version("embae"), "format": form,
+        "stage": name, "backbone": opened.model.backbone, **contract(opened, deployed)}
+    if form == "safetensors":
+        about["normalisation"] = {**about["normalisation"], "inside": False}
+        about["input"] = {**about["input"], "range": "(0 … 1 − mean) / deviation"}
+        about["beyond"] = beyond(opened, deployed)
+    with whole_folder(to) as partial:
+        about["difference"] = export_formats.write(partial, form, opened, deployed, about)  # type: ignore[arg-type]
+        (partial / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(model_card(about, form, facts), encoding="utf-8")  # type: ignore[arg-type]
+    for batch, difference in about["difference"].items():
+        print(f"batch {batch}: differs from PyTorch by {difference:.1e} of an embedding's length at most")
+    print(f"{name} as {form}: {to}")
+
+
+def _chosen(run: Path, stage: str | None) -> tuple[str, Path, RunSummary | None]:
+    """The stage's name, its export, and the run it is of.
+
+    Raises:
+        RecipeError: There is no run, or no such model in it.
+    """
+    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
+        if stage:
+            raise RecipeError(f"--stage {stage}: {run} is the export of one stage; leave --stage out, or give the run")
+        return run.resolve().parent.name, run, None
+    facts = read_facts(run)
+    recipe = facts.recipe
+    models = [name for name in recipe.run if not recipe.stages[name].cluster]
+    if stage and stage not in models:
+        raise RecipeError(f"--stage {stage}: no stage of {run} that leaves a model; these do: {', '.join(models)}")
+    name = stage or next(iter(reversed(recipe.evaluate.values())), None) or models[-1]
+    if facts.took[name] is None:
+        ready = [one for one in models if facts.took[one]]
+        raise RecipeError(f"{run}: stage {name} is not done; run embae train again to go on"
+                          + (f", or take --stage {' or '.join(ready)}" if ready else ""))
+    return name, run / name / "export", facts
+
+
+def _check_free(folder: Path) -> None:
+    """Refuses to replace what no export of ours has written."""
+    if not os.path.lexists(folder) or os.path.isfile(folder / ABOUT):
+        return
+    if not os.path.isdir(folder) or os.listdir(folder):
+        raise WeightsError(f"{folder}: is there, and not from embae export; give another folder with --out")

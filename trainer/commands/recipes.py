@@ -1,0 +1,71 @@
+"""``embae recipes``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embae.trainer.commands.options import Overrides, RecipeName, Settings
+
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Name the shipped recipes and settings, each with its first line.
+
+    Example: embae recipes list
+    """
+    from embae.trainer.recipe.load import SETTINGS, names, source
+    for folder in ("", SETTINGS):
+        if folder:
+            print(f"\n--{folder}")
+        for name in names(folder):
+            print(f"{name:20} {source(name, folder)[0].splitlines()[0].removeprefix('# ')}")
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName) -> None:
+    """Print a recipe as it is written.
+
+    Example: embae recipes show embae-cam
+    """
+    from embae.trainer.recipe.load import source
+    print(source(recipe)[0], end="")
+
+
+@recipes_app.command("check")
+def recipes_check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    settings: Settings = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
+) -> None:
+    """Check a recipe; its data is looked at by embae train before anything starts.
+
+    Example: embae recipes check embae-cam data.root=/data/shards
+    """
+    from embae.trainer.recipe.load import dump, load
+    found = load(recipe, overrides or [], settings or [])
+    print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
+
+
+@recipes_app.command("schema")
+def recipes_schema(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here, instead of printing it.")] = None,
+) -> None:
+    """Print the JSON schema of recipes, by which editors complete and check keys.
+
+    Example: embae recipes schema --out recipe.schema.json
+    """
+    from embae.datasets.files.atomic import write_whole
+    from embae.trainer.recipe.json_schema import recipe_schema
+    text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda file: file.write(text.encode()))

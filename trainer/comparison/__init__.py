@@ -1,0 +1,1 @@
+"""Recipes and seeds side by side: shared stages, one table."""

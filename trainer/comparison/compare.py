@@ -1,0 +1,200 @@
+"""``embae compare``: many recipes on one target, over seeds, with what they share trained once.
+
+    <out>/runs/<recipe>-<seed>/         run folders as of embae train; their stages are links into
+    <out>/stages/<name>-<key>/          every stage once, by what it depends on (`stage_key.py`)
+    <out>/cache/                        backbone features, likewise
+    <out>/comparison.json, .md, .png    the table
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.plain import read_json
+from embae.datasets.files.progress import note
+from embae.datasets.index.arrow_index import Index
+from embae.trainer.comparison.results import Comparison, Result, remarks, summarise, to_json
+from embae.trainer.comparison.table import comparison_table
+from embae.trainer.errors import RecipeError
+from embae.trainer.recipe.load import load
+from embae.trainer.recipe.schema import Recipe
+from embae.trainer.recipe.stage import Stage
+from embae.trainer.runs.folder import check_same
+from embae.trainer.runs.preflight import check, check_inits
+from embae.trainer.runs.score_table import are_numbers, are_scores
+from embae.trainer.runs.stage_data import can_score, draw_synthetic
+from embae.trainer.runs.stage_folder import done
+from embae.trainer.runs.stage_key import stage_keys
+
+ALL = ("baseline", "embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "pul", "aae", "bn-target",
+       "bn-camera", "features-camera", "centred-camera", "bn-camera-features", "bn-camera-embae-fix",
+       "bn-camera-embae-cam", "bn-camera-autoencoder", "embae-narrow", "mixed-batches", "target-labels")
+"""The paper's systems, the controls, what adaptation adds to the strongest of them, and the upper bound."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed, and its folder."""
+
+    recipe: Recipe
+    folder: Path
+
+
+def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[str], seeds: int, out: Path) -> list[Run]:
+    """The runs of a comparison, seed by seed.
+
+    Args:
+        recipes: Names or files; none stands for `ALL`.
+        overrides: For all of them.
+        settings: For all of them.
+        seeds: How many, from 0.
+        out: The comparison's folder.
+
+    Raises:
+        RecipeError: A recipe is wrong, or they do not go together.
+    """
+    runs = []
+    for seed in range(seeds):
+        for name in recipes or ALL:
+            recipe = load(name, [*overrides, f"seed={seed}"], settings)
+            runs.append(Run(recipe, out / "runs" / f"{recipe.name}-{seed}"))
+    first = runs[0].recipe
+    for run in runs:
+        for key in ("target", "sources"):
+            if getattr(run.recipe.data, key) != getattr(first.data, key):
+                raise RecipeError(f"{run.recipe.name}: data.{key} is {getattr(run.recipe.data, key)}, of {first.name} "
+                                  f"{getattr(first.data, key)}; compare on one target and one set of sources")
+        if not run.recipe.evaluate:
+            raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs one at least")
+        for key in ("tta", "rerank", "expand"):
+            if getattr(run.recipe.scoring, key) != getattr(first.scoring, key):
+                raise RecipeError(f"{run.recipe.name}: scoring.{key} is {getattr(run.recipe.scoring, key)}, of "
+                                  f"{first.name} {getattr(first.scoring, key)}; compare what is scored alike")
+    folders = [run.folder for run in runs]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise RecipeError(f"two recipes have the name {twice.name.rpartition('-')[0]}; give each its own")
+    return runs
+
+
+def prepare(runs: Sequence[Run], ranks: int) -> None:
+    """All that can go wrong early, before any rank starts; draws synthetic datasets.
+
+    Raises:
+        RecipeError: A run folder holds another recipe's run, or the target has nothing to score.
+        DataError, ExportError: As `preflight.check`.
+    """
+    for run in runs:
+        check_same(run.folder, run.recipe)
+        check_inits(run.recipe)
+    seen: list[Recipe] = []
+    for run in runs:
+        alike = run.recipe.model_copy(update={"seed": 0, "name": ""})
+        if alike not in seen:  # seeds differ in nothing that is checked
+            seen.append(alike)
+            draw_synthetic(run.recipe)
+            check(run.recipe, ranks)
+    data = runs[0].recipe.data
+    if not can_score(Index.open(data.root / data.target)):
+        raise RecipeError(f"{data.root / data.target}: has nothing to score; a comparison needs a target with labelled "
+                          "query and gallery")
+
+
+def share_stages(run: Run, out: Path) -> None:
+    """Makes the stages of a run links to where all runs of the comparison have them."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _link(run.folder / "cache", out / "cache")
+    for name, key in stage_keys(run.recipe).items():
+        _link(run.folder / name, out / "stages" / f"{name}-{key}")
+
+
+def own_stages(run: Run) -> None:
+    """Takes away the links of an earlier comparison, so that a run trains its own stages."""
+    for name in ("cache", *run.recipe.run):
+        if (run.folder / name).is_symlink():
+            (run.folder / name).unlink()
+
+
+def _link(place: Path, shared: Path) -> None:
+    target = os.path.relpath(shared, place.parent)
+    if place.is_symlink():
+        if os.readlink(place) != target:
+            place.unlink()  # the data changed, or the method
+    elif place.is_dir():
+        return  # of a comparison with --fresh: what a run trained for itself, it keeps
+    shared.mkdir(parents=True, exist_ok=True)
+    if not place.is_symlink():
+        place.symlink_to(target)
+
+
+def results(run: Run) -> list[Result]:
+    """The rows of a finished run.
+
+    Raises:
+        RecipeError: It has no scores.
+    """
+    recipe, folder = run.recipe, run.folder / "evaluation"
+    scores = _measured(folder / f"{recipe.data.target}.json", run)
+    probes = _measured(folder / f"{recipe.data.target}-probes.json", run)
+    rows = scores.get("rows")
+    for row in recipe.evaluate:
+        if not isinstance(rows, dict) or not are_scores(rows.get(row)):
+            raise RecipeError(f"{folder / recipe.data.target}.json: has no scores of {row}; {_AGAIN}")
+        if row in probes and not are_numbers(probes[row]):
+            raise RecipeError(f"{folder / recipe.data.target}-probes.json: {row} has other values than numbers; "
+                              f"{_AGAIN}")
+    found = []
+    for row, stage in recipe.evaluate.items():
+        line, start = recipe.lineage(stage), recipe.start(row)
+        before = recipe.lineage(recipe.evaluate[start]) if start else []
+        costs = {name: done(run.folder, name) for name in line}
+        own = [name for name in line if name not in before]
+        found.append(Result(
+            recipe=recipe.name, row=row, seed=recipe.seed, start=start, scores=scores["rows"][row],
+            probes=probes.get(row),
+            trained=not recipe.stages[stage].calibrate or any(_on_target(recipe.stages[name]) for name in own),
+            seconds=sum(cost.rank_seconds for cost in costs.values()),
+            adaptation=sum(costs[name].rank_seconds for name in own) if start else 0.0,
+            images=sum(cost.images for cost in costs.values())))
+    return found
+
+
+_AGAIN = "remove it, and the same command measures it again"
+
+
+def _measured(path: Path, run: Run) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("not a mapping")
+    except FileNotFoundError:
+        raise RecipeError(f"{run.folder}: has no scores of {run.recipe.data.target}; a comparison needs a target with "
+                          "labelled query and gallery") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+    return found
+
+
+def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
+    """Writes the comparison as JSON, Markdown and PNG; returns its table as text."""
+    from embae.trainer.comparison.plot import plot_comparison
+    first = runs[0].recipe
+    found = [result for run in runs for result in results(run)]
+    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found),
+                            first.scoring.rerank, first.scoring.expand)
+    said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
+    for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
+                       ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):
+        write_whole(out / name, lambda file, text=text: file.write(text.encode() + b"\n"))  # type: ignore[misc]
+    plot_comparison(comparison, out / "comparison.png")
+    note(f"{out / 'comparison.md'}, .json, .png")
+    return comparison_table(comparison, probes=probes) + said
+
+
+def _on_target(stage: Stage) -> bool:
+    return stage.loss is not None and stage.data.from_ != "sources"

@@ -1,0 +1,92 @@
+"""A trained model's embeddings of a dataset, into one file: what ``embae extract`` and ``embae search`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from embae.datasets.errors import DataError
+from embae.datasets.image_source import ImageSource
+from embae.datasets.index.records import Split
+from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.sampling.view import View
+from embae.trainer.deployment.vectors import Origin, Vectors, write_vectors
+from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.embeddings import embedded, note_unknown_cameras
+from embae.trainer.inference.shared_array import content_key
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.recipe.scoring import TTA
+from embae.trainer.runs.trained_model import Trained
+from embae.trainer.runtime.distributed import World, broadcast_object, on_first_rank
+
+
+def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
+    """A name for what a model's embeddings mean: those under one name may be compared."""
+    known = [model.cameras, *([names] if (names := sorted(model.known.names.items())) else [])]
+    return content_key([spec.size, spec.mean, spec.std, tta, *known], np.empty(0, np.uint64), model)
+
+
+def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
+    """What a model makes of the splits of what was pointed at."""
+    named = {index.name: {name: camid for camid, name in index.camera_names.items()} for index in pointed.indexes}
+    return Origin(key, pointed.name, pointed.fingerprint, [one for one in splits if pointed.count(one)],
+                  str(pointed.root), {name: cameras for name, cameras in named.items() if cameras})
+
+
+def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spec: ImageSpec, tta: TTA, world: World,
+               reading: Reading) -> bool:
+    """Writes a file of embeddings, each rank computing its share; those that `evaluation.evaluate` would compute.
+
+    A start after a kill goes on where the last one was. Nothing is done where the file is there already.
+
+    Args:
+        path: The file; while it is made, a folder beside it holds what there is of it.
+        made: What is to be in it.
+        model: In eval mode, on the rank's device.
+        pointed: What it is of.
+        spec: What the model takes.
+        tta: Test-time augmentation.
+        world: This rank.
+        reading: How images are read.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        DataError: An image cannot be read.
+        FloatingPointError: An embedding is not finite.
+    """
+    views = [View([index for index in pointed.indexes if index.count(split)], split)  # type: ignore[arg-type]
+             for split in made.splits]
+    if world.first:
+        note_unknown_cameras(model, views)
+    if broadcast_object(on_first_rank(world, lambda: _is_there(path, made))):
+        return False
+    beside = path.with_name(f"{path.name}.partial")
+    with ExitStack() as stack:
+        pieces = []
+        for split, view in zip(made.splits, views, strict=True):
+            found, start = stack.enter_context(embedded(model, view, spec, tta, world, reading, beside)), 0
+            for index in view.indexes:
+                rows = index.rows(split)  # type: ignore[arg-type]
+                own = np.arange(rows.start, rows.stop)
+                pieces.append((index, own, found[start:start + len(own)]))
+                start += len(own)
+        on_first_rank(world, lambda: write_vectors(path, made, pieces))
+    return True
+
+
+def reading_of(trained: Trained) -> Reading:
+    """How a run's images are read for scoring."""
+    recipe = trained.recipe
+    return Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
+
+
+def _is_there(path: Path, made: Origin) -> bool:
+    try:
+        return Vectors.open(path).origin == made
+    except DataError:
+        return False

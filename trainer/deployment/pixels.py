@@ -1,0 +1,108 @@
+"""Images in whatever form a program holds them → uint8 pixels `(3, H, W)`, and these as a model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tf
+from PIL import Image
+from torch import Tensor
+
+from embae.datasets.errors import DataError
+from embae.datasets.images.encoding import MODES, opened, upright
+from embae.datasets.loading.augment import ImageSpec
+
+One = str | Path | Image.Image | np.ndarray | Tensor
+Images = One | Sequence[One]
+
+_WANTED = ("a path, a PIL image, a uint8 array (H, W, 3) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W), "
+           "uint8 or of numbers from 0 to 1")
+
+
+def one_by_one(images: Images) -> list[One]:
+    """The images one by one; none is read or looked at yet.
+
+    Raises:
+        DataError: Not images, or of a shape that cannot be.
+    """
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    if isinstance(images, (np.ndarray, Tensor)):
+        if images.ndim == 3:
+            return [images]
+        if images.ndim == 4:
+            return list(images)
+        raise DataError(f"images: found {_told(images)}; wanted {_WANTED}")
+    if isinstance(images, Sequence):
+        return [one for some in images for one in one_by_one(some)]
+    raise DataError(f"images: found {_told(images)}; wanted {_WANTED}, or a list of these")
+
+
+def pixels(image: One) -> Tensor:
+    """One image: uint8 `(3, H, W)`.
+
+    Numbers from 0 to 1 are rounded to the 8 bits that cameras and the training images have, so that the form an image
+    comes in makes no difference.
+
+    Raises:
+        DataError: There is no such file, it is no image, or the shape, type or values cannot be those of one.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            data = Path(image).read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{image}: cannot be read ({getattr(error, 'strerror', None) or error}); wanted an image "
+                            "file") from error
+        with opened(data, str(image)) as file:
+            return _from_array(np.asarray(upright(file, str(image))))
+    if isinstance(image, Image.Image):
+        if image.mode not in MODES:
+            raise DataError(f"a PIL image of mode {image.mode}; wanted 8 bits a channel: convert it first")
+        return _from_array(np.asarray(upright(image, "a PIL image")))
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel() or (
+            image.dtype != torch.uint8 and not image.is_floating_point()):
+        raise DataError(f"images: found {_told(image)}; wanted {_WANTED}")
+    image = image.detach().cpu()
+    if image.dtype == torch.uint8:
+        return image
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0 and high <= 1):  # NaN neither
+        raise DataError(f"images: found a tensor of numbers from {low:.3g} to {high:.3g}; wanted 0 to 1, before any "
+                        "normalisation, or uint8")
+    return image.float().mul(255).round().to(torch.uint8)
+
+
+def normalised(images: Sequence[Tensor], spec: ImageSpec) -> Tensor:
+    """Pixels of one size as a model takes them: `(B, 3, H, W)` float32, channels last in memory."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (spec.mean, spec.std))
+    return ((torch.stack(list(images)) - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 `(3, H, W)` at another height and width, as DALI resizes: by a triangle that is widened where it shrinks.
+
+    Computed in float32 and rounded at the end, which leaves 1 in 170 values one grey level from DALI's, none further.
+    Pillow and torchvision's uint8, which round between the two directions, leave a fifth of them so.
+    """
+    if image.shape[1:] == size:
+        return image
+    return tf.resize(image.float(), list(size), antialias=True).round().clamp(0, 255).to(torch.uint8)
+
+
+def _from_array(image: np.ndarray) -> Tensor:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"images: found {_told(image)}; wanted {_WANTED}")
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+
+
+def _told(what: Any) -> str:
+    if isinstance(what, (np.ndarray, Tensor)):
+        kind = "an array" if isinstance(what, np.ndarray) else "a tensor"
+        return f"{kind} of {str(what.dtype).removeprefix('torch.')}, shape {tuple(what.shape)}"
+    return f"{type(what).__name__} {what!r:.80}"

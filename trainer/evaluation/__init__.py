@@ -1,0 +1,1 @@
+"""Scores of a model, of a run and of any dataset, and probes of what its codes hold."""

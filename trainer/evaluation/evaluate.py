@@ -1,0 +1,96 @@
+"""Embeddings of query and gallery, and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embae.datasets.errors import DataError
+from embae.datasets.files.atomic import write_whole
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.records import ROLES
+from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.sampling.view import View
+from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.embeddings import embedded, note_unknown_cameras, spread_over
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.recipe.scoring import TTA
+from embae.trainer.retrieval.fixed_point import blocks
+from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
+from embae.trainer.retrieval.scores import Labels, PerQuery, interval
+from embae.trainer.runtime.distributed import World
+
+
+def labels(view: View) -> Labels:
+    """What the metric may know of a view's images."""
+    rows = np.arange(len(view))
+    known, role = view.column("labelled", rows).astype(bool), view.column("role", rows)
+    return Labels(view.column("pid", rows), view.column("camid", rows), known & (role == ROLES.index("person")),
+                  role == ROLES.index("junk"))
+
+
+def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,
+             refined: RankingOptions = PLAIN, keep: Path | None = None) -> dict[str, Any]:
+    """Ranks a dataset's gallery for each of its queries: spread over the ranks, the same bit for bit on any number.
+
+    Args:
+        model: In eval mode, on the rank's device.
+        index: The dataset.
+        spec: What the model takes.
+        tta: Test-time augmentation.
+        world: This rank.
+        reading: How images are read.
+        folder: Where embeddings lie meanwhile, on a file system that all ranks see.
+        refined: What is done to the ranking.
+        keep: Where to keep the raw embeddings of query and gallery, in the order of the index; .npz.
+
+    Returns:
+        JSON-ready scores, on every rank: `Scores.to_dict` and, under ``interval``, 95 % intervals over resampled
+        identities.
+
+    Raises:
+        DataError: The dataset has no query or no gallery, or no query has a match.
+        FloatingPointError: An embedding is not finite.
+    """
+    both = View([index], "query"), View([index], "gallery")
+    if world.first:
+        note_unknown_cameras(model, both)
+    with (embedded(model, both[0], spec, tta, world, reading, folder) as query,
+          embedded(model, both[1], spec, tta, world, reading, folder) as gallery):
+        for embeddings in (query, gallery):
+            _check(embeddings, index, world)
+        known = labels(both[0]), labels(both[1])
+        ranked = refined.rank(query, gallery, *known, spread_over(world))
+        if not (ranked.first > 0).any():
+            raise DataError(f"{index.root}: none of {len(query)} queries has an image of its identity on another "
+                            "camera of the gallery, so there is nothing to score; look at pids and camids with embae "
+                            "inspect")
+        if keep and world.first:
+            write_embeddings(keep, query, gallery)
+    return scores_dict(ranked, known[0])
+
+
+def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
+    """Results of queries, of which one has a match at least, as `evaluate` returns them."""
+    values = ranked.values()
+    intervals = {name: interval(values[name], query_labels) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
+    return {**ranked.scores().to_dict(), "interval": intervals}
+
+
+def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
+    """Each rank looks at its share; all raise, or none."""
+    broken = np.zeros(1, np.int64)
+    own = spread_over(world).own(len(embeddings))
+    for rows in blocks(own.stop - own.start, 4096):
+        broken += np.count_nonzero(~np.isfinite(embeddings[own][rows]).all(1))
+    if count := int(spread_over(world).add(broken)[0]):
+        raise FloatingPointError(f"{index.name}: embeddings of {count} of {len(embeddings)} images are not finite; "
+                                 "try a smaller optimizer.lr, or clip: 1.0")
+
+
+def write_embeddings(path: Path, query: np.ndarray, gallery: np.ndarray) -> None:
+    """Keeps raw embeddings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: np.savez(file, query=query, gallery=gallery))

@@ -1,0 +1,139 @@
+"""Scores the models of a finished run on any dataset: ``embae evaluate``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from embae.datasets.errors import DataError
+from embae.datasets.files.progress import note
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.inspection.verification import check_rows
+from embae.datasets.remote.url import Url, location
+from embae.trainer.errors import RecipeError
+from embae.trainer.recipe.schema import Recipe
+from embae.trainer.recipe.scoring import TTA, Scoring
+from embae.trainer.retrieval.ranking_options import RankingOptions
+from embae.trainer.runs.score_table import score_table, write_scores
+from embae.trainer.runs.scratch import meanwhile
+from embae.trainer.runs.stage_data import can_score
+from embae.trainer.runs.stage_folder import is_done
+from embae.trainer.runs.trained_model import open_path
+from embae.trainer.runtime.fast_imports import gc_paused
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What is to be scored, and how: checked.
+
+    Attributes:
+        run: A run folder, or the export folder of a stage.
+        recipe: The run's.
+        exports: Row of the table → export.
+        left_out: Rows whose stage is not done, and the stage.
+        index: The dataset.
+        tta: Test-time augmentation.
+        refined: What is done to the ranking.
+    """
+
+    run: Path
+    recipe: Recipe | None
+    exports: dict[str, Path]
+    left_out: dict[str, str]
+    index: Index
+    tta: TTA
+    refined: RankingOptions
+
+
+def scoring_job(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None = None,
+             expand: int | None = None) -> ScoringJob:
+    """Checks what ``embae evaluate`` was asked, in a moment.
+
+    Args:
+        run: A run folder, or the folder of a stage or its export.
+        dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
+        tta: Test-time augmentation; None takes the recipe's.
+        rerank: Whether to re-rank; None takes the recipe's.
+        expand: By how many images queries are expanded; None takes the recipe's.
+
+    Raises:
+        RecipeError: There is no run, or none of the stages to score is done.
+        DataError: The dataset is missing, or has nothing to score.
+    """
+    recipe, exports, left_out = models(run)
+    index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
+    check_rows(index)
+    if not can_score(index):
+        raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery "
+                        "(docs/data.md)")
+    scoring = recipe.scoring if recipe else Scoring()
+    return ScoringJob(run, recipe, exports, left_out, index, tta or scoring.tta,
+                    ranking_options(scoring, rerank, expand))
+
+
+def ranking_options(scoring: Scoring, rerank: bool | None, expand: int | None) -> RankingOptions:
+    """What is done to a ranking: what was asked for, and as a recipe says where nothing was."""
+    return RankingOptions(scoring.rerank if rerank is None else rerank, scoring.expand if expand is None else expand)
+
+
+def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
+    """A run's recipe, the exports of the rows of its table, and the stages of rows that are not done.
+
+    Args:
+        run: A run folder, or the folder of a stage or its export, which know no recipe.
+
+    Raises:
+        RecipeError: There is no run, or none of the stages to score is done.
+    """
+    recipe = open_path(run)
+    if isinstance(recipe, Path):
+        return None, {recipe.resolve().parent.name: recipe}, {}
+    rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
+    exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
+    if not exports:
+        raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
+    return recipe, exports, {row: stage for row, stage in rows.items() if row not in exports}
+
+
+def rescore(asked: ScoringJob, to: Path | None) -> None:
+    """Prints the table of scores; each of the ranks calls it.
+
+    Args:
+        asked: The question.
+        to: Where to write the scores as JSON.
+    """
+    with gc_paused():
+        from embae.trainer.evaluation.evaluate import evaluate
+        from embae.trainer.inference.batches import Reading
+        from embae.trainer.model.saved import SavedModel
+        from embae.trainer.runtime.distributed import broadcast_object, join, leave
+    recipe = asked.recipe
+    reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
+    world = join()
+    try:
+        with meanwhile(asked.run) if world.first else nullcontext() as place:
+            folder, scores = Path(broadcast_object(str(place))), {}
+            for row, export in asked.exports.items():
+                opened = SavedModel.open(export)
+                scores[row] = evaluate(opened.restore().to(world.device), asked.index, opened.spec, asked.tta, world,
+                                       reading, folder, refined=asked.refined)
+    finally:
+        leave()
+    if world.first:
+        for row, stage in asked.left_out.items():
+            note(f"{row} is left out: its stage, {stage}, is not done")
+        if to:
+            write_scores(to, asked.index.name, asked.tta, scores, asked.refined)
+        print(score_table(asked.index.name, asked.tta, scores, asked.refined))
+
+
+def _dataset(dataset: str | None, root: Path | Url | None, target: str | None) -> Index:
+    name = dataset or target
+    if root is not None and name is not None and "://" not in name and (
+            not os.path.isdir(name) or (isinstance(root, Path) and os.path.isdir(root / name))):
+        return Index.open(root / name)
+    if dataset is None:
+        raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
+    return Index.open(location(dataset))

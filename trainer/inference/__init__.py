@@ -1,0 +1,1 @@
+"""Images of a view through a model: features and embeddings, shared by ranks."""

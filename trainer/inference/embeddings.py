@@ -1,0 +1,127 @@
+"""Embeddings of the images of a view, each rank computing its share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embae.datasets.files.locks import unshared_name
+from embae.datasets.files.progress import note
+from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.batch import Batch
+from embae.datasets.sampling.view import View
+from embae.trainer.inference.batches import Reading, read_batches
+from embae.trainer.inference.features import seen_as
+from embae.trainer.inference.shared_array import content_key, fill, finish
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.model.known_cameras import listed, tell
+from embae.trainer.recipe.scoring import TTA
+from embae.trainer.retrieval.work_split import WorkSplit, threads
+from embae.trainer.runtime.distributed import World, barrier, broadcast_object, sum_over_ranks
+
+
+def views(images: Tensor, spec: ImageSpec, tta: TTA) -> Iterator[Tensor]:
+    """What the embedding is averaged over (Hermans et al. 2017): `(B, 3, H, W)` each.
+
+    Args:
+        images: At the size of `read_size`.
+        spec: What the model takes.
+        tta: ``none``; ``flip``, the image and its mirror image; ``ten-crop``, the centre and the four corners of the
+            image at 9/8 of the input size, each with its mirror image.
+    """
+    height, width = spec.size
+    down, right = images.shape[2] - height, images.shape[3] - width
+    corners = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)] if tta == "ten-crop" else [(0, 0)]
+    for top, left in corners:
+        crop = images[:, :, top:top + height, left:left + width]
+        yield crop
+        if tta != "none":
+            yield crop.flip(3)
+
+
+def read_size(spec: ImageSpec, tta: TTA) -> tuple[int, int]:
+    """Height and width that images are read at."""
+    return spec.margin if tta == "ten-crop" else spec.size
+
+
+@contextmanager
+def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path,
+             rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Embeddings of a view to search by, each rank computing its share: `(images, Z)` float32, on every rank.
+
+    They lie in a memory-mapped file, one copy a node, for as long as the context lasts; a start after a kill goes on
+    where the last one was. The same bit for bit on any number of ranks.
+
+    Args:
+        model: In eval mode, on the rank's device.
+        view: The images.
+        spec: What the model takes.
+        tta: Test-time augmentation.
+        world: This rank.
+        reading: How images are read.
+        folder: Where the file lies, on a file system that all ranks see.
+        rows: `(N,)`, which of them, and in which order they are computed and returned; by default all as they lie.
+    """
+    rows = np.arange(len(view)) if rows is None else rows
+    device, loader, size = world.device, reading.loader, reading.batch
+    through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras, model.last_stride,
+               model.unit]
+    name = f"embeddings-{content_key(through, seen_as(model, view, rows), model)}"
+
+    def compute(batch: Batch) -> Tensor:
+        which = model.cameras_of(batch)
+        mean = torch.stack([model.encode(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0)
+        return model.for_search(mean).float()
+
+    # A second evaluation of the same model at the same time has a file of its own.
+    with unshared_name(folder, name) if world.first else nullcontext(name) as held:
+        path = folder / f"{broadcast_object(held)}.npy"
+        # One rank looks: a network file system remembers for a while that a file was not there.
+        if not broadcast_object(path.exists() if world.first else None):
+            batches = partial(read_batches, view, spec=spec, device=device, loader=loader, threads=reading.threads,
+                              read=read_size(spec, tta))
+            fill(path, rows, (model.z,), batches, compute, world, size=size)
+            if world.first:
+                finish(path)
+        barrier()
+        try:
+            yield np.load(path, mmap_mode="r")
+            barrier()  # a network file system takes a file away from those who still read it
+        finally:
+            if world.first:
+                path.unlink(missing_ok=True)
+
+
+def note_unknown_cameras(model: EmbAE, views: Sequence[View]) -> None:
+    """Says which cameras of each dataset a model that is calibrated by camera does not know, or not by name."""
+    known = model.known
+    names = {camera: name for view in views for camera, name in view.camera_names.items()}
+    if guessed := sorted({camera for view in views for camera in known.by_number(view)}):
+        note(f"the model knows cameras by number alone, and takes {tell(guessed, names)} for its cameras "
+             f"{tell(guessed, {})}; if they had other numbers when it was calibrated, calibrate it again")
+    strange = sorted({camera for view in views for camera in known.unknown(view)})
+    for dataset in dict.fromkeys(dataset for dataset, _ in strange if known.cameras):
+        own = [camera for camera in strange if camera[0] == dataset]
+        said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras ({listed(own, names)}); their "
+                "images go through the statistics that all cameras share")
+        if dataset not in {other for other, _ in known.cameras}:
+            said += (f". It knows {tell(known.cameras, known.names)}; where these are the same cameras, give the "
+                     "folder that name with --name")
+        note(said)
+
+
+def spread_over(world: World) -> WorkSplit:
+    """This rank's part in work on arrays, with its share of the machine's threads."""
+    here = threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def add(array: np.ndarray) -> np.ndarray:
+        return sum_over_ranks(torch.from_numpy(array).to(world.device)).cpu().numpy()
+
+    return WorkSplit(world.rank, world.world_size, add, here)

@@ -1,0 +1,136 @@
+"""Backbone features computed once, for stages that leave the backbone frozen and flip images at most.
+
+What such a stage would decode and compute again every epoch is two vectors an image: of the image and of its mirror
+image. They lie in a memory-mapped file, found by a key of everything they depend on, in the order of the images'
+content: batches in the index's order, which knows identities, would let these round the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.batch import Batch, Work
+from embae.datasets.loading.open_loader import LoaderName
+from embae.datasets.loading.to_device import to_device
+from embae.datasets.sampling.plan import by_content
+from embae.datasets.sampling.view import View
+from embae.trainer.inference.batches import EXTRACT, read_batches
+from embae.trainer.inference.shared_array import _write_seconds, content_key, fill, finish
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.runtime.distributed import World, barrier, broadcast_object
+
+
+class Features:
+    """Features by row of a view: `(images, 2, F)` float32, memory-mapped; index 1 is the mirror image.
+
+    Args:
+        stored: As they lie on disk.
+        place: `(images,)`, where each row lies.
+    """
+
+    def __init__(self, stored: np.ndarray, place: np.ndarray):
+        self._stored, self._place, self.shape = stored, place, stored.shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        found = self._place[rows], *rest
+        return self._stored[found]
+
+
+class Cached(NamedTuple):
+    """Features of a view's images.
+
+    Attributes:
+        features: By row.
+        rank_seconds: Wall time × ranks that they took, whenever that was.
+    """
+
+    features: Features
+    rank_seconds: float
+
+
+class FeatureLoader:
+    """The batches of a `Work` with cached features for images: the same rows, flipped alike."""
+
+    def __init__(self, work: Work, features: Features, device: torch.device):
+        self.name = "features"
+        self._work, self._features, self._device = work, features, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self._work)):
+            batch, draws = self._work.part(number)
+            batch.inputs = to_device(self._features[batch.rows, draws.flip], self._device)
+            yield batch
+
+    def close(self) -> None:
+        """Nothing to free: the file is shared."""
+
+
+def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, bf16: bool, folder: Path,
+                    loader: LoaderName, threads: int | None) -> Cached:
+    """Features of every image of a view and of its mirror image, each rank computing its share.
+
+    Args:
+        model: Its backbone in eval mode, on the training device.
+        view: The images.
+        spec: What the model takes.
+        world: This rank.
+        bf16: Whether to compute under bfloat16 autocast, as the stage would.
+        folder: Where the cache lies, on a file system that all ranks see.
+        loader: What decodes.
+        threads: Decoding threads.
+    """
+    order = by_content(view)
+    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras, model.last_stride]
+    key = content_key(through, seen_as(model, view, order), model.backbone)
+    path = folder / f"features-{key}.npy"
+    took = path.with_suffix(".seconds")
+    # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
+    if not broadcast_object(path.exists()):
+        def compute(batch: Batch) -> torch.Tensor:
+            which = model.cameras_of(batch)
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                return torch.stack([model.extract(images, which).float()
+                                    for images in (batch.inputs, batch.inputs.flip(3))], 1)
+
+        batches = partial(read_batches, view, spec=spec, device=world.device, loader=loader, threads=threads)
+        fill(path, order, (2, model.features), batches, compute, world)
+        if world.first:
+            chunks = path.with_suffix(".chunks")
+            _write_seconds(took, sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix))
+            finish(path)
+    barrier()
+    place = np.empty(len(view), np.int64)
+    place[order] = np.arange(len(view))
+    return Cached(Features(np.load(path, mmap_mode="r"), place), float(took.read_text(encoding="utf-8")))
+
+
+def seen_as(model: EmbAE, view: View, rows: np.ndarray) -> np.ndarray:
+    """What rows of a view are to a model: a number for each image, and where its camera stands among the model's."""
+    which = model.numbers(view, rows)
+    return np.concatenate([view.fingerprints()[rows], *([which.astype(np.uint64)] if which is not None else [])])
+
+
+def feature_mean_std(features: Features, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of cached features, mirror images included: two `(F,)`.
+
+    Args:
+        features: `(images, 2, F)`.
+        rows: Every row, in an order that knows no labels: sums round by their order.
+        device: Where they go.
+    """
+    total = np.zeros((2, features.shape[2]))
+    for start in range(0, len(rows), EXTRACT):
+        chunk = features[rows[start:start + EXTRACT]].reshape(-1, features.shape[2]).astype(np.float64)
+        total += chunk.sum(0), np.square(chunk).sum(0)
+    mean, square = total / (2 * len(rows))
+    variance = square - mean**2
+    spread = np.sqrt(np.where(variance > 1e-10, variance, 1.0))  # a feature that never fires stays as it is
+    return torch.from_numpy(mean).float().to(device), torch.from_numpy(spread).float().to(device)

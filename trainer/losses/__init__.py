@@ -1,0 +1,1 @@
+"""Losses and a stage's objective."""

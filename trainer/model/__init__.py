@@ -1,0 +1,1 @@
+"""The network, its batch norms and cameras, and the same on disk."""

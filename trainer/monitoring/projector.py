@@ -1,0 +1,90 @@
+"""Embeddings for TensorBoard's projector: points that can be turned, coloured by camera or person, and looked at.
+
+    tensorboard/<stage>/projector_config.pbtxt              what there is
+    tensorboard/<stage>/projector/<dataset>.tsv             embeddings of unit length, a line each
+    tensorboard/<stage>/projector/<dataset>-metadata.tsv    pid, camid, key, split and dataset, under a header
+    tensorboard/<stage>/projector/<dataset>-images.jpg      the images, small, in rows that make a square
+
+A sample: all images of some people. Twice as many would show no more, and take TensorBoard as much longer to load.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from embae.datasets.files.atomic import write_whole
+from embae.datasets.images.encoding import decoded
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.view import View
+
+POINTS, IDENTITIES = 2000, 200  # at most
+SIDE = 64  # pixels of a small image, which the projector draws as a square: 45 × 45 are far from the 8,192 of a browser
+_COLUMNS = ("pid", "camid", "key", "split", "dataset")  # the first of words is what it labels points by
+
+
+def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.ndarray, seed: int) -> None:
+    """Writes what the projector shows of a scored dataset.
+
+    Args:
+        folder: The log folder of the stage.
+        index: The dataset.
+        query: `(Q, Z)` raw embeddings, in the order of the index.
+        gallery: `(N, Z)` raw embeddings.
+        seed: Of the sample.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    view = View([index], "query", "gallery")
+    chosen = choose(view, seed, images=POINTS, identities=IDENTITIES)
+    some = np.stack([query[row] if row < len(query) else gallery[row - len(query)] for row in chosen])
+    some = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
+    rows = view.locate(chosen)[1]
+    inside = folder / "projector"
+    inside.mkdir(parents=True, exist_ok=True)
+    files = {"tensors": (".tsv", _lines(some)), "images": ("-images.jpg", _sprite(index, rows)),
+             "metadata": ("-metadata.tsv", _metadata(index, rows, chosen < len(query)))}
+    for end, content in files.values():
+        write_whole(inside / f"{index.name}{end}", lambda file, content=content: file.write(content))  # type: ignore[misc]
+    path = {key: json.dumps(f"projector/{index.name}{end}") for key, (end, _) in files.items()}
+    config = (f"embeddings {{\n  tensor_name: {json.dumps(index.name)}\n"
+              f"  tensor_shape: {some.shape[0]}\n  tensor_shape: {some.shape[1]}\n"
+              f"  tensor_path: {path['tensors']}\n  metadata_path: {path['metadata']}\n"
+              f"  sprite {{\n    image_path: {path['images']}\n"
+              f"    single_image_dim: {SIDE}\n    single_image_dim: {SIDE}\n  }}\n}}\n")
+    write_whole(folder / "projector_config.pbtxt", lambda file: file.write(config.encode()))
+
+
+def _lines(embeddings: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.savetxt(out, embeddings, fmt="%.4g", delimiter="\t")
+    return out.getvalue()
+
+
+def _metadata(index: Index, rows: np.ndarray, of_query: np.ndarray) -> bytes:
+    lines = ["\t".join(_COLUMNS)]
+    for row, asked in zip(rows.tolist(), of_query.tolist(), strict=True):
+        pid = str(int(index.pid[row])) if index.labelled[row] else "unknown"
+        key = " ".join(index.key(row).split())  # a tab would be another column
+        lines.append("\t".join([pid, str(int(index.camid[row])), key, "query" if asked else "gallery", index.name]))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _sprite(index: Index, rows: np.ndarray) -> bytes:
+    side = math.ceil(math.sqrt(len(rows)))
+    sheet = Image.new("RGB", (side * SIDE, side * SIDE), "white")
+    with ShardReader(index) as reader:
+        for number, row in enumerate(rows.tolist()):
+            picture = ImageOps.pad(decoded(reader.read(row), where(index, row)), (SIDE, SIDE), color="white")
+            sheet.paste(picture, (number % side * SIDE, number // side * SIDE))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=85)
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""What a step takes: benchmark and dry run."""

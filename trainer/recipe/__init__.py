@@ -1,0 +1,1 @@
+"""What a recipe may say, and reading it. Imports no torch."""

@@ -1,0 +1,33 @@
+"""How query and gallery are scored: `scoring` of a recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from embae.trainer.recipe.fields import Count, Strict
+from embae.trainer.retrieval.ranking_options import MOST, RankingOptions
+
+if TYPE_CHECKING:
+
+    pass
+
+
+TTA = Literal["none", "flip", "ten-crop"]
+
+
+class Scoring(Strict):
+    """How query and gallery are scored."""
+
+    tta: TTA = "flip"
+    batch: Count = 256
+    rerank: bool = False
+    """Whether by k-reciprocal re-ranking (Zhong et al. 2017) instead of plain distances."""
+    expand: Annotated[int, Field(ge=0, le=MOST, strict=True)] = 0
+    """By how many of its nearest images each query is expanded before (Chum et al. 2007)."""
+
+    @property
+    def refined(self) -> RankingOptions:
+        """What is done to a ranking by plain distances."""
+        return RankingOptions(self.rerank, self.expand)

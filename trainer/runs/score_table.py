@@ -1,0 +1,62 @@
+"""The score table that a run ends with, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
+
+SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
+
+
+def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], refined: RankingOptions = PLAIN) -> str:
+    """Rows × scores as text: what a person reads first after a run.
+
+    Args:
+        dataset: What was scored.
+        tta: Test-time augmentation.
+        rows: Scores by name of the row, as in ``evaluation/<dataset>.json``.
+        refined: What was done to the ranking.
+    """
+    first = max(len("model"), *(len(row) for row in rows))
+    head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
+    queries = next(iter(rows.values()))["queries"]
+    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.said}, mAP by trapezoid", head,
+             "─" * len(head)]
+    for row, scores in rows.items():
+        low, high = scores["interval"]["Rank-1"]
+        numbers = "".join(f"  {scores[name]:9.3f}" for name in SHOWN)
+        lines.append(f"{row:{first}}{numbers}  {low:.3f} … {high:.3f}")
+    return "\n".join(lines)
+
+
+def are_numbers(tree: Any) -> bool:
+    """Whether a tree is a mapping of names to numbers."""
+    return isinstance(tree, dict) and all(type(value) in (int, float) for value in tree.values())
+
+
+def are_scores(tree: Any) -> bool:
+    """Whether a tree has the scores of one row, as `score_table` and comparisons take them."""
+    if not isinstance(tree, dict):
+        return False
+    intervals = tree.get("interval")
+    plain = {name: value for name, value in tree.items() if name != "interval"}
+    return (are_numbers(plain) and {*SHOWN, "queries"} <= plain.keys()
+            and isinstance(intervals, dict) and "Rank-1" in intervals
+            and all(isinstance(pair, list) and len(pair) == 2 and are_numbers(dict(enumerate(pair)))
+                    for pair in intervals.values()))
+
+
+def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]],
+                 refined: RankingOptions = PLAIN) -> None:
+    """Writes ``{"dataset", "tta", "rerank", "expand", "rows": {row: scores}}``, to a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tree = {"dataset": dataset, "tta": tta, **asdict(refined), "rows": rows}
+    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

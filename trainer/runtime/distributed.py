@@ -1,0 +1,169 @@
+"""This process's place among the ranks, and exchanges between them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embae.datasets.sampling.plan import share
+from embae.trainer.errors import RunError, exit_code
+from embae.trainer.runtime.rendezvous import meet
+from embae.trainer.runtime.watchdog import watch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of ranks, and the device that this rank trains on."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes the records."""
+        return self.rank == 0
+
+
+def join(timeout_s: float = 600) -> World:
+    """Joins the world that the launcher's environment variables describe; alone where there are none.
+
+    Args:
+        timeout_s: How long to wait for the others to join, and later on for one that says nothing (see `watch.py`).
+
+    Raises:
+        RunError: The other ranks did not come within the time-out.
+    """
+    _die_with_parent()
+    rank, size, local = (int(os.environ.get(key, default)) for key, default in
+                         (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    os.environ.setdefault("LOCAL_RANK", str(local))  # DeepSpeed looks for it
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+        # The same bits twice, so that a killed run ends where an undisturbed one does; and fp32 is fp32.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+    if not dist.is_initialized():
+        try:
+            store = meet(rank, size, timeout_s)
+        except (dist.DistError, TimeoutError) as error:
+            raise RunError(f"rank {rank}: not all of {size} ranks came within {timeout_s:.0f} s "
+                           f"({str(error).splitlines()[0]})") from error
+        # Waiting is ended by `watch.py`, which knows for whom; a backend's own time-out does not know that one rank may
+        # be busy for long while the others rightly wait.
+        dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, store=store,
+                                timeout=timedelta(days=7), device_id=device if gpu else None)
+        if size > 1:
+            watch.start(store, rank, size, timeout_s)
+    return World(rank, local, size, device)
+
+
+def leave() -> None:
+    """Leaves the world."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    """On Linux a worker ends with its launcher; else it would train on, and hold the run folder, unseen."""
+    if "LOCAL_RANK" in os.environ and os.uname().sysname == "Linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # The launcher may be gone already: importing torch takes a worker seconds.
+        if os.environ.get("EMBAE_LAUNCHER", str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; the gradient of this rank's own rows goes back, that of the others is theirs to take."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
+        world, rank = dist.get_world_size(), dist.get_rank()
+        ctx.own = share(total, rank, world)
+        every = [rows.new_empty(_length(share(total, other, world)), *rows.shape[1:]) for other in range(world)]
+        # Ranks may hold different numbers of rows, and equal shapes are what every backend gathers.
+        longest = max(len(part) for part in every)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[:len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in every]
+        dist.all_gather(received, padded)
+        return torch.cat([got[:len(part)] for got, part in zip(received, every, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][ctx.own], None
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """The global batch `(B, …)` from every rank's share of it, with the gradient of the own rows.
+
+    A loss over the result has to be multiplied by the world size before the engine averages the gradients: each
+    rank contributes the part through its own rows, and these parts add up.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _Gather.apply(rows, total)
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of what every rank holds, on every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value := value.clone())
+    return value
+
+
+def broadcast_object(value: Any) -> Any:
+    """What rank 0 holds, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def on_first_rank(world: World, act: Callable[[], T]) -> T | None:
+    """What rank 0 does alone, on rank 0; its error is every rank's, which would wait for it for ever."""
+    result, error = None, None
+    if world.first:
+        try:
+            result = act()
+        except Exception as caught:
+            error = caught
+    code = broadcast_object(exit_code(error) if error else 0)
+    if error:
+        raise error
+    if code:
+        raise SystemExit(code)
+    return result
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every rank holds, in the order of the ranks, on every rank."""
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, value)
+    return every

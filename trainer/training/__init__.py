@@ -1,0 +1,1 @@
+"""The loop of a stage: its initial model, updates, checkpoints and export."""

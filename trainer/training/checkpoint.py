@@ -1,0 +1,205 @@
+"""A stage's state after some of its steps, on disk; it knows no world size.
+
+    <stage>/checkpoints/step-000500/
+      state.safetensors      the model's whole state (model/…), the optimizers' moments (optimizer/…), as full tensors
+      checkpoint.json        stage, step, and what the stage took so far
+      complete               size and checksum of both; written last, before the folder gets its name
+
+Everything else that a step depends on (batch, augmentation, learning rate) is a function of the step. Nothing in it can
+run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embae.datasets.files.atomic import whole_folder
+from embae.datasets.files.plain import open_plain, read_json
+from embae.datasets.files.progress import note
+from embae.trainer.errors import RecipeError, WeightsError
+from embae.trainer.model.saved import read_weights, save_weights
+
+FORMAT = 1
+FOLDER, STATE, META, MARK = "checkpoints", "state.safetensors", "checkpoint.json", "complete"
+_NAME = re.compile(r"step-(\d{6,12})")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        stage: The stage's name.
+        step: Steps done.
+        rank_seconds: Wall time × ranks so far, over all starts.
+        world_size: Ranks that wrote it; any number may go on.
+        best: The best scores on the target so far and their step; empty without evaluation during training.
+    """
+
+    stage: str
+    step: int
+    rank_seconds: float
+    world_size: int
+    best: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    meta: Meta
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Reads and checks a checkpoint, every byte of it.
+
+        Raises:
+            ExportError: It is not there, not whole or damaged.
+            RecipeError: Another version of embae wrote it.
+        """
+        wanted = _read_json(path / MARK)
+        for name in (STATE, META):
+            said = wanted.get(name)
+            try:
+                found = _sum(path / name, said)
+            except OSError as error:
+                raise WeightsError(f"{path / name}: cannot be read ({error.strerror})") from error
+            if found != said:
+                raise WeightsError(f"{path / name}: damaged; found {found}, wanted {said}")
+        meta = _read_json(path / META)
+        if meta.pop("format", None) != FORMAT:
+            # Not as of a damaged one: those are passed over, and removed on the way.
+            raise RecipeError(f"{path / META}: not of format {FORMAT}; another version of embae wrote it: go on with "
+                              "that one, or take another folder with --out")
+        return cls(path, _meta(meta, path / META))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's state and the optimizers' moments, on the CPU.
+
+        Raises:
+            ExportError: It was removed or damaged since.
+        """
+        found = read_weights(self.path / STATE)
+        return _below("model/", found), _below("optimizer/", found)
+
+    def adopt(self, stage: Path) -> None:
+        """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
+        to = place(stage, self.meta.step)
+        if to.resolve() != self.path.resolve():
+            with whole_folder(to) as partial:
+                for name in (STATE, META, MARK):
+                    shutil.copyfile(self.path / name, partial / name)
+        set_back(stage, self.meta.step)
+
+
+def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+    """Writes a checkpoint to a temporary folder, flushes it to disk and renames it.
+
+    Args:
+        path: The folder to make; an older one is replaced.
+        meta: What it says of itself.
+        model: The model's state, on the CPU; nothing may change it meanwhile.
+        moments: The optimizers' moments, likewise.
+
+    Raises:
+        OSError: The disk is full, for one; what was there before is as it was.
+    """
+    with whole_folder(path) as partial:
+        state = {f"model/{key}": value for key, value in model.items()}
+        state |= {f"optimizer/{key}": value for key, value in moments.items()}
+        save_weights(state, partial / STATE)
+        (partial / META).write_text(json.dumps({"format": FORMAT, **asdict(meta)}, indent=1) + "\n", encoding="utf-8")
+        sums = {name: _sum(partial / name) for name in (STATE, META)}
+        (partial / MARK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def found(stage: Path) -> list[Path]:
+    """Checkpoints of a stage, whole or not, the newest first."""
+    folder = stage / FOLDER
+    if not folder.is_dir():
+        return []
+    steps = {int(name[1]): path for path in folder.iterdir() if (name := _NAME.fullmatch(path.name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def newest(stage: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a stage; says which newer ones are damaged, and passes over them.
+
+    Raises:
+        RecipeError: Another version of embae wrote it.
+    """
+    for path in found(stage):
+        try:
+            return Checkpoint.open(path)
+        except WeightsError as error:
+            note(f"{error}; going back to the checkpoint before it")
+    return None
+
+
+def place(stage: Path, step: int) -> Path:
+    """Where the checkpoint of a step goes."""
+    return stage / FOLDER / f"step-{step:06}"
+
+
+def keep(stage: Path, count: int) -> None:
+    """Removes all but the newest."""
+    for old in found(stage)[count:]:
+        shutil.rmtree(old)
+
+
+def set_back(stage: Path, step: int) -> None:
+    """Removes what lies after a step, damaged or of steps that will be taken again, and what was never whole."""
+    for later in found(stage):
+        if int(later.name.removeprefix("step-")) > step:
+            shutil.rmtree(later)
+    for half in (stage / FOLDER).glob("step-*.partial"):
+        shutil.rmtree(half)
+
+
+def _sum(path: Path, said: Any = None) -> dict[str, Any]:
+    """Size and checksum of a file; of one that has another size than was said, the size alone."""
+    digest, size = hashlib.blake2b(), 0
+    with open_plain(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if isinstance(said, dict) and said.get("bytes") != length:
+            return {"bytes": length}
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "blake2b": digest.hexdigest()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_json(path)
+        if not isinstance(tree, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not of a whole checkpoint ({error})") from error
+    return tree
+
+
+def _meta(tree: dict[str, Any], path: Path) -> Meta:
+    kinds: dict[str, tuple[type, ...]] = {"stage": (str,), "step": (int,), "rank_seconds": (int, float),
+                                          "world_size": (int,), "best": (dict,)}
+    wrong = [key for key in kinds.keys() | tree.keys() if type(tree.get(key)) not in kinds.get(key, ())]
+    if wrong or tree["step"] < 0:
+        raise WeightsError(
+            f"{path}: not the description of a checkpoint (look at {', '.join(sorted(wrong)) or 'step'})"
+        )
+    return Meta(**tree)
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+

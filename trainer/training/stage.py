@@ -1,0 +1,281 @@
+"""One stage that trains: a fresh model from its ``init``, engines over its trained parts, steps, an export."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from embae.datasets.loading.augment import Augment
+from embae.datasets.loading.batch import Batch, Loader, Work
+from embae.datasets.loading.open_loader import open_loader
+from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, by_content
+from embae.trainer.errors import Stopped, WeightsError
+from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.features import FeatureLoader, cached_features, feature_mean_std
+from embae.trainer.losses.cluster_memory import ClusterMemory, memories
+from embae.trainer.losses.objective import Objective
+from embae.trainer.model import saved as export
+from embae.trainer.model.batch_norm import use_global_batch_norm
+from embae.trainer.model.embae import EmbAE
+from embae.trainer.model.saved import load_into
+from embae.trainer.monitoring.monitor import Clock, Monitor, line
+from embae.trainer.monitoring.step_phases import LoaderAround, Phase
+from embae.trainer.recipe.schema import Recipe
+from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runtime.distributed import World, on_first_rank
+from embae.trainer.runtime.signals import stopping
+from embae.trainer.runtime.step_flags import StepFlags
+from embae.trainer.runtime.watchdog import watch
+from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
+from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.memory_start import fill
+from embae.trainer.training.schedule import learning_rate, steps
+from embae.trainer.training.stage_checkpoints import StageCheckpoints
+from embae.trainer.training.updates import StepUpdates
+
+
+class StageRun:
+    """A stage while it runs.
+
+    Args:
+        recipe: The run's recipe.
+        name: The stage.
+        sampler: Its batch plan.
+        run: The run folder.
+        world: This rank.
+        monitor: Where records go.
+        resume: The checkpoint to go on from; by default the stage begins.
+
+    Attributes:
+        start: Steps done before.
+        stop: Steps of the whole stage.
+
+    Raises:
+        ExportError: What the stage starts from, or goes on from, does not fit.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World,
+                 monitor: Monitor, resume: Checkpoint | None = None):
+        self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
+        self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
+        self.spec, began = recipe.data.spec, time.perf_counter()
+        self.start = resume.meta.step if resume else 0
+        self.stop = self.keys.steps or steps(self.keys.lr_schedule.epochs, sampler.images, sampler.batch)
+        if resume and self.start > self.stop:
+            raise WeightsError(
+                f"{resume.path}: {self.start} steps are done, but the stage has {self.stop}; give it its "
+                "former length, or remove the checkpoint"
+            )
+        self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
+                                   view=sampler.view, classes=self._classes(), size=self.spec.size)
+        use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
+        self.model.to(world.device).train()
+        self._frozen = self._frozen_state(self.model.state_dict())
+        self._standard: tuple[Tensor, Tensor] | None = None
+        self._memories = self._remembered(begins=not resume)
+        work = self.work(self.start)
+        self.cached, elsewhere = self.keys.caches, 0.0
+        self.loader: Loader
+        if self.cached:
+            self.loader, elsewhere = self._features(work)
+        else:
+            self.loader = open_loader(work, loader=recipe.data.loader, device=world.device, threads=recipe.data.threads)
+        self._turns = self._take_turns(resume, work.largest)
+        before = resume.meta if resume else Meta(name, 0, 0.0, world.world_size)
+        took = elsewhere + (time.perf_counter() - began) * world.world_size
+        self.keeper = StageCheckpoints(
+            run / name,
+            self._turns,
+            replace(before, rank_seconds=before.rank_seconds + took),
+            world,
+            monitor,
+            keep=recipe.checkpoints.keep,
+        )
+        stopping.before_end = self.keeper.wait
+
+    def _classes(self) -> int:
+        if self.keys.use("classifier") == "absent":
+            return 0
+        return sum(map(len, self.sampler.view.identities))
+
+    def _remembered(self, begins: bool) -> dict[str, ClusterMemory]:
+        """The memories that embeddings are drawn to: of a stage that goes on, the checkpoint has their entries."""
+        assert self.keys.loss is not None
+        found = memories(self.keys.loss, self.sampler.view, self.model.z)
+        for memory in found.values():
+            memory.to(self.world.device)
+        if begins and found:
+            self._fill(found.values())
+        return found
+
+    def _fill(self, memories: Collection[ClusterMemory]) -> None:
+        data = self.recipe.data
+        fill(memories, self.model.eval(), self.sampler.view, self.spec, self.world, Reading(data.loader, data.threads),
+             self.run / "cache")
+        self.model.train()
+
+    def _take_turns(self, resume: Checkpoint | None, largest: int) -> StepUpdates:
+        """The engines, over the model as the checkpoint left it, if there is one.
+
+        Beginning and going on are one path: fresh parts from ``init`` first, since the target of a reconstruction by a
+        trained backbone is what that was at the stage's begin.
+        """
+        loss = self.keys.loss
+        assert loss is not None  # what this kind of stage is for
+        first = loss.triplet.batch_all_epochs if loss.triplet else 0
+        batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
+        objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
+                              batch_all_steps=batch_all, standard=self._standard, memories=self._memories)
+        model, moments = resume.state() if resume else ({}, {})
+        if resume:
+            load_into(self.model, model, str(resume.path))
+            self._check_frozen(model, resume.path)
+        turns = StepUpdates(objective, self.keys, self.name, seed=self.recipe.seed, largest=largest)
+        if resume:
+            try:
+                turns.restore_moments(moments)
+            except ValueError as error:
+                raise WeightsError(f"{resume.path}: {error}") from error
+        if self.world.first:  # where it begins too: there may be records and damaged checkpoints of an earlier start
+            set_back(self.run / self.name, self.start)
+        self.monitor.set_back(self.name, self.start)
+        return turns
+
+    def _check_frozen(self, state: dict[str, Tensor], path: Path) -> None:
+        for key, value in self._frozen.items():
+            if not same_bits(value, state[key]):
+                raise WeightsError(
+                    f"{path}: its {key.split('.')[0]}, which is frozen, is not that of {self.keys.init}, "
+                    f"where the stage starts; remove {path.parent}"
+                )
+
+    def work(self, start: int) -> Work:
+        """The batches of this rank from a step on."""
+        augment = Augment(**self.keys.data.augment.model_dump())
+        return Work(self.sampler, self.spec, augment, seed=self.recipe.seed, stage=self.name, start=start,
+                    stop=self.stop, rank=self.world.rank, world_size=self.world.world_size,
+                    accumulate=self.keys.accumulate)
+
+    def _features(self, work: Work) -> tuple[FeatureLoader, float]:
+        """The loader of cached features, and the rank-seconds that these took elsewhere: they are this stage's too."""
+        data, began = self.recipe.data, time.perf_counter()
+        bf16 = self.keys.precision == "bf16"
+        cached = cached_features(self.model, self.sampler.view, self.spec, self.world, bf16=bf16,
+                                 folder=self.run / "cache", loader=data.loader, threads=data.threads)
+        if self.keys.loss and self.keys.loss.reconstruction and self.keys.loss.reconstruction.standardised:
+            self._standard = feature_mean_std(cached.features, by_content(self.sampler.view), self.world.device)
+        elsewhere = cached.rank_seconds - (time.perf_counter() - began) * self.world.world_size
+        return FeatureLoader(work, cached.features, self.world.device), elsewhere
+
+    def train(self) -> Iterator[int]:
+        """Runs the stage; yields the number of steps done: where it goes on, if it does, and after each step.
+
+        Raises:
+            FloatingPointError: The loss is not finite; what is needed to see it again is in the stage's folder.
+            RunError: A checkpoint could not be written.
+            Stopped: A signal asked for it; there is a checkpoint of the last step.
+        """
+        schedule, base = self.keys.lr_schedule, self.keys.optimizer.lr
+        epoch = self.sampler.batch / self.sampler.images
+        clock, batches, agreement = Clock(self.start, self.stop), iter(self.loader), StepFlags(self.world)
+        recent: deque[tuple[Batch, dict[str, Tensor]]] = deque(maxlen=2)
+        with stopping.after_step(), watch.steps():
+            if self.start:
+                yield self.start
+            for step in range(self.start, self.stop):
+                before = time.perf_counter()
+                parts = [next(batches) for _ in range(self.keys.accumulate)]
+                clock.wait(time.perf_counter() - before)
+                if step == 0 and not self.cached:
+                    self.monitor.images(self.name, 0, parts[0].inputs, self.spec)
+                lr = learning_rate(schedule, base, step * epoch)
+                report = self._turns.step(parts, lr)
+                recent.append((parts[0], report))
+                clock.seen(len(parts[0].plan))
+                done = step + 1
+                watch.seen(f"stage {self.name}, step {done}")
+                broken, unsaved, stop = agreement.exchange(self._turns.broken, self.keeper.failed,
+                                                           stopping.asked is not None)
+                if broken:
+                    self._fail(recent)
+                if unsaved:
+                    self.keeper.settle()
+                if stop or done % self.recipe.checkpoints.every == 0 or done == self.stop:
+                    clock.save(self.keeper.save(done))
+                if done % self.keys.log_every == 0 or done == self.stop:
+                    self._log(done, lr, report, clock)
+                if stop:
+                    self.keeper.settle()
+                    raise Stopped(f"after step {done} of stage {self.name}")
+                yield done
+
+    def _fail(self, recent: Iterable[tuple[Batch, dict[str, Tensor]]]) -> None:
+        """Ends the run for the first of these steps with a loss that is not finite, the last at the latest."""
+        steps = [(batch, {key: value.item() for key, value in report.items()}) for batch, report in recent]
+        broken = [step for step in steps if not all(map(math.isfinite, step[1].values()))]
+        self.keeper.fail(*(broken or steps[-1:])[0])
+
+    def _log(self, step: int, lr: float, report: dict[str, Tensor], clock: Clock) -> None:
+        values = {key: value.item() for key, value in report.items()}
+        epoch = step * self.sampler.batch / self.sampler.images
+        values |= {"lr": lr, "epoch": epoch, **clock.read(step)}
+        self.monitor.say(line(self.name, step, self.stop, values))
+        self.monitor.record("train", self.name, step, {**values, "loader": self.loader.name})
+
+    def around(self, phase: Phase) -> None:
+        """Has loading, forward, backward and optimizer run within phases, for who measures; before it trains."""
+        self.loader = LoaderAround(self.loader, phase)
+        self._turns.around(phase)
+
+    def export(self) -> None:
+        """Checks that frozen parts are what they were, and writes the export.
+
+        Raises:
+            AssertionError: A frozen part moved: a bug of ours.
+        """
+        state = self.state()
+        for key, value in self._frozen.items():
+            assert same_bits(value, state[key]), f"frozen {key} moved"
+
+        def write() -> None:
+            self.keeper.wait()
+            took = Done(self.stop, self.stop * self.sampler.batch, self.keeper.spent())
+            with finish(self.run / self.name, took) as folder:
+                export.write(folder, self.model, state, keys=self.recipe.model, spec=self.spec)
+
+        on_first_rank(self.world, write)
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole state of the model that the stage is for, on the CPU, on every rank."""
+        return self._turns.result()
+
+    def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}
+        return {key: value.detach().cpu().clone().reshape(-1) for key, value in state.items()
+                if key.split(".")[0] in frozen}
+
+    def snapshot(self) -> EmbAE:
+        """A copy of the model as it is now, in eval mode, for scoring during training."""
+        own = self.model
+        model = EmbAE(self.recipe.model, own.heads, own.uses, classes=own.classes, known=own.known,
+                      size=self.spec.size)
+        load_into(model, self.state(), self.name)
+        return model.to(self.world.device).eval()
+
+    def close(self) -> None:
+        """Frees engines and loader."""
+        self.loader.close()
+        self._turns.close()
+
+
+def same_bits(flat: Tensor, other: Tensor) -> bool:
+    """Whether a tensor, flattened, is another one bit for bit."""
+    return torch.equal(flat.view(torch.uint8), other.cpu().reshape(-1).view(torch.uint8))
+

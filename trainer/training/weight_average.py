@@ -1,0 +1,83 @@
+"""An exponential moving average of what a stage trains, beside the weights that the optimizer moves.
+
+It is exported instead of them: late in training, weights go round the minimum that their mean is near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from embae.trainer.model.embae import EmbAE
+
+
+class Average:
+    """The average of a model's trained parameters and of the running statistics beside them, those by camera too.
+
+    The average of step t moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so that the first ones are
+    soon forgotten.
+    Under ZeRO 3 each rank averages its own piece of every parameter.
+
+    Args:
+        model: As it is at the first step that is taken, after the engines are built.
+        decay: Of the average, below 1.
+    """
+
+    def __init__(self, model: EmbAE, decay: float):
+        self._decay = decay
+        trained = [name for name, use in model.uses.items() if use == "train"]
+        self._tensors: dict[str, Any] = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._tensors |= {name: value for name, value in model.named_buffers()
+                          if name.split(".")[0] in trained and value.is_floating_point()}
+        self._average = [value.clone() for value in self._own()]
+
+    def _own(self) -> list[Tensor]:
+        """What this rank holds of each; looked up anew, since ZeRO puts other memory under its parameters."""
+        return [getattr(tensor, "ds_tensor", tensor).detach() for tensor in self._tensors.values()]
+
+    @torch.no_grad()
+    def update(self, step: int, broken: Tensor) -> None:
+        """Moves towards the weights after a step.
+
+        Args:
+            step: Its number, from 0.
+            broken: `()`, 1 where no weight may move any more.
+        """
+        part = (1 - min(self._decay, (1 + step) / (10 + step))) * (1 - broken)
+        ways = torch._foreach_sub(self._own(), self._average)
+        torch._foreach_mul_(ways, part)
+        torch._foreach_add_(self._average, ways)
+
+    def whole(self) -> dict[str, Tensor]:
+        """The average by full tensors on the CPU, on every rank; named as in the model's state."""
+        found = {}
+        for name, tensor, average in self._named():
+            if hasattr(tensor, "ds_id"):
+                pieces = average.new_empty(len(average) * dist.get_world_size())
+                dist.all_gather_into_tensor(pieces, average)
+                average = pieces[:tensor.ds_numel].view(tensor.ds_shape)
+            found[name] = average.cpu().clone()
+        return found
+
+    def restore(self, found: dict[str, Tensor]) -> None:
+        """Goes on with what `whole` gave.
+
+        Raises:
+            ValueError: It is of other parameters.
+        """
+        shapes = {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor, _ in self._named()}
+        if {name: full.shape for name, full in found.items()} != shapes:
+            raise ValueError("holds no average of what this stage trains")
+        for name, tensor, average in self._named():
+            full = found[name].to(average)
+            if hasattr(tensor, "ds_id"):  # cut into one piece a rank, the last one padded
+                start = len(average) * dist.get_rank()
+                full = nn.functional.pad(full.reshape(-1)[start:], (0, len(average)))[:len(average)]
+            average.copy_(full)
+
+    def _named(self) -> Iterator[tuple[str, Any, Tensor]]:
+        return zip(self._tensors, self._tensors.values(), self._average, strict=True)
