@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import merged as module
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.index.merged import Merged
+from embae.datasets.merging import merge as module
 from embae.datasets.sampling.plan import PKSampler
 from embae.datasets.sampling.view import View
 

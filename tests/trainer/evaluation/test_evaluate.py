@@ -24,8 +24,8 @@ from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
-from embae.trainer.evaluation import evaluate as evaluation
 from embae.trainer.evaluation.evaluate import evaluate, labels
+from embae.trainer.inference import embeddings as inference
 from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded, read_size, spread_over, views
 from embae.trainer.model.embae import EmbAE
@@ -231,7 +231,7 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
     """Chunks whose marker is there are kept, all others are computed anew."""
     wanted = embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
     calls = []
-    views_of = evaluation.views
+    views_of = inference.views
 
     def dying(*given: Any) -> Any:
         calls.append(1)
@@ -239,7 +239,7 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return views_of(*given)
 
-    monkeypatch.setattr(evaluation, "views", dying)
+    monkeypatch.setattr(inference, "views", dying)
     with pytest.raises(KeyboardInterrupt):
         embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
     assert [path.suffix for path in sorted((tmp_path / "here").iterdir())] == [".chunks", ".partial"]

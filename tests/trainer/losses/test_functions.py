@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embae.datasets.sampling.plan import share
 from embae.trainer.losses import functions as losses
+from embae.trainer.losses import triplet
 from embae.trainer.runtime.distributed import World, gather_rows
 
 
@@ -48,9 +49,9 @@ def literal(z: np.ndarray, identity: list[int], margin: Literal["soft"] | float)
 def test_batch_hard_is_its_formula(
     monkeypatch: pytest.MonkeyPatch, margin: Literal["soft"] | float, anchors: int
 ) -> None:
-    monkeypatch.setattr(losses, "ANCHORS", anchors)
+    monkeypatch.setattr(triplet, "ANCHORS", anchors)
     z = _embeddings() + IDENTITY[:, None] * (torch.arange(6) < 3)
-    loss, report = losses.batch_hard(z, IDENTITY, margin)
+    loss, report = triplet.batch_hard(z, IDENTITY, margin)
     wanted, right = literal(z.numpy(), IDENTITY.tolist(), margin)
     assert loss.item() == pytest.approx(wanted, rel=1e-12)
     assert report["right"].item() == pytest.approx(right)
@@ -60,13 +61,13 @@ def test_batch_hard_is_its_formula(
 @pytest.mark.parametrize("margin", ["soft", 0.5])
 def test_its_gradient_is_the_derivative(margin: Literal["soft"] | float) -> None:
     assert torch.autograd.gradcheck(
-        lambda z: losses.batch_hard(z, IDENTITY, margin)[0], (_embeddings().requires_grad_(),)
+        lambda z: triplet.batch_hard(z, IDENTITY, margin)[0], (_embeddings().requires_grad_(),)
     )
 
 
 def test_identical_embeddings_have_a_finite_gradient() -> None:
     z = torch.ones(12, 6, requires_grad=True)
-    loss, _ = losses.batch_hard(z, IDENTITY)
+    loss, _ = triplet.batch_hard(z, IDENTITY)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
     assert z.grad is not None and z.grad.isfinite().all()
@@ -90,7 +91,7 @@ def mine_together(world: World, folder: Path) -> Any:
         own = share(count, world.rank, world.world_size)
         z = _embeddings(count)[own].requires_grad_()
         everyone = gather_rows(z, count)
-        loss, _ = losses.batch_hard(everyone, IDENTITY[:count])
+        loss, _ = triplet.batch_hard(everyone, IDENTITY[:count])
         (loss * world.world_size).backward()
         found[count] = everyone.detach(), loss.detach(), z.grad / world.world_size
     numbers = torch.arange(7, dtype=torch.int64)[share(7, world.rank, world.world_size)]
@@ -102,7 +103,7 @@ def test_ranks_mine_the_global_batch(computed: Callable[..., Any], world_size: i
     ranks = computed(mine_together, world_size)
     for count in (12, 11, 10):
         z = _embeddings(count).requires_grad_()
-        loss, _ = losses.batch_hard(z, IDENTITY[:count])
+        loss, _ = triplet.batch_hard(z, IDENTITY[:count])
         loss.backward()
         for rank in ranks:
             assert torch.equal(rank[count][0], z)
@@ -122,11 +123,11 @@ def test_batch_all_is_its_formula(margin: Literal["soft"] | float) -> None:
             gap = math.dist(z[a], z[p]) - math.dist(z[a], z[n])
             each.append(math.log1p(math.exp(gap)) if margin == "soft" else max(0.0, margin + gap))
     counted = len(each) if margin == "soft" else sum(loss > 0 for loss in each)
-    loss, report = losses.batch_all(_embeddings(), IDENTITY, margin)
+    loss, report = triplet.batch_all(_embeddings(), IDENTITY, margin)
     assert loss.item() == pytest.approx(sum(each) / counted, rel=1e-12)
-    assert report == {key: pytest.approx(value) for key, value in losses.batch_hard(_embeddings(), IDENTITY)[1].items()}
+    assert report == {key: pytest.approx(value) for key, value in triplet.batch_hard(_embeddings(), IDENTITY)[1].items()}
     z = torch.ones(12, 6, requires_grad=True)
-    losses.batch_all(z, IDENTITY, margin)[0].backward()
+    triplet.batch_all(z, IDENTITY, margin)[0].backward()
     assert z.grad is not None and z.grad.isfinite().all()
 
 

@@ -27,7 +27,7 @@ def test_bench_measures_a_stage_and_leaves_nothing_behind(tmp_path: Path) -> Non
     (tmp_path / "shards").symlink_to(tiny_run.shards())
     (tmp_path / "tmp").mkdir()
     tiny_run.write(tmp_path, tiny_run.tree(stages__embedding__init="hub"))  # which cannot be fetched, and need not be
-    words = ("bench", "tiny_run.yaml", "--nproc", 2, "--steps", 3, "--json", "out/found.json")
+    words = ("bench", "tiny.yaml", "--nproc", 2, "--steps", 3, "--json", "out/found.json")
     done = embae(*words, cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines, found = done.stdout.splitlines(), json.loads((tmp_path / "out" / "found.json").read_text())
@@ -36,7 +36,7 @@ def test_bench_measures_a_stage_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert set(found["seconds"]) == ALONE | {"exchanges"} and found["sent"]["number"] > 0
     assert all(0 < one["low"] <= one["median"] <= one["high"] for one in found["seconds"].values())
     assert found["limit"] in ("loader", "model", "exchanges")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shards", "tiny_run.yaml", "tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shards", "tiny.yaml", "tmp"]
     assert not list((tmp_path / "tmp").glob("embae-*")) and not list((tmp_path / "tmp").glob("bench-*"))
 
 

@@ -225,10 +225,10 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "shards").symlink_to(tiny_run.shards())
     tiny_run.write(tmp_path, tiny_run.tree(stages__embedding__precision="bf16", stages__embedding__ema=0.9))
     code = "import atexit, sys; atexit.register(lambda: print({'deepspeed', 'nvidia.dali'} & set(sys.modules)));"
-    words = ("train", "tiny_run.yaml", "--dry-run", "--world-size", 5, "--json", "out/needs.json")
+    words = ("train", "tiny.yaml", "--dry-run", "--world-size", 5, "--json", "out/needs.json")
     done = tiny_run.program("-c", f"{code} from embae.trainer.commands.app import main; main()", *words, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shards", "tiny_run.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shards", "tiny.yaml"]
     lines, found = done.stdout.splitlines(), json.loads((tmp_path / "out" / "needs.json").read_text())
     assert lines[0].startswith("tiny on 5 ranks: recipe and data are fine. ")
     assert lines[-1] == "set()" and lines[-2] == found["left_out"] and found["world_size"] == 5
@@ -274,7 +274,7 @@ stages:
 ])  # fmt: skip
 def test_what_is_wrong_is_code_2(tmp_path: Path, words: list[str], said: str) -> None:
     tiny_run.write(tmp_path, tiny_run.tree(data__root=str(tiny_run.shards())))
-    done = embae("train", "tiny_run.yaml", *words, cwd=tmp_path)
+    done = embae("train", "tiny.yaml", *words, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny_run.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
