@@ -125,7 +125,9 @@ def test_batch_all_is_its_formula(margin: Literal["soft"] | float) -> None:
     counted = len(each) if margin == "soft" else sum(loss > 0 for loss in each)
     loss, report = triplet.batch_all(_embeddings(), IDENTITY, margin)
     assert loss.item() == pytest.approx(sum(each) / counted, rel=1e-12)
-    assert report == {key: pytest.approx(value) for key, value in triplet.batch_hard(_embeddings(), IDENTITY)[1].items()}
+    assert report == {
+        key: pytest.approx(value) for key, value in triplet.batch_hard(_embeddings(), IDENTITY)[1].items()
+    }
     z = torch.ones(12, 6, requires_grad=True)
     triplet.batch_all(z, IDENTITY, margin)[0].backward()
     assert z.grad is not None and z.grad.isfinite().all()
