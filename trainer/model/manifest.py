@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
+from embae.datasets.fields import Positive, Strict, Whole, checked
 from embae.datasets.files.plain import read_json
 from embae.trainer.errors import WeightsError
 from embae.trainer.model.known_cameras import KnownCameras
-from embae.trainer.recipe.fields import Positive, Strict, Whole, checked
 from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.stage import PartName
 

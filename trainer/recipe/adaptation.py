@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embae.trainer.recipe.fields import Count, Fraction, Share, Strict, checked
+from embae.datasets.fields import Count, Fraction, Share, Strict, checked
 
 
 class Calibrate(Strict):

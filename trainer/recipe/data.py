@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, model_validator
 
+from embae.datasets.fields import Count, Flag, Fraction, Name, Positive, Strict, Whole, checked
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url, location
-from embae.trainer.recipe.fields import Count, Flag, Fraction, Name, Positive, Strict, Whole, checked
 
 
 class AugmentKeys(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from embae.trainer.recipe.fields import Count, Flag, Strict
+from embae.datasets.fields import Count, Flag, Strict
 
 
 class Nuisance(Strict):

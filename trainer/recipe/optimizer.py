@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from embae.trainer.recipe.fields import Fraction, Length, Positive, Share, Strict, checked
+from embae.datasets.fields import Fraction, Length, Positive, Share, Strict, checked
 
 
 class Optimizer(Strict):

@@ -13,8 +13,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from embae.datasets.fields import Count, Name, Positive, Strict, Whole, checked
 from embae.trainer.recipe.data import Data
-from embae.trainer.recipe.fields import Count, Name, Positive, Strict, Whole, checked
 from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.scoring import Scoring
 from embae.trainer.recipe.stage import PARTS, Stage

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from embae.trainer.recipe.fields import Count, Strict
+from embae.datasets.fields import Count, Strict
 from embae.trainer.retrieval.ranking_options import MOST, RankingOptions
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from embae.datasets.fields import Count, Flag, Positive, Strict, checked
 from embae.datasets.loading.augment import Augment
 from embae.trainer.recipe.adaptation import Calibrate, Cluster
 from embae.trainer.recipe.data import StageData
-from embae.trainer.recipe.fields import Count, Flag, Positive, Strict, checked
 from embae.trainer.recipe.losses import Loss
 from embae.trainer.recipe.optimizer import DeepSpeed, Optimizer, Schedule
 
