@@ -16,7 +16,7 @@ LAYERS = {
         "merging", "synthetic", "readers", "image_source",
     ],
     "trainer": [
-        "errors", "retrieval", "recipe", "runtime", "model", "runs", "monitoring", "inference", "losses", "adaptation",
+        "errors", "retrieval", "clustering", "recipe", "runtime", "model", "runs", "monitoring", "inference", "losses",
         "evaluation", "training", "comparison", "performance", "deployment", "report", "commands",
     ],
 }  # fmt: skip

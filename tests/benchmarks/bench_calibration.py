@@ -22,11 +22,11 @@ import numpy as np
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
-from embae.trainer.adaptation.calibration import calibrate
 from embae.trainer.evaluation.evaluate import evaluate
 from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.calibration import calibrate
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.recipe.adaptation import Calibrate
+from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.load import load
 from embae.trainer.runs.stage_data import draw_synthetic
 from embae.trainer.runtime.distributed import World, join, leave

@@ -25,9 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from embae.trainer.adaptation.camera_jaccard import camera_aware_distances
-from embae.trainer.adaptation.clustering import dbscan, kmeans, near_centres
-from embae.trainer.adaptation.linkage import average_linkage
+from embae.trainer.clustering.average_linkage import average_linkage
+from embae.trainer.clustering.camera_jaccard import camera_aware_distances
+from embae.trainer.clustering.dbscan import dbscan
+from embae.trainer.clustering.kmeans import kmeans, near_centres
 from embae.trainer.retrieval.jaccard import jaccard_distances
 
 PER_PERSON = 18
@@ -85,17 +86,17 @@ def time_distances(x: np.ndarray, by_camera: bool) -> None:
     from embae.trainer.runtime.distributed import gather_objects, join, leave, on_first_rank
 
     world = join()
-    cameras, spread = np.random.default_rng(1).integers(0, CAMERAS, len(x)), spread_over(world)
+    cameras, split = np.random.default_rng(1).integers(0, CAMERAS, len(x)), spread_over(world)
     gather_objects(None)  # all have come
     clock = Clock()
     if by_camera:
-        distances = camera_aware_distances(x, cameras, spread=spread)
+        distances = camera_aware_distances(x, cameras, split=split)
     else:
-        distances = jaccard_distances(x, farthest=0.6, spread=spread)
+        distances = jaccard_distances(x, farthest=0.6, split=split)
     parts = gather_objects((clock.cpu(), str(clock), peak()))
 
     def tell() -> None:
-        print(f"Jaccard distances{' by camera' * by_camera}, {world.world_size} ranks of {spread.threads} threads: "
+        print(f"Jaccard distances{' by camera' * by_camera}, {world.world_size} ranks of {split.threads} threads: "
               f"{max(parts)[1]}, peak {max(part[2] for part in parts):.2f} GiB, {distances.nnz / len(x):,.1f} pairs an "
               f"image up to {1.0 if by_camera else 0.6}")
         import sklearn.cluster  # noqa: F401  # takes a second

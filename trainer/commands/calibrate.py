@@ -22,8 +22,8 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Record
 from embae.datasets.inspection.verification import check_rows
 from embae.datasets.sampling.view import View
-from embae.trainer.adaptation.calibrate_export import _calibrate
 from embae.trainer.commands.options import ENOUGH, Debug, Name, Pattern, SkipBad, check_writable
+from embae.trainer.deployment.calibrate_export import calibrate_export
 from embae.trainer.errors import RecipeError
 from embae.trainer.model.known_cameras import Camera, KnownCameras
 from embae.trainer.runs.stage_folder import EXPORT
@@ -94,7 +94,7 @@ def calibrate(
             indexes += _apart(pointed.indexes, found)
         view = View(indexes, "train")
         counts = _counts(view)
-        _calibrate(export, view, recipe, to, features)
+        calibrate_export(export, view, recipe, to, features)
     for said, count in sorted(counts.items()):
         few = "" if count >= ENOUGH else f", which is few: below {ENOUGH} a search gains less; some hundreds are better"
         print(f"{said}: {count:,} images{few}")

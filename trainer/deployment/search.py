@@ -74,7 +74,7 @@ class Search:
             return found, np.empty(0)
         every = np.arange(len(found))
         again = reranked_distances(
-            query[None], self._gallery[found], every, k1=20, k2=6, weight=0.3, spread=WorkSplit()
+            query[None], self._gallery[found], every, k1=20, k2=6, weight=0.3, split=WorkSplit()
         )
         distances = again(every)(np.array([0]))[0]
         order = np.argsort(distances, kind="stable")[:count]

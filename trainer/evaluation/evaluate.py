@@ -82,7 +82,7 @@ def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
 def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
     """Each rank looks at its share; all raise, or none."""
     broken = np.zeros(1, np.int64)
-    own = spread_over(world).own(len(embeddings))
+    own = spread_over(world).share(len(embeddings))
     for rows in blocks(own.stop - own.start, 4096):
         broken += np.count_nonzero(~np.isfinite(embeddings[own][rows]).all(1))
     if count := int(spread_over(world).add(broken)[0]):

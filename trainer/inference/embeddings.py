@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import listed, tell
 from embae.trainer.recipe.scoring import TTA
 from embae.trainer.retrieval.work_split import WorkSplit, threads
-from embae.trainer.runtime.distributed import World, barrier, broadcast_object, sum_over_ranks
+from embae.trainer.runtime.distributed import World, barrier, broadcast_object, on_first_rank, sum_over_ranks
 
 
 def views(images: Tensor, spec: ImageSpec, tta: TTA) -> Iterator[Tensor]:
@@ -124,4 +124,7 @@ def spread_over(world: World) -> WorkSplit:
     def add(array: np.ndarray) -> np.ndarray:
         return sum_over_ranks(torch.from_numpy(array).to(world.device)).cpu().numpy()
 
-    return WorkSplit(world.rank, world.world_size, add, here)
+    def on_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
+        return broadcast_object(on_first_rank(world, compute))
+
+    return WorkSplit(world.rank, world.world_size, add, here, on_first)

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
-from embae.trainer.recipe import adaptation as pass_keys
-from embae.trainer.recipe import data as data_keys
-from embae.trainer.recipe import losses as loss_keys
-from embae.trainer.recipe import optimizer as optimizer_keys
-from embae.trainer.recipe import schema
-from embae.trainer.recipe import stage as stage_schema
+from pydantic import BaseModel
+
 from embae.trainer.recipe.rounds import MOST_ROUNDS
 from embae.trainer.recipe.schema import Recipe
 
@@ -53,13 +50,23 @@ def recipe_schema() -> dict[str, Any]:
 
 def _described() -> Iterator[tuple[str, str, str]]:
     """Model, key and what the sources say of it in the string below it."""
-    for module in (schema, stage_schema, data_keys, loss_keys, optimizer_keys, pass_keys):
-        for kind in ast.parse(inspect.getsource(module)).body:
+    for name in dict.fromkeys(model.__module__ for model in _models(Recipe)):
+        for kind in ast.parse(inspect.getsource(sys.modules[name])).body:
             for field, said in pairwise(kind.body if isinstance(kind, ast.ClassDef) else []):
                 if (isinstance(kind, ast.ClassDef) and isinstance(field, ast.AnnAssign)
                         and isinstance(field.target, ast.Name) and isinstance(said, ast.Expr)
                         and isinstance(said.value, ast.Constant) and isinstance(said.value.value, str)):
                     yield kind.name, field.target.id, " ".join(said.value.value.split()).replace("``", "")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models of an annotation, and the models of their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from _models(field.annotation)
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _widened(tree: dict[str, Any]) -> dict[str, Any]:

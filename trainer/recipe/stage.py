@@ -13,7 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from embae.datasets.fields import Count, Flag, Positive, Strict, checked
 from embae.datasets.loading.augment import Augment
-from embae.trainer.recipe.adaptation import Calibrate, Cluster
+from embae.trainer.clustering.registry import Cluster
+from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.data import StageData
 from embae.trainer.recipe.losses import Loss
 from embae.trainer.recipe.optimizer import DeepSpeed, Optimizer, Schedule

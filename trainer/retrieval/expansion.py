@@ -24,7 +24,7 @@ _QUERIES = 4096
 
 
 def expanded_queries(query: np.ndarray, gallery: np.ndarray, junk: np.ndarray, count: int,
-                     spread: WorkSplit | None = None) -> np.ndarray:
+                     split: WorkSplit | None = None) -> np.ndarray:
     """Queries to rank a gallery by in place of those given: `(Q, D)`, of their type.
 
     Args:
@@ -32,16 +32,16 @@ def expanded_queries(query: np.ndarray, gallery: np.ndarray, junk: np.ndarray, c
         gallery: `(N, D)` raw embeddings, finite; may be memory-mapped.
         junk: `(N,)` bool, images that take no part.
         count: n, of nearest images; all there are where it is more.
-        spread: The ranks, each with the same arguments; they do not change the result, which is every rank's.
+        split: The ranks, each with the same arguments; they do not change the result, which is every rank's.
     """
-    spread, kept = spread or WorkSplit(), _Kept(gallery, np.flatnonzero(~junk))
-    found, own = np.zeros(query.shape, query.dtype), spread.own(len(query))
+    split, kept = split or WorkSplit(), _Kept(gallery, np.flatnonzero(~junk))
+    found, own = np.zeros(query.shape, query.dtype), split.share(len(query))
     for some in blocks(own.stop - own.start, _QUERIES):
         rows = np.arange(own.start + some.start, own.start + some.stop)
-        near = nearest_of(fixed_point(query[rows]), kept, count, step=STEP, threads=spread.threads)
+        near = nearest_of(fixed_point(query[rows]), kept, count, step=STEP, threads=split.threads)
         for part in blocks(len(rows), _NUMBERS // ((count + 1) * query.shape[1])):
             found[rows[part]] = expanded(query[rows[part]], gallery[kept.images[near[part]]])
-    return spread.add(found)
+    return split.add(found)
 
 
 def expanded(query: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ _MOST = 2**29
 
 
 def jaccard_distances(
-    features: np.ndarray, *, k1: int = 30, k2: int = 6, farthest: float = 1.0, spread: WorkSplit | None = None
+    features: np.ndarray, *, k1: int = 30, k2: int = 6, farthest: float = 1.0, split: WorkSplit | None = None
 ) -> sparse.csr_matrix:
     """Jaccard distances of all images.
 
@@ -53,7 +53,7 @@ def jaccard_distances(
         k1: Nearest images, itself included, in which reciprocal neighbours are looked for; N where that is less.
         k2: Nearest images, itself included, whose rows are averaged; 1 for no averaging.
         farthest: Pairs farther apart are left out. DBSCAN needs none beyond its eps, and most pairs are beyond.
-        spread: The ranks, each with the same arguments; by default this process alone.
+        split: The ranks, each with the same arguments; by default this process alone.
 
     Returns:
         On every rank, `(N, N)` float32, symmetric, sorted indices. It holds the pairs with a distance below 1 and up to
@@ -68,14 +68,14 @@ def jaccard_distances(
     if features.ndim != 2 or not features.size:
         raise ValueError(f"features must be (N, F), not of shape {features.shape}")
     check_finite(features, "the features of image {} are")
-    x, spread = fixed_point(features), spread or WorkSplit()
-    near, _ = nearest(x, max(k1, k2), spread=spread)
+    x, split = fixed_point(features), split or WorkSplit()
+    near, _ = nearest(x, max(k1, k2), split=split)
     neighbours = expanded(reciprocal(near, k1), reciprocal(near, round(k1 / 2) + 1))
-    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, spread) - 2))
+    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, split) - 2))
     del x, neighbours
     if k2 > 1:
         weights = averaged(near, k2, weights)
-    return pairwise(weights, farthest, spread)
+    return pairwise(weights, farthest, split)
 
 
 def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matrix:
@@ -124,9 +124,9 @@ def normalised(neighbours: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr
     return sparse.csr_matrix((weights, neighbours.indices, indptr), shape=neighbours.shape)
 
 
-def pairwise(weights: sparse.csr_matrix, farthest: float, spread: WorkSplit) -> sparse.csr_matrix:
+def pairwise(weights: sparse.csr_matrix, farthest: float, split: WorkSplit) -> sparse.csr_matrix:
     """d from V' (rows with sorted indices, none empty), each rank a share of its rows."""
-    count, own = weights.shape[0], spread.own(weights.shape[0])
+    count, own = weights.shape[0], split.share(weights.shape[0])
     columns, values, pairs = [], [], np.zeros(count, dtype=np.int64)
     for rows, place, distance in _near(weights, own, farthest):
         columns.append((place % count).astype(np.int32))
@@ -134,7 +134,7 @@ def pairwise(weights: sparse.csr_matrix, farthest: float, spread: WorkSplit) -> 
         pairs[rows] = np.bincount(place // count, minlength=rows.stop - rows.start)
         if pairs.sum() > _MOST:  # too many already; the other ranks have to know
             break
-    pairs = spread.add(pairs)
+    pairs = split.add(pairs)
     if (total := int(pairs.sum())) > _MOST:
         raise ValueError(
             f"{count:,} images have {total:,} near pairs or more, too many to hold: have the features collapsed? If "
@@ -146,7 +146,7 @@ def pairwise(weights: sparse.csr_matrix, farthest: float, spread: WorkSplit) -> 
         whole: np.ndarray = np.zeros(total, dtype)
         np.concatenate(parts or [whole[:0]], out=whole[indptr[own.start] : indptr[own.stop]])
         parts.clear()  # one after the other, so that only one of them is held twice
-        return spread.add(whole)
+        return split.add(whole)
 
     found = sparse.csr_matrix((together(values, np.float32), together(columns, np.int32), indptr), shape=weights.shape)
     found.has_sorted_indices = True

@@ -29,7 +29,7 @@ class Vectors(Protocol):
 
 
 def nearest(
-    x: Vectors, k: int, *, step: float = 2.0**-28, spread: WorkSplit | None = None, apart: np.ndarray | None = None
+    x: Vectors, k: int, *, step: float = 2.0**-28, split: WorkSplit | None = None, apart: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each, by an exact search of blocks.
 
@@ -37,22 +37,22 @@ def nearest(
         x: `(N, F)`, or what gives rows of it; of `fixed_point`.
         k: How many, itself included.
         step: What squared distances, 2 − 2s, are rounded to; the default is far below what float32 features tell apart.
-        spread: The ranks, which search for a share of the images each; it does not change the result.
+        split: The ranks, which search for a share of the images each; it does not change the result.
         apart: `(N,)`, the group of each image: the others of its own group are not looked at.
 
     Returns:
         `(N, min(k, N))` int32, itself, then by distance, then by index, and where there are not so many, itself again;
         and `(N,)`, the squared distance to the image farthest away, not rounded.
     """
-    spread, count = spread or WorkSplit(), len(x)
+    split, count = split or WorkSplit(), len(x)
     found, farthest = np.zeros((count, min(k, count)), dtype=np.int32), np.zeros(count)
-    own = spread.own(count)
-    with ThreadPoolExecutor(spread.threads) as pool:
+    own = split.share(count)
+    with ThreadPoolExecutor(split.threads) as pool:
         for some in blocks(own.stop - own.start, _ROWS):
             rows = slice(own.start + some.start, own.start + some.stop)
             keys, farthest[rows] = _search(x[rows], rows, x, found.shape[1], step, pool, apart)
             found[rows] = np.where(keys < _NONE, keys & (2**32 - 1), np.arange(rows.start, rows.stop)[:, None])
-    return spread.add(found), spread.add(farthest)
+    return split.add(found), split.add(farthest)
 
 
 def nearest_of(query: np.ndarray, x: Vectors, k: int, *, step: float, threads: int) -> np.ndarray:
@@ -124,11 +124,11 @@ def _merged(keys: np.ndarray, steps: np.ndarray, column: int) -> np.ndarray:
     return merged[order][starts[:, None] + np.arange(k)]
 
 
-def similarities(x: Vectors, neighbours: sparse.csr_matrix, spread: WorkSplit | None = None) -> np.ndarray:
+def similarities(x: Vectors, neighbours: sparse.csr_matrix, split: WorkSplit | None = None) -> np.ndarray:
     """Cosine similarity of each image and each of its neighbours, in the order of `neighbours.indices`; by ranks."""
-    spread = spread or WorkSplit()
+    split = split or WorkSplit()
     columns, indptr = neighbours.indices, neighbours.indptr
-    found, own = np.zeros(len(columns)), spread.own(len(x))
+    found, own = np.zeros(len(columns)), split.share(len(x))
 
     def measure(some: slice) -> None:
         rows = slice(own.start + some.start, own.start + some.stop)
@@ -137,6 +137,6 @@ def similarities(x: Vectors, neighbours: sparse.csr_matrix, spread: WorkSplit | 
         row = np.repeat(np.arange(some.stop - some.start), np.diff(indptr[rows.start : rows.stop + 1]))
         found[entries] = (x[rows] @ x[others].T)[row, which]
 
-    with ThreadPoolExecutor(spread.threads) as pool:
+    with ThreadPoolExecutor(split.threads) as pool:
         list(pool.map(measure, blocks(own.stop - own.start, 16)))  # which share many neighbours, if any at all
-    return spread.add(found)
+    return split.add(found)

@@ -70,7 +70,7 @@ def rank_embeddings(
     *,
     chunk: int | None = None,
     part: int | None = None,
-    spread: WorkSplit | None = None,
+    split: WorkSplit | None = None,
 ) -> PerQuery:
     """Rank the gallery for every query by the Euclidean distance of the embeddings divided by their length.
 
@@ -84,16 +84,16 @@ def rank_embeddings(
         gallery_labels: N labels.
         chunk: Queries at a time; the default bounds the distances that a thread holds to 13 MiB.
         part: Gallery images at a time.
-        spread: The ranks, each with the same arguments; by default this process alone. Neither of the three changes
+        split: The ranks, each with the same arguments; by default this process alone. Neither of the three changes
             the result, which is every rank's.
 
     Raises:
         ValueError: Shapes do not fit, or an embedding is NaN or infinite.
     """
-    query, gallery, spread = np.asanyarray(query), np.asanyarray(gallery), spread or WorkSplit()
-    check_embeddings(query, gallery, query_labels, gallery_labels, spread.own(len(gallery)))
+    query, gallery, split = np.asanyarray(query), np.asanyarray(gallery), split or WorkSplit()
+    check_embeddings(query, gallery, query_labels, gallery_labels, split.share(len(gallery)))
     part = part or min(_PART, max(1, _NUMBERS // max(1, query.shape[1])))
-    return rank_parts(squared_distances(query, gallery), query_labels, gallery_labels, chunk, part, spread)
+    return rank_parts(squared_distances(query, gallery), query_labels, gallery_labels, chunk, part, split)
 
 
 def rank_distances(
@@ -103,7 +103,7 @@ def rank_distances(
     *,
     chunk: int | None = None,
     part: int | None = None,
-    spread: WorkSplit | None = None,
+    split: WorkSplit | None = None,
 ) -> PerQuery:
     """Rank the gallery for every query by given distances, whatever their scale; equal ones are ties.
 
@@ -111,7 +111,7 @@ def rank_distances(
         distances: `(Q, N)`, left unchanged; may be memory-mapped. Infinity is a distance, NaN is not.
         query_labels: Q labels.
         gallery_labels: N labels.
-        chunk, part, spread: As for `rank_embeddings`.
+        chunk, part, split: As for `rank_embeddings`.
 
     Raises:
         ValueError: Shapes do not fit, or a distance is NaN.
@@ -121,8 +121,8 @@ def rank_distances(
         raise ValueError(f"distances {distances.shape} must be (Q, N)")
     _check_lengths(len(distances), distances.shape[1], query_labels, gallery_labels)
     dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
-    spread = spread or WorkSplit()
-    own = spread.own(distances.shape[1])
+    split = split or WorkSplit()
+    own = split.share(distances.shape[1])
     for rows in blocks(len(distances), _BLOCK // max(1, own.stop - own.start)):
         some = distances[rows, own]
         if some.dtype.kind == "f" and (bad := np.isnan(some)).any():
@@ -138,7 +138,7 @@ def rank_distances(
         # Measured: half the time of the other.
         return lambda queries: np.take(distances[queries, low:high], images - low, axis=1).astype(dtype, copy=False)
 
-    return rank_parts(of, query_labels, gallery_labels, chunk, part or _PART, spread)
+    return rank_parts(of, query_labels, gallery_labels, chunk, part or _PART, split)
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray) -> Part:
@@ -162,21 +162,21 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray) -> Part:
 
 
 def rank_parts(
-    distances: Part, query: Labels, gallery: Labels, chunk: int | None, part: int, spread: WorkSplit
+    distances: Part, query: Labels, gallery: Labels, chunk: int | None, part: int, split: WorkSplit
 ) -> PerQuery:
     """Rank the gallery for every query, given distances by part; the other arguments as for `rank_embeddings`."""
-    own = spread.own(len(gallery))
-    with ThreadPoolExecutor(spread.threads) as pool:
+    own = split.share(len(gallery))
+    with ThreadPoolExecutor(split.threads) as pool:
         # Numpy lets go of the interpreter while it computes, so threads share one copy of everything.
         people = _People(gallery, np.arange(len(gallery)))
-        positives = _positives(distances, query, gallery, people, own, spread, pool)
+        positives = _positives(distances, query, gallery, people, own, split, pool)
         counts = np.zeros((2, len(positives.distance)), dtype=np.int64)
         for images in blocks(own.stop - own.start, part):
             _count_part(
                 distances, np.arange(own.start + images.start, own.start + images.stop), query, gallery, positives,
                 counts, chunk, pool
             )
-    here, everywhere = spread.add(counts)
+    here, everywhere = split.add(counts)
     ranks = positives.place + everywhere
     first, ap, ap_rectangle, inp = _average(ranks, positives, len(query))
     first_nd, ap_nd, ap_nd_rectangle, _ = _average(ranks - here, positives, len(query))
@@ -216,7 +216,7 @@ class _Positives:
 
 
 def _positives(
-    distances: Part, query: Labels, gallery: Labels, people: _People, own: slice, spread: WorkSplit,
+    distances: Part, query: Labels, gallery: Labels, people: _People, own: slice, split: WorkSplit,
     pool: ThreadPoolExecutor,
 ) -> _Positives:
     """Distances of the queries to the gallery images of their identities on other cameras."""
@@ -244,7 +244,7 @@ def _positives(
         found[at] = distances(people.places[which])(queries)[row, column]
 
     list(pool.map(measure, blocks(len(mine), _MATCHED)))
-    found = spread.add(found)
+    found = split.add(found)
     others = gallery.camid[images] != query.camid[number]
     return _Positives(number[others], found[others])
 

@@ -47,31 +47,31 @@ class RankingOptions:
         """The same for a label, or empty."""
         return ", ".join([f"expanded by {self.expand}"] * bool(self.expand) + ["re-ranked"] * self.rerank)
 
-    def queries(self, query: np.ndarray, gallery: np.ndarray, gallery_labels: Labels, spread: WorkSplit) -> np.ndarray:
+    def queries(self, query: np.ndarray, gallery: np.ndarray, gallery_labels: Labels, split: WorkSplit) -> np.ndarray:
         """What stands in place of raw embeddings of queries `(Q, D)`; the same on every rank."""
         from embae.trainer.retrieval.expansion import expanded_queries
-        return expanded_queries(query, gallery, gallery_labels.junk, self.expand, spread) if self.expand else query
+        return expanded_queries(query, gallery, gallery_labels.junk, self.expand, split) if self.expand else query
 
-    def distances(self, query: np.ndarray, gallery: np.ndarray, gallery_labels: Labels, spread: WorkSplit) -> Part:
+    def distances(self, query: np.ndarray, gallery: np.ndarray, gallery_labels: Labels, split: WorkSplit) -> Part:
         """Distances of the queries to images of the gallery, by part, which ask for no junk; see `rank`."""
         import numpy as np
 
         from embae.trainer.retrieval.ranking import squared_distances
         from embae.trainer.retrieval.rerank import reranked_distances
-        asked = self.queries(query, gallery, gallery_labels, spread)
+        asked = self.queries(query, gallery, gallery_labels, split)
         if not self.rerank:
             return squared_distances(asked, gallery)
         kept = np.flatnonzero(~gallery_labels.junk)
-        return reranked_distances(asked, gallery, kept, k1=20, k2=6, weight=0.3, spread=spread)
+        return reranked_distances(asked, gallery, kept, k1=20, k2=6, weight=0.3, split=split)
 
     def rank(self, query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
-             spread: WorkSplit) -> PerQuery:
+             split: WorkSplit) -> PerQuery:
         """Rank the gallery for every query; arguments as for `rank_embeddings`."""
         from embae.trainer.retrieval.ranking import rank_embeddings
         from embae.trainer.retrieval.rerank import rank_again
-        asked = self.queries(query, gallery, gallery_labels, spread)
+        asked = self.queries(query, gallery, gallery_labels, split)
         how = rank_again if self.rerank else rank_embeddings
-        return how(asked, gallery, query_labels, gallery_labels, spread=spread)
+        return how(asked, gallery, query_labels, gallery_labels, split=split)
 
 
 PLAIN = RankingOptions()

@@ -47,7 +47,7 @@ def rank_again(
     weight: float = 0.3,
     chunk: int | None = None,
     part: int | None = None,
-    spread: WorkSplit | None = None,
+    split: WorkSplit | None = None,
 ) -> PerQuery:
     """Rank the gallery for every query by re-ranked distances.
 
@@ -59,29 +59,29 @@ def rank_again(
         k1: Nearest images, besides itself, in which reciprocal neighbours are looked for.
         k2: Nearest images, itself included, whose rows are averaged; 1 for no averaging.
         weight: λ, of the original distance.
-        chunk, part, spread: As for `rank_embeddings`; none of them changes the result.
+        chunk, part, split: As for `rank_embeddings`; none of them changes the result.
 
     Raises:
         ValueError: Shapes do not fit, an embedding is NaN or infinite, k1 or k2 is less than 1, or λ not in 0 … 1.
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
         raise ValueError(f"k1 = {k1} and k2 = {k2} must be at least 1, λ = {weight} from 0 to 1")
-    query, gallery, spread = np.asanyarray(query), np.asanyarray(gallery), spread or WorkSplit()
-    check_embeddings(query, gallery, query_labels, gallery_labels, spread.own(len(gallery)))
+    query, gallery, split = np.asanyarray(query), np.asanyarray(gallery), split or WorkSplit()
+    check_embeddings(query, gallery, query_labels, gallery_labels, split.share(len(gallery)))
     kept = np.flatnonzero(~gallery_labels.junk)
-    distances = reranked_distances(query, gallery, kept, k1=k1, k2=k2, weight=weight, spread=spread)
-    return rank_parts(distances, query_labels, gallery_labels, chunk, part or _PART, spread)
+    distances = reranked_distances(query, gallery, kept, k1=k1, k2=k2, weight=weight, split=split)
+    return rank_parts(distances, query_labels, gallery_labels, chunk, part or _PART, split)
 
 
 def reranked_distances(
-    query: np.ndarray, gallery: np.ndarray, kept: np.ndarray, *, k1: int, k2: int, weight: float, spread: WorkSplit
+    query: np.ndarray, gallery: np.ndarray, kept: np.ndarray, *, k1: int, k2: int, weight: float, split: WorkSplit
 ) -> Part:
     """Re-ranked distances of the queries to those images of the gallery that are `kept`, by part, in float64."""
     x, queries = _Together(query, gallery, kept), len(query)
-    near, farthest = nearest(x, max(k1 + 1, k2), step=STEP, spread=spread)
+    near, farthest = nearest(x, max(k1 + 1, k2), step=STEP, split=split)
     farthest[farthest <= 0] = 1  # all images are one
     neighbours = expanded(reciprocal(near, k1 + 1), reciprocal(near, round(k1 / 2) + 1))
-    d = np.rint((2 - 2 * similarities(x, neighbours, spread)) / STEP) * STEP
+    d = np.rint((2 - 2 * similarities(x, neighbours, split)) / STEP) * STEP
     d /= np.repeat(farthest, np.diff(neighbours.indptr))
     v = normalised(neighbours, np.exp(-d))
     near = near[:, :k2].copy()

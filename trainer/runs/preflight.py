@@ -89,10 +89,8 @@ def check(recipe: Recipe, world_size: int, run: Path | None = None) -> None:
         except DataError as error:
             wrong.append(str(error))
             continue
-        kmeans = stage.cluster and stage.cluster.kmeans
-        if kmeans and kmeans.clusters > len(view):
-            wrong.append(f"stages.{name}.cluster.kmeans.clusters: {kmeans.clusters} of {len(view)} images; wanted at "
-                         "most as many as images")
+        if cluster := stage.cluster:
+            wrong += [f"stages.{name}.cluster.{cluster.key}.{line}" for line in cluster.method.mistakes(len(view))]
         wrong += _without_head(recipe, name, view.cameras(), heads)
         if by_camera(recipe, stage) and len(view.cameras()) == 1 and not told:
             note(f"{view.names[0]} states one camera only: what is done camera by camera is done once for all of it; "
@@ -128,7 +126,7 @@ def by_camera(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage tells the target's cameras apart."""
     if stage.calibrate:
         return stage.calibrate.per == "camera"
-    if (stage.loss and stage.loss.proxies) or (stage.cluster and stage.cluster.linkage):
+    if (stage.loss and stage.loss.proxies) or (stage.cluster and stage.cluster.method.by_camera):
         return True
     if stage.data.from_ == "target" and stage.normalised("camera"):
         return True

@@ -96,20 +96,21 @@ def _taken(data: StageData, view: View) -> int | dict[str, int]:
     return dict.fromkeys(view.names, data.P) | {view.names[-1]: min(data.P, clusters)}
 
 
-def invented(recipe: Recipe, stage: Stage, each: int = 1, fewest: int = 1) -> Labels:
-    """Pseudo-labels in place of those that are not known yet: of as many clusters as k-means is asked for.
+def invented(recipe: Recipe, stage: Stage, cluster_size: int = 1, least: int = 1) -> Labels:
+    """Pseudo-labels in place of those that the clustering will compute.
 
     Args:
         recipe: Checked.
-        stage: One that reads by pseudo-labels.
-        each: Images of a cluster, where the clustering itself finds how many clusters there are.
-        fewest: How many there are then at least.
+        stage: A stage that reads its images by pseudo-labels.
+        cluster_size: Images of a cluster, if the clustering itself finds how many clusters there are.
+        least: The least number of clusters, likewise.
     """
-    kmeans = recipe.stages[stage.data.labels or ""].cluster.kmeans  # type: ignore[union-attr]  # the schema's promise
+    cluster = recipe.stages[stage.data.labels or ""].cluster
+    assert cluster is not None  # checked by the recipe's schema
 
     def labels(target: Index) -> np.ndarray:
         images = target.count("train")
-        return np.arange(images) % (kmeans.clusters if kmeans else max(fewest, images // each))
+        return np.arange(images) % cluster.method.cluster_count(images, cluster_size, least)
 
     return labels
 
@@ -173,6 +174,5 @@ def open_plan(recipe: Recipe, name: str, most: bool = False) -> PKSampler | Shuf
     clustering = recipe.stages[data.labels].cluster
     assert clustering is not None and data.P is not None and data.K is not None  # the schema's promise
     least = max(data.P.values()) if isinstance(data.P, dict) else data.P
-    some = clustering.dbscan or clustering.linkage
-    each = some.smallest if most and some else 4 * data.K
-    return open_stage(recipe, name, labels=invented(recipe, stage, each, least))
+    cluster_size = clustering.method.smallest_cluster if most else 4 * data.K
+    return open_stage(recipe, name, labels=invented(recipe, stage, cluster_size, least))

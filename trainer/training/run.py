@@ -21,9 +21,10 @@ from embae.trainer.runs.stage_folder import done, is_done
 from embae.trainer.runtime.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.runtime.signals import stopping, unmark
 from embae.trainer.runtime.watchdog import watch
+from embae.trainer.training.calibrate_stage import run_calibrate_stage
 from embae.trainer.training.checkpoint import Checkpoint, newest
+from embae.trainer.training.cluster_stage import run_cluster_stage
 from embae.trainer.training.stage import StageRun
-from embae.trainer.training.untrained_stage import run_pass
 
 
 def train(recipe: Recipe, run: Path, world: World, last: str | None = None, resume: Path | None = None,
@@ -99,8 +100,11 @@ def _adopt(path: Path, recipe: Recipe, run: Path) -> None:
 
 def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index | None,
            profile: bool) -> None:
-    if not recipe.stages[name].loss:
-        run_pass(recipe, name, run, world, monitor)
+    if recipe.stages[name].calibrate:
+        run_calibrate_stage(recipe, name, run, world, monitor)
+        return
+    if recipe.stages[name].cluster:
+        run_cluster_stage(recipe, name, run, world, monitor)
         return
     try:
         plan = open_stage(recipe, name, run)

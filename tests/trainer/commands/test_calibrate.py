@@ -29,7 +29,7 @@ from embae.trainer.model.saved import SavedModel
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.recipe.load import load
 from embae.trainer.runtime.distributed import join, leave
-from embae.trainer.training.untrained_stage import run_pass
+from embae.trainer.training.calibrate_stage import run_calibrate_stage
 
 COUNTS = {"door": 130, "hall": 128, "yard": 3}
 
@@ -86,7 +86,7 @@ def test_it_is_what_the_stages_of_a_recipe_write(desk: Path, by_dataset: Path) -
     run.mkdir()
     try:
         for stage in recipe.run:
-            run_pass(recipe, stage, run, world, Monitor(run, first=True))
+            run_calibrate_stage(recipe, stage, run, world, Monitor(run, first=True))
     finally:
         leave()
     found, wanted = SavedModel.open(by_dataset), SavedModel.open(run / "features" / "export")

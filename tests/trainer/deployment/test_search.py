@@ -78,7 +78,7 @@ def test_re_ranking_is_that_of_evaluate_on_a_small_gallery(tmp_path: Path) -> No
     left_out[[2, 50]] = True
     found, distances = Search(gallery(tmp_path, embeddings)).reranked(query, 10, left_out)
     kept = np.flatnonzero(~left_out)
-    part = reranked_distances(query[None], embeddings, kept, k1=20, k2=6, weight=0.3, spread=WorkSplit())
+    part = reranked_distances(query[None], embeddings, kept, k1=20, k2=6, weight=0.3, split=WorkSplit())
     wanted = part(kept)(np.array([0]))[0]
     assert set(found) == set(kept[np.argsort(wanted, kind="stable")[:10]])
     np.testing.assert_allclose(distances, np.sort(wanted)[:10], atol=1e-9)

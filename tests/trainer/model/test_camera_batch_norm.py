@@ -179,9 +179,9 @@ def _trained_by_camera(cameras: list[tuple[str, int]], uses: dict[str, str] = PA
 @on_ranks(1)
 def calibrated(world: World, folder: Path) -> dict[str, Any]:
     """The tables of calibration, without its prior, and those of a pass in training mode over all images at once."""
-    from embae.trainer.adaptation import calibration
+    from embae.trainer.inference import calibration
     from embae.trainer.inference.batches import read_batches
-    from embae.trainer.recipe.adaptation import Calibrate
+    from embae.trainer.recipe.calibration import Calibrate
 
     view = target(shared_shards(world, folder) / "labelled")
     wanted = model(parts_in("frozen", "frozen")).eval()

@@ -173,12 +173,12 @@ def by_ranks(world: World, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for case in ("many", "duplicates", "ties", "two images", "one image"):
         features, k1, k2 = CASES[case]
-        distances = jaccard_distances(features, k1=k1, k2=k2, farthest=0.8, spread=spread_over(world))
+        distances = jaccard_distances(features, k1=k1, k2=k2, farthest=0.8, split=spread_over(world))
         found[case] = [torch.from_numpy(getattr(distances, name)) for name in ("data", "indices", "indptr")]
     collapsed = np.concatenate([np.eye(200, dtype=np.float32), np.ones((60, 200), np.float32)])
     jaccard._MOST = 1000
     try:
-        jaccard_distances(collapsed, spread=spread_over(world))
+        jaccard_distances(collapsed, split=spread_over(world))
     except ValueError as error:
         found["said"] = str(error)
     finally:

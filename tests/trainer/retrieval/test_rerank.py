@@ -78,7 +78,7 @@ def labels(seed: int, count: int, junk: float = 0.0) -> Labels:
 def whole(query: np.ndarray, gallery: np.ndarray, **how: float) -> np.ndarray:
     images = np.arange(len(gallery))
     keys = {"k1": 20, "k2": 6, "weight": 0.3, **how}
-    return reranked_distances(query, gallery, images, spread=WorkSplit(), **keys)(images)(np.arange(len(query)))  # type: ignore[arg-type]
+    return reranked_distances(query, gallery, images, split=WorkSplit(), **keys)(images)(np.arange(len(query)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k1, k2, weight", [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.5), (2, 2, 0), (12, 6, 1), (1, 4, 0.1)])
@@ -162,7 +162,7 @@ def test_memory_does_not_grow_with_the_square() -> None:
         "cut = (slice(200), slice(200, None))\n"
         "parts = [Labels(*(column[part] for column in vars(every).values())) for part in cut]\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rank_again(x[:200], x[200:], *parts, spread=WorkSplit(threads=2))\n"
+        "rank_again(x[:200], x[200:], *parts, split=WorkSplit(threads=2))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -223,7 +223,7 @@ def test_chunks_parts_and_threads_change_no_bit(chunk, threads, part):
     distances = rng.random((40, 1003))
     for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
         whole = rank(*given, query, gallery)
-        parts = rank(*given, query, gallery, chunk=chunk, part=part, spread=WorkSplit(threads=threads))
+        parts = rank(*given, query, gallery, chunk=chunk, part=part, split=WorkSplit(threads=threads))
         assert_same(parts, whole)
 
 
@@ -306,7 +306,7 @@ def test_memory_does_not_grow_with_the_product():
         " for n in (queries, images)]\n"
         "q, g = (rng.standard_normal((n, 32), dtype=np.float32) for n in (queries, images))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rank_embeddings(q, g, *labels, spread=WorkSplit(threads=2))\n"
+        "rank_embeddings(q, g, *labels, split=WorkSplit(threads=2))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
     )
     few, many = (

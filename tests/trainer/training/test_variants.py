@@ -255,11 +255,11 @@ def test_a_head_changes_through_the_images_of_its_own_camera_alone(computed: Cal
 def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     """Cached features, and embeddings to cluster, of the target with and without labels, by image."""
     from embae.datasets.sampling.plan import by_content
-    from embae.trainer.adaptation.pseudo_labels import cluster
+    from embae.trainer.clustering.registry import Cluster
     from embae.trainer.inference.batches import Reading
     from embae.trainer.inference.embeddings import embedded
     from embae.trainer.inference.features import cached_features
-    from embae.trainer.recipe.adaptation import DBSCAN, Cluster, KMeans, Linkage
+    from embae.trainer.training.cluster_stage import pseudo_labels
 
     root, found = shared_shards(world, folder), {}
     for labels in ("labelled", "nulled"):
@@ -274,10 +274,10 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
             vectors = torch.from_numpy(memmap.copy())
         found[labels] = [torch.from_numpy(cached.features[order].copy()), vectors]
         cameras = view.column("camid", rows)
-        for keys in (Cluster(kmeans=KMeans(clusters=5, similarity=0.1)), Cluster(linkage=Linkage(distance=0.9)),
-                     Cluster(dbscan=DBSCAN(k1=8, min_samples=2)),
-                     Cluster(dbscan=DBSCAN(k1=8, min_samples=2, outliers="own"))):
-            clusters = cluster(vectors.numpy(), cameras, keys, "target", 0, world)
+        for keys in ({"kmeans": {"clusters": 5, "similarity": 0.1}}, {"linkage": {"distance": 0.9}},
+                     {"dbscan": {"k1": 8, "min_samples": 2}},
+                     {"dbscan": {"k1": 8, "min_samples": 2, "outliers": "own"}}):
+            clusters = pseudo_labels(vectors.numpy(), cameras, Cluster.model_validate(keys), "target", 0, world)
             assert clusters.max() > 1
             found[labels].append(torch.from_numpy(clusters))
     return found

@@ -40,7 +40,7 @@ from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import COMMON, MEAN, SCALE, SHIFT, VAR, fill_up, forget, has_table
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
-from embae.trainer.recipe.adaptation import Calibrate
+from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.runtime.distributed import World, gather_rows
 
 PRIOR = 32

@@ -23,12 +23,12 @@ BATCH = 128
 """Images at a time, as in the recipes: the variance of a batch norm is the mean of its batches'."""
 
 
-def _calibrate(export: SavedModel, view: View, recipe: Recipe | None, to: Path, features: bool) -> None:
+def calibrate_export(export: SavedModel, view: View, recipe: Recipe | None, to: Path, features: bool) -> None:
     """Puts the statistics of images into a copy of a model: by the code of a recipe's stages, in their order."""
-    from embae.trainer.adaptation.calibration import calibrate
     from embae.trainer.inference.batches import Reading
+    from embae.trainer.inference.calibration import calibrate
     from embae.trainer.model import saved as exports
-    from embae.trainer.recipe.adaptation import Calibrate
+    from embae.trainer.recipe.calibration import Calibrate
     from embae.trainer.runtime.distributed import join, leave
     model = export.restore(["backbone"] if features else None)
     reading = Reading(recipe.data.loader, recipe.data.threads, BATCH) if recipe else Reading(batch=BATCH)

@@ -26,7 +26,7 @@ from embae.trainer.retrieval.work_split import WorkSplit
 
 def camera_aware_distances(
     features: np.ndarray, cameras: np.ndarray, *, own: int = 5, others: int = 10, average: int = 2,
-    spread: WorkSplit | None = None
+    split: WorkSplit | None = None
 ) -> sparse.csr_matrix:
     """Camera-aware Jaccard distances of all images.
 
@@ -36,7 +36,7 @@ def camera_aware_distances(
         own: Nearest images of its own camera, itself not counted, in which reciprocal neighbours are looked for.
         others: The same of all other cameras together.
         average: From each list, itself included in the first, so many rows of V are averaged.
-        spread: The ranks, each with the same arguments; by default this process alone.
+        split: The ranks, each with the same arguments; by default this process alone.
 
     Returns:
         As `jaccard.jaccard_distances` without `farthest`.
@@ -47,16 +47,16 @@ def camera_aware_distances(
     if features.ndim != 2 or not features.size:
         raise ValueError(f"features must be (N, F), not of shape {features.shape}")
     check_finite(features, "the features of image {} are")
-    x, spread = fixed_point(features), spread or WorkSplit()
+    x, split = fixed_point(features), split or WorkSplit()
     within = np.repeat(np.arange(len(x), dtype=np.int32)[:, None], own + 1, axis=1)
     for camera in np.unique(cameras):
         rows = np.flatnonzero(cameras == camera)
-        found = nearest(x[rows], own + 1, spread=spread)[0]
+        found = nearest(x[rows], own + 1, split=split)[0]
         within[rows, :found.shape[1]] = rows[found]
-    across = nearest(x, others + 1, spread=spread, apart=cameras)[0][:, 1:]
+    across = nearest(x, others + 1, split=split, apart=cameras)[0][:, 1:]
     neighbours = (reciprocal(within, own + 1) + reciprocal(across, others)).tocsr()
     neighbours.sort_indices()
-    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, spread) - 2))
+    weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, split) - 2))
     del x
     near = np.concatenate([within[:, :average], across[:, :average]], axis=1)
-    return pairwise(averaged(near, near.shape[1], weights), 1.0, spread)
+    return pairwise(averaged(near, near.shape[1], weights), 1.0, split)

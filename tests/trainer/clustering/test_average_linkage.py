@@ -6,7 +6,7 @@ from scipy import sparse
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from embae.trainer.adaptation.linkage import average_linkage
+from embae.trainer.clustering.average_linkage import average_linkage
 
 
 def invented(count: int, seed: int) -> np.ndarray:

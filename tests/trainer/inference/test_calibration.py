@@ -23,7 +23,7 @@ from embae.trainer.errors import WeightsError
 from embae.trainer.inference.batches import Reading
 from embae.trainer.model.camera_tables import COMMON, MEAN, SCALE, SHIFT, VAR
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.recipe.adaptation import Calibrate
+from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.runtime.distributed import World
 
 SPEC, BATCH = ImageSpec(*SIZE), 16
@@ -47,8 +47,8 @@ def fresh() -> EmbAE:
 @on_ranks(1, 2)
 def calibrations(world: World, folder: Path) -> dict[str, Any]:
     """The model's state after each kind of calibration on each of the targets; on one rank also the images."""
-    from embae.trainer.adaptation.calibration import calibrate
     from embae.trainer.inference.batches import read_batches
+    from embae.trainer.inference.calibration import calibrate
 
     root, reading = shared_shards(world, folder), Reading("webdataset", 1, BATCH)
     found: dict[str, Any] = {}
@@ -287,7 +287,7 @@ SERIES = {
 @on_ranks(1)
 def additions(world: World, folder: Path) -> dict[str, Any]:
     """The model's state after cameras came one after the other; what is refused."""
-    from embae.trainer.adaptation.calibration import calibrate
+    from embae.trainer.inference.calibration import calibrate
 
     view, reading = target(shared_shards(world, folder) / "labelled"), Reading("webdataset", 1, BATCH)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.ranks import on_ranks
 
-from embae.trainer.adaptation.camera_jaccard import camera_aware_distances
+from embae.trainer.clustering.camera_jaccard import camera_aware_distances
 from embae.trainer.inference.embeddings import spread_over
 from embae.trainer.runtime.distributed import World
 
@@ -92,7 +92,7 @@ def test_refuses_what_is_not_finite() -> None:
 @on_ranks(1, 2, 3)
 def by_ranks(world: World, folder: Path) -> list[torch.Tensor]:
     """Distances that ranks share."""
-    found = camera_aware_distances(*invented(), spread=spread_over(world))
+    found = camera_aware_distances(*invented(), split=spread_over(world))
     return [torch.from_numpy(getattr(found, name)) for name in ("data", "indices", "indptr")]
 
 

@@ -1,1 +1,0 @@
-"""What changes a model, or makes labels, without labels: calibration and pseudo-labels."""

@@ -1,0 +1,1 @@
+"""Clustering methods: the file of a method owns its recipe keys and its computation; registry.py lists the methods."""
