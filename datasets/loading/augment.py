@@ -7,9 +7,12 @@ same image in the same slot gives the same pixels for any world size and thread 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from embae.datasets.fields import Flag, Fraction, Strict, Whole
 from embae.datasets.sampling.keyed_random import generator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -41,27 +44,25 @@ class ImageSpec:
         return [round(255 * channel) for channel in self.mean]
 
 
-@dataclass(frozen=True)
-class Augment:
-    """What may happen to a training image.
+class Augment(Strict):
+    """What may happen to a training image: ``augment`` of a recipe's stage."""
 
-    Attributes:
-        flip: Mirror half of the images.
-        crop: Resize to 9/8 of the input and crop at random.
-        pad: Pixels of padding around the image before a random crop.
-        erase: Probability of erasing a rectangle of 2…40 % of the area (Zhong et al. 2017).
-        brightness, contrast, saturation: Factors are drawn from 1 − x … 1 + x.
-        hue: Turned by −x … x degrees.
-    """
-
-    flip: bool = False
-    crop: bool = False
-    pad: int = 0
-    erase: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    flip: Flag = False
+    """Mirror half of the images."""
+    crop: Flag = False
+    """Resize to 9/8 of the input and crop at random."""
+    pad: Whole = 0
+    """Pixels of padding around the image before a random crop."""
+    erase: Fraction = 0.0
+    """Probability of erasing a rectangle of 2…40 % of the area (Zhong et al. 2017)."""
+    brightness: Fraction = 0.0
+    """The factor is drawn from 1 − x … 1 + x."""
+    contrast: Fraction = 0.0
+    """The factor is drawn from 1 − x … 1 + x."""
+    saturation: Fraction = 0.0
+    """The factor is drawn from 1 − x … 1 + x."""
+    hue: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
+    """The hue is turned by −x … x degrees."""
 
     @property
     def crops(self) -> bool:

@@ -14,28 +14,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from embae.datasets.errors import DataError
+from embae.datasets.fields import Positive, Strict
 from embae.datasets.files.progress import note
 
 PART = ".part"
 DAMAGED = 2  # times that a file which comes too short is fetched
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Where copies lie, and how many bytes of them.
-
-    Args:
-        folder: By default one of this user's where the machine keeps temporary files (``$TMPDIR``).
-        gib: Most GiB. Files that are being fetched or read stay, even where they are more.
-    """
+class Cache(Strict):
+    """Where copies of remote shards lie on each machine, and how many bytes of them: ``data.cache`` of a recipe."""
 
     folder: Path | None = None
-    gib: float = 20.0
+    """By default a folder of this user in the machine's place for temporary files (``$TMPDIR``)."""
+    gib: Positive = 20
+    """At most so many GiB. Files that are being fetched or read stay, even if they exceed the limit."""
 
     @property
     def most(self) -> int:

@@ -82,7 +82,7 @@ def main() -> None:
         for window in (None, 4):
             with web_server.serve(folder / "web") as server:
                 server.latency_s, server.bytes_per_s = given.latency_ms / 1e3, given.mb_per_s * 1e6
-                cache = Cache(folder / f"cache-{window}", (table + tars / 10) / 2**30)
+                cache = Cache(folder=folder / f"cache-{window}", gib=(table + tars / 10) / 2**30)
                 index = Index.open(Url(server.url, cache) / "set")
                 first, waiting = consume(index, window, given.steps, given.step_ms / 1e3)
                 print(f"{f'http, window {window}':>22} {first:10.1f} s {waiting:8.1%} "

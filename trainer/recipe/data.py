@@ -7,23 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, model_validator
 
-from embae.datasets.fields import Count, Flag, Fraction, Name, Positive, Strict, Whole, checked
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.fields import Count, Flag, Name, Positive, Strict, checked
+from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url, location
-
-
-class AugmentKeys(Strict):
-    """See `embae.datasets.Augment`."""
-
-    flip: Flag = False
-    crop: Flag = False
-    pad: Whole = 0
-    erase: Fraction = 0.0
-    brightness: Fraction = 0.0
-    contrast: Fraction = 0.0
-    saturation: Fraction = 0.0
-    hue: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
 
 
 class StageData(Strict):
@@ -40,7 +27,7 @@ class StageData(Strict):
     window: Count | None = None
     """Shards of a dataset that identities are drawn from at a time, for data that is far away; null: all of them.
     Of a target with pseudo-labels always all."""
-    augment: AugmentKeys = AugmentKeys()
+    augment: Augment = Augment()
 
     @property
     def labelled(self) -> bool:
@@ -71,24 +58,16 @@ class StageData(Strict):
 def _located(value: Any, given: ValidationInfo) -> Path | Url:
     if not isinstance(value, (str, Path)):
         raise ValueError(f"found {value!r:.80}; wanted the path of a folder, or a url")
-    cache = given.data.get("cache", CacheKeys())
-    return location(value, Cache(cache.folder, cache.gib))
+    return location(value, given.data.get("cache", Cache()))
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels
 
 
-class CacheKeys(Strict):
-    """Where copies of far shards lie on each machine; see `embae.datasets.remote.cache.Cache`."""
-
-    folder: Path | None = None
-    gib: Positive = 20
-
-
 class Data(Strict):
     """Where the images are, and how they are read."""
 
-    cache: CacheKeys = CacheKeys()  # before root, which takes it along
+    cache: Cache = Cache()  # before root, which takes it along
     root: Annotated[Path | Url, PlainSerializer(str), PlainValidator(_located)] = Path("shards")
     """A folder, or a url."""
     sources: list[Name] = Field(default_factory=list)

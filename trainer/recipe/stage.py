@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from embae.datasets.fields import Count, Flag, Positive, Strict, checked
-from embae.datasets.loading.augment import Augment
 from embae.trainer.clustering.registry import Cluster
 from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.data import StageData
@@ -80,8 +79,7 @@ class Stage(Strict):
     @property
     def caches(self) -> bool:
         """Whether features are computed once: the backbone is frozen, and augmentation is at most a flip."""
-        flips = Augment(**self.data.augment.model_dump()).at_most_flip
-        return self.cache_features and self.use("backbone") == "frozen" and flips
+        return self.cache_features and self.use("backbone") == "frozen" and self.data.augment.at_most_flip
 
     def use(self, part: PartName) -> Use:
         """What a part does."""

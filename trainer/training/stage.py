@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Batch, Loader, Work
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, by_content
@@ -158,10 +157,18 @@ class StageRun:
 
     def work(self, start: int) -> Work:
         """The batches of this rank from a step on."""
-        augment = Augment(**self.keys.data.augment.model_dump())
-        return Work(self.sampler, self.spec, augment, seed=self.recipe.seed, stage=self.name, start=start,
-                    stop=self.stop, rank=self.world.rank, world_size=self.world.world_size,
-                    accumulate=self.keys.accumulate)
+        return Work(
+            self.sampler,
+            self.spec,
+            self.keys.data.augment,
+            seed=self.recipe.seed,
+            stage=self.name,
+            start=start,
+            stop=self.stop,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            accumulate=self.keys.accumulate,
+        )
 
     def _features(self, work: Work) -> tuple[FeatureLoader, float]:
         """The loader of cached features, and the rank-seconds that these took elsewhere: they are this stage's too."""

@@ -48,11 +48,11 @@ def test_an_incomplete_set_is_refused(root):
 def test_the_official_counts_pass(root, monkeypatch):
     from embae.datasets.readers import market1501
 
-    tiny_run = {"train images": 2, "train identities": 1, "query images": 1, "query identities": 1, "gallery images": 3,
+    tiny = {"train images": 2, "train identities": 1, "query images": 1, "query identities": 1, "gallery images": 3,
             "gallery identities": 1, "gallery distractor images": 1, "gallery junk images": 1,
  "cameras": 4}  # fmt: skip
-    assert tiny_run.keys() == market1501.COUNTS.keys()
-    monkeypatch.setattr(market1501, "COUNTS", tiny_run)
+    assert tiny.keys() == market1501.COUNTS.keys()
+    monkeypatch.setattr(market1501, "COUNTS", tiny)
     assert len(read("market1501", root, {"counts": "official"})) == 6
 
 

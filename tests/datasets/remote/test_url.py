@@ -55,7 +55,7 @@ def web(stored: Index, tmp_path: Path) -> Iterator[served.Web]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache", 1)
+    return Cache(folder=tmp_path / "cache", gib=1)
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def batches(index: Index, loader: LoaderName, **options: object) -> list[Batch]:
 @pytest.mark.parametrize("text", ["s3://bucket/shards", "gs://b", "http://h:80/a%20b", "https://h/x", "file:///data",
                                   "memory://x", "http://h/~me/x"])
 def test_urls_of_stores_are_taken(text: str) -> None:
-    found = location(text + "/", Cache(None, 3))
+    found = location(text + "/", Cache(folder=None, gib=3))
     assert isinstance(found, Url) and str(found) == text and str(found / "set") == f"{text}/set"
-    assert (found / "set").cache == Cache(None, 3)
+    assert (found / "set").cache == Cache(folder=None, gib=3)
 
 
 @pytest.mark.parametrize("text", ["shards", "/data/shards", "a::b", "pipe:cat x", "c:/x", ""])
@@ -157,7 +157,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.remote.url import Url
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.sharding.write_shards import write_shards
-index = Index.open(Url(sys.argv[1], Cache(Path(sys.argv[2]), float(sys.argv[3]))))
+index = Index.open(Url(sys.argv[1], Cache(folder=Path(sys.argv[2]), gib=float(sys.argv[3]))))
 print("open", flush=True)
 sys.stdin.readline()
 with ShardReader(index) as reader:
@@ -240,7 +240,7 @@ def size(index: Index, shard: int = 0) -> int:
 def test_the_limit_is_kept_and_the_least_recently_read_goes(many: tuple[Index, served.Web], tmp_path: Path) -> None:
     near, web = many
     room = (near.root / "index.arrow").stat().st_size + 4.5 * max(size(near, shard) for shard in range(8))
-    cache = Cache(tmp_path / "cache", room / 2**30)
+    cache = Cache(folder=tmp_path / "cache", gib=room / 2**30)
     index, most = Index.open(Url(web.url, cache) / "set"), 0
     with ShardReader(index) as reader:
         for row in [*range(12), 0, *range(12, 32)]:  # shards 0 1 2, 0 again, 3 …
@@ -255,7 +255,9 @@ def test_the_limit_is_kept_and_the_least_recently_read_goes(many: tuple[Index, s
 
 def test_what_is_about_to_be_read_is_not_removed(many: tuple[Index, served.Web], tmp_path: Path) -> None:
     near, web = many
-    cache = Cache(tmp_path / "cache", ((near.root / "index.arrow").stat().st_size + 3.5 * size(near)) / 2**30)
+    cache = Cache(
+        folder=tmp_path / "cache", gib=((near.root / "index.arrow").stat().st_size + 3.5 * size(near)) / 2**30
+    )
     index = Index.open(Url(web.url, cache) / "set")
     held = [index.open_shard(shard) for shard in range(2)]
     everything(index)
@@ -269,7 +271,7 @@ def test_what_is_about_to_be_read_is_not_removed(many: tuple[Index, served.Web],
 
 def test_shards_are_fetched_ahead_and_what_is_past_is_let_go(many: tuple[Index, served.Web], tmp_path: Path) -> None:
     _, web = many
-    index = Index.open(Url(web.url, Cache(tmp_path / "cache", 1)) / "set")
+    index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
     sampler = SequentialSampler(View([index], "train"), batch=4, rows=np.arange(32))
     work = Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 8)
     opened = open_loader(work, loader="webdataset", device=torch.device("cpu"), threads=1)
@@ -289,7 +291,7 @@ def test_each_pass_is_planned_once_for_the_loader_and_once_ahead_of_it(
     many: tuple[Index, served.Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, web = many
-    index = Index.open(Url(web.url, Cache(tmp_path / "cache", 1)) / "set")
+    index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
     passes: Counter[int] = Counter()
     generator = plan.generator
 
@@ -315,7 +317,7 @@ def test_few_files_are_held_open(
 ) -> None:
     near, web = many
     monkeypatch.setattr(ahead, "FILES", 3)  # fewer than the shards of a batch
-    index = Index.open(Url(web.url, Cache(tmp_path / "cache", 1)) / "set")
+    index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
     sampler = PKSampler(View([index], "train"), P=4, K=2, seed=0, stage="s")
     opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 12), loader="webdataset",
                          device=torch.device("cpu"), threads=1)
@@ -334,7 +336,7 @@ def test_a_small_cache_only_slows_down(many: tuple[Index, served.Web], tmp_path:
                                        capsys: pytest.CaptureFixture[str]) -> None:
     near, web = many
     room = (near.root / "index.arrow").stat().st_size + 1.5 * size(near)
-    index = Index.open(Url(web.url, Cache(tmp_path / "cache", room / 2**30)) / "set")
+    index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=room / 2**30)) / "set")
     far = batches(index, "webdataset", stop=12)
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(far, batches(near, "webdataset", stop=12), strict=True))
     assert "raise data.cache.gib, or set data.window" in capsys.readouterr().err
@@ -342,7 +344,7 @@ def test_a_small_cache_only_slows_down(many: tuple[Index, served.Web], tmp_path:
 
 def test_a_shard_larger_than_the_cache_is_refused(far: Url, tmp_path: Path) -> None:
     index = Index.open(far)
-    index.root = Url(str(far), Cache(tmp_path / "small", 1e-6))
+    index.root = Url(str(far), Cache(folder=tmp_path / "small", gib=1e-6))
     with pytest.raises(DataError, match=r"train-000000.tar: [\d,]+ bytes are more than data.cache may hold"):
         ShardReader(index).read(0)
 
@@ -459,7 +461,7 @@ def test_names_in_an_index_stay_beside_it(far: Url, web: served.Web) -> None:
 
 def test_a_file_without_end_does_not_fill_the_disk(far: Url, web: served.Web, tmp_path: Path) -> None:
     index = Index.open(far)
-    index.root = Url(str(far), Cache(tmp_path / "small", 0.5 * MIB))
+    index.root = Url(str(far), Cache(folder=tmp_path / "small", gib=0.5 * MIB))
     web.fault = lambda path, number, data: data + bytes(8 << 20)
     with pytest.raises(DataError, match=r"larger than the 524,288 bytes that data.cache may hold"):
         everything(index)

@@ -55,10 +55,10 @@ def test_unlabelled_dataset_has_no_identity(tabled: Tabled) -> None:
 
 
 def test_size_is_known_if_it_is_one(tabled: Tabled, originals: Index, stored: Index) -> None:
-    noise_datasets = tabled("a", [(1, 0)])
+    small = tabled("a", [(1, 0)])
     assert View([stored], "train").image == (72, 36)
     assert View([originals], "train").image is None
-    assert View([stored, noise_datasets], "train").image is None
+    assert View([stored, small], "train").image is None
 
 
 def test_no_images_in_a_split(tabled: Tabled) -> None:

@@ -61,9 +61,23 @@ class Drawn:
     def read(self) -> bytes:
         noise = np.random.default_rng(self.number).integers(0, 256, (8, 4, 3)).astype(float)
         cast = np.random.default_rng(1000 + self.camera).integers(0, 256, 3)
-        noise_datasets = Image.fromarray((0.7 * noise + 0.3 * cast).astype(np.uint8))
+        pixels = Image.fromarray((0.7 * noise + 0.3 * cast).astype(np.uint8))
         file = io.BytesIO()
-        noise_datasets.resize(SIZE[::-1], Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
+        pixels.resize(SIZE[::-1], Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class PlainNoise:
+    """An image of noise that is drawn from a number."""
+
+    number: int
+
+    def read(self) -> bytes:
+        random = np.random.default_rng(self.number)
+        pixels = random.integers(0, 256, (8, 4, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).resize(SIZE[::-1], Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
         return file.getvalue()
 
 

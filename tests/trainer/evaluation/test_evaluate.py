@@ -121,13 +121,13 @@ def test_ten_crop_is_centre_and_corners_each_with_its_mirror_image() -> None:
     assert len(found) == 10
     for number, crop in enumerate(wanted):
         assert torch.equal(found[2 * number], crop) and torch.equal(found[2 * number + 1], torch.flip(crop, [3]))
-    noise_datasets = images[:, :, :16, :8]
+    small = images[:, :, :16, :8]
     assert [
         torch.equal(a, b)
-        for a, b in zip(views(noise_datasets, spec, "flip"), [noise_datasets, noise_datasets.flip(3)], strict=True)
+        for a, b in zip(views(small, spec, "flip"), [small, small.flip(3)], strict=True)
     ] == [True] * 2
-    (only,) = views(noise_datasets, spec, "none")
-    assert torch.equal(only, noise_datasets)
+    (only,) = views(small, spec, "none")
+    assert torch.equal(only, small)
 
 
 def make(folder: Path, rows: list[tuple[str, int | None, int, str]]) -> Index:

@@ -252,42 +252,42 @@ def test_extends_then_settings_then_own_lines_then_the_command_line(tmp_path: Pa
 
 def test_defaults_of_settings_replace_the_recipes(tmp_path: Path) -> None:
     path = file(tmp_path, tiny_run.tree(defaults={"clip": 1.0, "optimizer": {"lr": 0.5}}))
-    noise_datasets = file(tmp_path, {"defaults": {"optimizer": {"lr": 0.25}}}, "small.yaml")
-    stage = load(path, [], [noise_datasets]).stages["embedding"]
+    small = file(tmp_path, {"defaults": {"optimizer": {"lr": 0.25}}}, "small.yaml")
+    stage = load(path, [], [small]).stages["embedding"]
     assert (stage.clip, stage.optimizer.lr) == (1.0, 0.25)
 
 
 def test_a_recipe_takes_the_lines_of_the_stages_that_it_has(tmp_path: Path) -> None:
-    noise_datasets = file(
+    small = file(
         tmp_path, {"stages": {"embedding": {"clip": 3.0}, "autoencoder": {"clip": 4.0}}}, "small.yaml"
     )
-    assert load("baseline", [], [noise_datasets]).stages.keys() == {"embedding"}
-    assert load("baseline", [], [noise_datasets]).stages["embedding"].clip == 3.0
-    assert load("embae-new", [], [noise_datasets]).stages["autoencoder"].clip == 4.0
-    assert set(load("pul", ["rounds=1"], [noise_datasets]).stages) == {"classification", "cluster-1", "retrain-1"}
+    assert load("baseline", [], [small]).stages.keys() == {"embedding"}
+    assert load("baseline", [], [small]).stages["embedding"].clip == 3.0
+    assert load("embae-new", [], [small]).stages["autoencoder"].clip == 4.0
+    assert set(load("pul", ["rounds=1"], [small]).stages) == {"classification", "cluster-1", "retrain-1"}
     assert "target-nuisance" not in load("embae-fix", [], ["quick"]).stages
 
 
 def test_a_stage_that_the_recipe_took_away_stays_away(tmp_path: Path) -> None:
     path = file(tmp_path, "extends: embae-new\nrun: [embedding]\nevaluate: null\n"
                           "stages: {autoencoder: null, target-nuisance: null, target-embedding: null}\n")
-    noise_datasets = file(tmp_path, {"stages": {"autoencoder": {"epochs": 3}}}, "small.yaml")
-    assert load(path, [], [noise_datasets]).stages.keys() == {"embedding"}
+    small = file(tmp_path, {"stages": {"autoencoder": {"epochs": 3}}}, "small.yaml")
+    assert load(path, [], [small]).stages.keys() == {"embedding"}
     tree = tiny_run.tree()
     tree["stages"]["spare"] = None
-    noise_datasets = file(tmp_path, {"stages": {"spare": {"epochs": 3}}}, "small.yaml")
-    assert "spare" not in load(file(tmp_path, tree), [], [noise_datasets]).stages
+    small = file(tmp_path, {"stages": {"spare": {"epochs": 3}}}, "small.yaml")
+    assert "spare" not in load(file(tmp_path, tree), [], [small]).stages
 
 
 def test_a_stage_of_no_recipe_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    noise_datasets = file(tmp_path, {"stages": {"autoencodr": {"epochs": 3}}}, "small.yaml")
+    small = file(tmp_path, {"stages": {"autoencodr": {"epochs": 3}}}, "small.yaml")
     with pytest.raises(RecipeError, match=r"small\.yaml: stages: autoencodr is a stage of no recipe; did you mean a"):
-        load("baseline", [], [noise_datasets])
+        load("baseline", [], [small])
     own = file(
         tmp_path, tiny_run.tree(run=["mine"], evaluate={}, stages={"mine": tiny_run.tree()["stages"]["embedding"]})
     )
-    noise_datasets = file(tmp_path, {"stages": {"mine": {"clip": 3.0}}}, "small.yaml")
-    assert load(own, [], [noise_datasets]).stages["mine"].clip == 3.0  # its own stages are known
+    small = file(tmp_path, {"stages": {"mine": {"clip": 3.0}}}, "small.yaml")
+    assert load(own, [], [small]).stages["mine"].clip == 3.0  # its own stages are known
 
 
 @pytest.mark.parametrize(
@@ -309,17 +309,17 @@ def test_settings_that_are_not_there(
 
 @pytest.mark.parametrize("content", ["stages: 3", "stages: [embedding]", "[1]", "a: 1\na: 2", ""])
 def test_what_is_no_settings(tmp_path: Path, content: str) -> None:
-    noise_datasets = file(tmp_path, content, "small.yaml")
+    small = file(tmp_path, content, "small.yaml")
     with pytest.raises(RecipeError, match=r"small\.yaml: "):
-        load("baseline", [], [noise_datasets])
+        load("baseline", [], [small])
     with pytest.raises(RecipeError, match="settings: found 3; wanted the name of shipped settings"):
         load(file(tmp_path, "extends: baseline\nsettings: 3\n"))
 
 
 def test_mistakes_that_settings_bring_are_told_by_their_path(tmp_path: Path) -> None:
-    noise_datasets = file(tmp_path, {"sed": 3, "stages": {"embedding": {"clip": -1}}}, "small.yaml")
+    small = file(tmp_path, {"sed": 3, "stages": {"embedding": {"clip": -1}}}, "small.yaml")
     with pytest.raises(RecipeError) as caught:
-        load("baseline", ["seed=-1"], [noise_datasets])
+        load("baseline", ["seed=-1"], [small])
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert "sed: unknown key; did you mean seed?" in lines
     assert "stages.embedding.clip: found -1; wanted greater than 0" in lines

@@ -301,4 +301,4 @@ def test_a_run_goes_on_from_the_right_one_to_the_same_end(
 ])  # fmt: skip
 def test_what_cannot_be_gone_on_from_is_an_error(computed: Callable[..., Any], how: str, said: str) -> None:
     now = computed(taken_up, 1)[0][how]
-    assert now["error"].startswith("ExportError: ") and said in now["error"], now["error"]
+    assert now["error"].startswith("WeightsError: ") and said in now["error"], now["error"]

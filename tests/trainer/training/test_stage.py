@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.noise_datasets import PlainNoise
 from helpers.ranks import on_ranks
 from helpers.toy_models import KEYS, distance
-from PIL import Image
 from safetensors.torch import load_file
 
 from embae.datasets.index.records import Record
@@ -32,24 +31,14 @@ SIZE = (32, 16)
 ADAPTED = ("target-nuisance", "target-embedding")
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """An image that is drawn from a number, unlike its mirror image."""
-
-    number: int
-
-    def read(self) -> bytes:
-        random = np.random.default_rng(self.number)
-        noise_datasets = random.integers(0, 256, (8, 4, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(noise_datasets).resize(SIZE[::-1], Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
-        return file.getvalue()
-
-
 def _records(first: int, identities: int, images: int, cameras: int) -> list[Record]:
     return [
         Record(
-            f"k{(7 * number) % 100:02d}_{number}", "train", number // images, number % cameras, Drawn(first + number)
+            f"k{(7 * number) % 100:02d}_{number}",
+            "train",
+            number // images,
+            number % cameras,
+            PlainNoise(first + number),
         )
         for number in range(identities * images)
     ]
