@@ -78,7 +78,7 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setattr(module, name, size)
     assert np.array_equal(expanded_queries(query, gallery, junk, 4), wanted)
     for world_size in (2, 3):
-        for found in together(world_size, lambda spread: expanded_queries(query, gallery, junk, 4, spread)):
+        for found in together(world_size, lambda split: expanded_queries(query, gallery, junk, 4, split)):
             assert np.array_equal(found, wanted)
 
 

@@ -135,7 +135,7 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
     for chunk, part in ((1, 7), (13, 100), (None, 33)):
         same(rank_again(q, g, *known, chunk=chunk, part=part), wanted)
     for world_size in (2, 3):
-        for found in together(world_size, lambda spread: rank_again(q, g, *known, spread=spread)):
+        for found in together(world_size, lambda split: rank_again(q, g, *known, split=split)):
             same(found, wanted)
 
 

@@ -241,7 +241,7 @@ def test_ranks_change_no_bit(world_size):
     distances = rng.integers(9, size=(40, len(gallery)))
     for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
         whole = rank(*given, query, gallery)
-        for found in together(world_size, lambda spread: rank(*given, query, gallery, spread=spread)):  # noqa: B023
+        for found in together(world_size, lambda split: rank(*given, query, gallery, split=split)):  # noqa: B023
             assert_same(found, whole)
 
 
