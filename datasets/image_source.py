@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED, datasets_in
 from embae.datasets.index.merged import Merged, is_merged

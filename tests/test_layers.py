@@ -12,8 +12,8 @@ import pytest
 # Each folder or file imports only those that stand before it.
 LAYERS = {
     "datasets": [
-        "errors", "fields", "files", "remote", "images", "index", "sampling", "loading", "sharding", "inspection",
-        "merging", "synthetic", "readers", "image_source",
+        "errors", "fields", "console", "files", "remote", "images", "index", "sampling", "loading", "sharding",
+        "inspection", "merging", "synthetic", "readers", "image_source",
     ],
     "trainer": [
         "errors", "retrieval", "clustering", "recipe", "runtime", "model", "runs", "monitoring", "inference", "losses",

@@ -11,8 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 
 _MOMENT_S = 5.0
 

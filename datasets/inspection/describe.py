@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
 
+from embae.datasets.console.tables import format_pairs, format_table
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.merged import Merged
 from embae.datasets.index.records import ROLES, SPLITS
@@ -49,9 +47,10 @@ def describe(index: Index) -> dict[str, Any]:
     }
 
 
-def render(description: dict[str, Any]) -> RenderableType:
-    """The tables of what `describe` returned, for a rich console."""
-    return Group(_facts(description), _splits(description), _cameras(description))
+def format_description(description: dict[str, Any]) -> str:
+    """The tables of what `describe` returned."""
+    return "\n\n".join([_overview(description), f"splits\n{_splits(description)}",
+                        f"images per camera\n{_cameras(description)}"])
 
 
 def describe_merged(merged: Merged) -> dict[str, Any]:
@@ -60,75 +59,56 @@ def describe_merged(merged: Merged) -> dict[str, Any]:
             "members": [vars(member) for member in merged.members]}
 
 
-def render_merged(description: dict[str, Any]) -> RenderableType:
-    """The table of what `describe_merged` returned, for a rich console."""
+def format_merged(description: dict[str, Any]) -> str:
+    """The table of what `describe_merged` returned."""
     members = description["members"]
-    table = Table(title=f"{description['name']}: {len(members)} datasets, {description['images']:,} images",
-                  title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("dataset")
-    for name in ("images", "identities", "cameras", "weight"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("folder", overflow="fold")
-    for member in members:
-        counts = (f"{member[key]:,}" for key in ("images", "identities", "cameras"))
-        table.add_row(member["name"], *counts, f"{member['weight']:g}" if member["weight"] else "by images",
-                      member["path"])
-    return table
+    rows = [[member["name"], *(f"{member[key]:,}" for key in ("images", "identities", "cameras")),
+             f"{member['weight']:g}" if member["weight"] else "by images", member["path"]] for member in members]
+    table = format_table(["dataset", "images", "identities", "cameras", "weight", "folder"], rows,
+                         left=["dataset", "folder"])
+    return f"{description['name']}: {len(members)} datasets, {description['images']:,} images\n{table}"
 
 
 def _range(values: np.ndarray) -> dict[str, int]:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
-def _facts(description: dict[str, Any]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("dataset", description["name"])
-    table.add_row("folder", description["root"])
-    table.add_row("images", f"{description['images']:,} of {description['identities']:,} identities, "
-                  f"{_bytes(description['bytes'])} in {description['shards']:,} shards")
+def _overview(description: dict[str, Any]) -> str:
+    pairs = [("dataset", description["name"]), ("folder", description["root"]),
+             ("images", f"{description['images']:,} of {description['identities']:,} identities, "
+                        f"{_bytes(description['bytes'])} in {description['shards']:,} shards")]
     if description["image"]:
-        table.add_row("size", "{} × {} (height × width), all".format(*description["image"]))
+        pairs.append(("size", "{} × {} (height × width), all".format(*description["image"])))
     else:
         sides = (f"{side} {{min}}, {{median}}, {{max}}".format(**description[side]) for side in ("height", "width"))
-        table.add_row("size", "; ".join(sides) + " (min, median, max)")
+        pairs.append(("size", "; ".join(sides) + " (min, median, max)"))
     if description["skipped"]:
-        table.add_row("left out", f"{description['skipped']:,} bad images, listed in skipped.txt")
+        pairs.append(("left out", f"{description['skipped']:,} bad images, listed in skipped.txt"))
     for name in ("source", "licence", "notes", "fingerprint"):
         if value := description[name]:
             if isinstance(value, dict):
-                value = ", ".join(f"{key} {one}" for key, one in value.items() if key != "cameras")
-            table.add_row(name, str(value))
-    return table
+                value = ", ".join(f"{key} {entry}" for key, entry in value.items() if key != "cameras")
+            pairs.append((name, str(value)))
+    return format_pairs(pairs)
 
 
-def _splits(description: dict[str, Any]) -> Table:
-    table = Table(title="splits", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("split", no_wrap=True)
-    for name in ("images", "identities", "cameras", "unlabelled", *ROLES):
-        table.add_column(name, justify="right", no_wrap=True)
+def _splits(description: dict[str, Any]) -> str:
+    rows = []
     for split in SPLITS:
         values = description["splits"][split]
         numbers = [values["images"], values["identities"], len(values["cameras"]), values["unlabelled"]]
-        table.add_row(split, *(f"{n:,}" for n in [*numbers, *values["roles"].values()]))
-    return table
+        rows.append([split, *(f"{number:,}" for number in [*numbers, *values["roles"].values()])])
+    return format_table(["split", "images", "identities", "cameras", "unlabelled", *ROLES], rows, left=["split"])
 
 
-def _cameras(description: dict[str, Any]) -> Table:
-    table = Table(title="images per camera", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("camera", justify="right")
+def _cameras(description: dict[str, Any]) -> str:
     source = description["source"]
-    named = {camid: name for name, camid in source.get("cameras", {}).items()} if isinstance(source, dict) else {}
-    if named:
-        table.add_column("name", overflow="fold")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
+    names = {camid: name for name, camid in source.get("cameras", {}).items()} if isinstance(source, dict) else {}
     cameras = {split: description["splits"][split]["cameras"] for split in SPLITS}
-    for camid in sorted({camid for found in cameras.values() for camid in found}):
-        called = [str(named.get(camid, ""))] if named else []
-        table.add_row(str(camid), *called, *(f"{cameras[split].get(camid, 0):,}" for split in SPLITS))
-    return table
+    rows = [[str(camid), *([str(names.get(camid, ""))] if names else []),
+             *(f"{cameras[split].get(camid, 0):,}" for split in SPLITS)]
+            for camid in sorted({camid for counts in cameras.values() for camid in counts})]
+    return format_table(["camera", *(["name"] if names else []), *SPLITS], rows, left=["name"])
 
 
 def _bytes(size: float) -> str:

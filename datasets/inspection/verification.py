@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
+from embae.datasets.console.progress import Report, progress
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import Report, progress
 from embae.datasets.files.tar import Member, members
 from embae.datasets.images.encoding import decoded
 from embae.datasets.images.jpeg import check_jpeg

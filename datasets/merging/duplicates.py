@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from embae.datasets.console.progress import Report, progress
 from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.progress import Report, progress
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import SPLITS
 from embae.datasets.merging.perceptual_hash import BITS, hashes

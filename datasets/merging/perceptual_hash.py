@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dct
 
+from embae.datasets.console.progress import Report, progress
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import Report, progress
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.shard_reader import ShardReader, where
 from embae.datasets.sharding.writer import start_worker

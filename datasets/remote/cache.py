@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.fields import Positive, Strict
-from embae.datasets.files.progress import note
 
 PART = ".part"
 DAMAGED = 2  # times that a file which comes too short is fetched

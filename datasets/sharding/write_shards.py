@@ -18,10 +18,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from embae.datasets.console.progress import Report, note, progress
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import sync_folder, write_whole
 from embae.datasets.files.locks import sole_writer
-from embae.datasets.files.progress import Report, note, progress
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, PARTIAL, read_card
 from embae.datasets.index.records import Record, camera_names

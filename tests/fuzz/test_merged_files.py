@@ -14,7 +14,7 @@ from hypothesis import given
 from embae.datasets.errors import DataError
 from embae.datasets.index.card import MERGED
 from embae.datasets.index.merged import Merged, is_merged
-from embae.datasets.inspection.describe import describe_merged, render_merged
+from embae.datasets.inspection.describe import describe_merged, format_merged
 from embae.datasets.merging.merge import merge
 from embae.datasets.sampling.plan import ShuffledSampler
 from embae.datasets.sampling.view import View
@@ -31,7 +31,7 @@ def use(folder: Path) -> None:
     """All that looks at a merged set."""
     assert is_merged(folder) or not (folder / MERGED).is_file()
     merged = Merged.open(folder)
-    render_merged(describe_merged(merged))
+    format_merged(describe_merged(merged))
     weights = merged.weights({index.name: len(index) for index in merged.indexes})
     assert all(weight > 0 for weight in weights.values())
     ShuffledSampler(View(merged.indexes, "train"), batch=4, seed=0, stage="s").plan(3)

@@ -16,10 +16,10 @@ import numpy as np
 import typer
 import yaml
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import write_whole
 from embae.datasets.files.plain import PlainDumper, parse_yaml
-from embae.datasets.files.progress import note
 from embae.datasets.image_source import footage
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.commands.options import ENOUGH, Debug, Name, Overrides, SkipBad, Stage, check_writable

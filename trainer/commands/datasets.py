@@ -54,12 +54,10 @@ def inspect(
 
     Example: embae inspect shards/market1501 --verify --sheet market.png
     """
-    from rich.console import Console
-
     from embae.datasets.index.arrow_index import Index
     from embae.datasets.index.merged import is_merged
     from embae.datasets.inspection.contact_sheet import contact_sheet
-    from embae.datasets.inspection.describe import describe, render
+    from embae.datasets.inspection.describe import describe, format_description
     from embae.datasets.inspection.verification import verify as find_problems
     from embae.datasets.remote.url import location
     place = location(shards)
@@ -72,7 +70,7 @@ def inspect(
     if as_json:
         print(json.dumps({**description, **({"problems": problems} if verify else {})}, indent=1))
     else:
-        Console(soft_wrap=True).print(render(description))
+        print(format_description(description))
     if sheet:
         contact_sheet(index, sheet)
         print(f"contact sheet: {sheet}", file=sys.stderr)
@@ -112,16 +110,14 @@ def merge(
 
     Example: embae merge shards/market1501 shards/msmt17 --out shards/all --weight market1501=1 --weight msmt17=2
     """
-    from rich.console import Console
-
     from embae.datasets.index.merged import DUPLICATES
-    from embae.datasets.inspection.describe import describe_merged, render_merged
+    from embae.datasets.inspection.describe import describe_merged, format_merged
     from embae.datasets.merging.merge import merge as merge_datasets
     weights = dict(_weight(text) for text in weight or [])
     if len(weights) < len(weight or []):
         raise DataError("--weight: names a dataset twice; give each one number")
     found, common = merge_datasets(datasets, out, weights, duplicates=duplicates)
-    Console(soft_wrap=True).print(render_merged(describe_merged(found)))
+    print(format_merged(describe_merged(found)))
     if common is not None:
         for overlap in common.overlaps:
             print(f"{overlap}.")
@@ -140,10 +136,8 @@ def inspect_merged(folder: Path | Url, as_json: bool, looked_into: bool) -> None
     Raises:
         DataError: It cannot be opened, or more was asked for.
     """
-    from rich.console import Console
-
     from embae.datasets.index.merged import Merged
-    from embae.datasets.inspection.describe import describe_merged, render_merged
+    from embae.datasets.inspection.describe import describe_merged, format_merged
     merged = Merged.open(folder)
     if looked_into:
         raise DataError(f"{folder} is a merged set; --verify and --sheet look into one dataset: name a member "
@@ -152,7 +146,7 @@ def inspect_merged(folder: Path | Url, as_json: bool, looked_into: bool) -> None
     if as_json:
         print(json.dumps(description, indent=1))
     else:
-        Console(soft_wrap=True).print(render_merged(description))
+        print(format_merged(description))
 
 
 def _weight(text: str) -> tuple[str, float]:

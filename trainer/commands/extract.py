@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from embae.datasets.files.progress import note
+from embae.datasets.console.progress import note
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import location
 from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from embae.datasets.console.tables import format_table
 from embae.trainer.commands.options import Overrides, RecipeName, Settings
 
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
@@ -20,11 +21,9 @@ def recipes_list() -> None:
     Example: embae recipes list
     """
     from embae.trainer.recipe.load import SETTINGS, names, source
-    for folder in ("", SETTINGS):
-        if folder:
-            print(f"\n--{folder}")
-        for name in names(folder):
-            print(f"{name:20} {source(name, folder)[0].splitlines()[0].removeprefix('# ')}")
+    for heading, folder in (("recipe", ""), (f"--{SETTINGS}", SETTINGS)):
+        rows = [[name, source(name, folder)[0].splitlines()[0].removeprefix("# ")] for name in names(folder)]
+        print(format_table([heading, ""], rows, left=[heading, ""]), end="\n\n" if not folder else "\n")
 
 
 @recipes_app.command("show")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embae.datasets.console.tables import format_table
 from embae.datasets.errors import DataError
 from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
 from embae.trainer.deployment.query import Query, _embedded, _extracted, _found, _origin_of, _pixels, _query
@@ -124,13 +125,13 @@ def _tree(query: Query, matches: list[tuple[int, float]], vectors: Vectors) -> d
 
 
 def _text(tree: dict[str, Any], several: bool) -> str:
-    lines = []
+    tables = []
     for query in tree["queries"]:
-        lines += ["", f"{query['query']}: nearest of {tree['images']:,} images of {tree['gallery']}",
-                  "rank  distance      camera     pid  key", "─" * 64]
-        lines += [f"{one['rank']:4}  {one['distance']:8.3f}  {_seen(one, several):>10}  {_pid(one['pid']):>6}  "
-                  f"{one['key']}" for one in query["matches"]]
-    return "\n".join(lines[1:])
+        rows = [[str(match["rank"]), f"{match['distance']:.3f}", _seen(match, several), _pid(match["pid"]),
+                 match["key"]] for match in query["matches"]]
+        tables.append(f"{query['query']}: nearest of {tree['images']:,} images of {tree['gallery']}\n"
+                      + format_table(["rank", "distance", "camera", "pid", "key"], rows, left=["key"]))
+    return "\n\n".join(tables)
 
 
 def _seen(match: dict[str, Any], several: bool) -> str:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embae.datasets.console.progress import note
 from embae.datasets.files.atomic import write_whole
 from embae.datasets.files.plain import read_json
-from embae.datasets.files.progress import note
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.comparison.results import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison.table import comparison_table

@@ -6,15 +6,16 @@ A row's published figures stand in a line of their own below it. Both forms are 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 
+from embae.datasets.console.tables import format_table, format_text
 from embae.trainer.comparison.published import TTA, published
 from embae.trainer.comparison.results import Comparison, MeanSd, Row, summarise
 from embae.trainer.retrieval.ranking_options import PLAIN
 
 SHOWN = ("Rank-1", "Rank-1-nd", "mAP", "mAP-nd")
 GAINS = ("Rank-1", "mAP")
+COSTS = ("rank-seconds", "of adaptation", "images seen")
 # Column of the table of probes: the value that chance would give, where there is one.
 PROBES = {
     "camera from z": "chance of camera",
@@ -25,6 +26,7 @@ PROBES = {
 }
 _NONE = "–"
 _CONTROL = " †"
+_LEFT = ("model", "gain over")
 
 Cells = list[list[str]]
 
@@ -41,10 +43,11 @@ def comparison_table(comparison: Comparison, *, markdown: bool = False, probes: 
     if not rows:
         raise ValueError("no results to compare")
     form = _markdown if markdown else _text
-    parts = [heading(comparison), form(score_cells(rows, comparison)), *_notes(rows, comparison)]
+    wrap = str if markdown else format_text
+    parts = [wrap(heading(comparison)), form(score_cells(rows, comparison)), *map(wrap, _notes(rows, comparison))]
     if probes and any(row.probes for row in rows):
         told = "What is read out of z and v, by linear probes on images that these have not seen:"
-        parts += [told if markdown else f"\n{told}", form(probe_cells(rows))]
+        parts += [told if markdown else f"\n{format_text(told)}", form(probe_cells(rows))]
     return ("\n\n" if markdown else "\n").join(parts)
 
 
@@ -59,7 +62,7 @@ def heading(comparison: Comparison) -> str:
 def score_cells(rows: Sequence[Row], comparison: Comparison) -> Cells:
     """The table of scores, its header first."""
     gains = [f"gain {name}" for name in GAINS]
-    cells = [["model", *SHOWN, *gains, "gain over", "rank-seconds", "of adaptation", "images seen"]]
+    cells = [["model", *SHOWN, *gains, "gain over", *COSTS]]
     most = max(len(row.seeds) for row in rows)
     for row in rows:
         cells.append([
@@ -136,29 +139,19 @@ def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
 
 
 def _text(cells: Cells) -> str:
-    """Columns side by side; names to the left, numbers to the right."""
-    left = _left(cells)
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [cell + " " * (width - _width(cell)) if name else " " * (width - _width(cell)) + cell
-                  for cell, width, name in zip(row, widths, left, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join([lines[0], "─" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+    """For a terminal, which is too narrow for all columns: scores, gains and costs below each other."""
+    tables = []
+    gains, probes = (*(f"gain {name}" for name in GAINS), "gain over"), tuple(PROBES)
+    for names in (SHOWN, gains, COSTS, probes[:3], probes[3:]):
+        if columns := [cells[0].index(name) for name in names if name in cells[0]]:
+            header, *rows = [[row[column] for column in (0, *columns)] for row in cells]
+            folded = [[cell.replace(" [", "\n[").replace(" (chance", "\n(chance") for cell in row] for row in rows]
+            tables.append(format_table(header, [row for row in folded if any(row)], left=_LEFT))
+    return "\n\n".join(tables)
 
 
 def _markdown(cells: Cells) -> str:
     """A pipe table of GitHub's Markdown."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-    rule = "| " + " | ".join("---" if name else "---:" for name in _left(cells)) + " |"
+    rule = "| " + " | ".join("---" if name in _LEFT else "---:" for name in cells[0]) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _left(cells: Cells) -> list[bool]:
-    return [name in ("model", "gain over") for name in cells[0]]
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal takes: none for a combining mark, two for wide letters."""
-    return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-               for letter in text)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embae.datasets.console.progress import note
 from embae.datasets.files.atomic import whole_folder
-from embae.datasets.files.progress import note
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
 from embae.trainer.model.known_cameras import tell

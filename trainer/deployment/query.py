@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 from embae.trainer.model.known_cameras import listed, tell
 from embae.trainer.runs.trained_model import Trained
 

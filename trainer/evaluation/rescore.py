@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.inspection.verification import check_rows
 from embae.datasets.remote.url import Url, location

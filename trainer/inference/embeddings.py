@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embae.datasets.console.progress import note
 from embae.datasets.files.locks import unshared_name
-from embae.datasets.files.progress import note
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.view import View

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from embae.datasets.console.tables import format_table, format_text
+
 NAMES = {"loader": "loader alone", "model": "model alone", "forward": "  forward", "backward": "  backward",
          "optimizer": "  optimizer", "exchanges": "exchanges alone", "step": "whole step"}
 
@@ -100,21 +102,18 @@ class Bench:
         """The table and the verdict."""
         ranks = f"{self.ranks} ranks" if self.ranks > 1 else "one rank"
         reads = "cached features (made up)" if self.loader == "features" else f"loader {self.loader}"
-        lines = [f"{self.recipe}, stage {self.stage}: {self.batch} images a step, {ranks} on {self.device}, "
-                 f"{self.precision}, {reads}; medians of {self.steps} steps, and the middle 80 %",
-                 f"{'':16}  {'ms a step':>9}  {'':19}  {'images/s':>9}"]
-        for what, name in NAMES.items():
-            if what in self.seconds:
-                median, low, high = (1000 * value for value in self.seconds[what])
-                spread = f"{low:.1f} … {high:.1f}"
-                rate = f"{self.rate(what):9,.0f}" if not name.startswith(" ") and what != "exchanges" else ""
-                lines.append(f"{name:16}  {median:9.1f}  {spread:19}  {rate}".rstrip())
-        if self.sent.number:
-            lines.append(f"a rank sends {self.sent.bytes / 1e6:,.2f} MB a step in {self.sent.number} exchanges "
-                         "(by the ring algorithm)")
-        else:
-            lines.append("one rank exchanges nothing")
-        return "\n".join([*lines, self.verdict()])
+        head = (f"{self.recipe}, stage {self.stage}: {self.batch} images a step, {ranks} on {self.device}, "
+                f"{self.precision}, {reads}; medians of {self.steps} steps, and the middle 80 %")
+        rows = []
+        for part, name in NAMES.items():
+            if part in self.seconds:
+                median, low, high = (1000 * value for value in self.seconds[part])
+                rate = f"{self.rate(part):,.0f}" if not name.startswith(" ") and part != "exchanges" else ""
+                rows.append([name, f"{median:.1f}", f"{low:.1f} … {high:.1f}", rate])
+        sends = (f"A rank sends {self.sent.bytes / 1e6:,.2f} MB a step in {self.sent.number} exchanges (by the ring "
+                 "algorithm)." if self.sent.number else "One rank exchanges nothing.")
+        table = format_table(["", "ms a step", "middle 80 %", "images/s"], rows, left=[""])
+        return "\n".join([format_text(head), table, format_text(sends), format_text(self.verdict())])
 
     def tree(self) -> dict[str, Any]:
         """As JSON: seconds are ``{"median", "low", "high"}``, `sent` has ``number`` and ``bytes``."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from embae.datasets.console.tables import format_table, format_text
 from embae.datasets.files.atomic import write_whole
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, share
@@ -80,17 +81,17 @@ class Needs:
         most = "at most " if self.at_most else ""
         low, high = self.rows
         rows = f"{low}" if low == high else f"{low} … {high}"
-        lines = [f"{self.stage}: {most}{self.images:,} images, {self.epoch_steps:,} steps an epoch, {self.steps:,} "
-                 f"steps; {self.batch} {self.inputs} a step, {rows} a rank; {self.precision}",
-                 f"  {'MB a rank':18}" + "".join(f"{f'ZeRO {zero}' + '*' * (zero == self.zero):>12}"
-                                                 for zero in self.memory)]
-        named = {name: [getattr(self.memory[zero], key) for zero in self.memory] for key, name in ROWS.items()}
-        named["activations"] = [self.passes.activations] * len(self.memory)
-        named["together"] = [self.whole(zero) for zero in self.memory]
-        named["sent a step"] = [self.sent[zero] for zero in self.memory]
-        lines += [f"  {name:18}" + "".join(f"{value / 1e6:12,.2f}" for value in values)
-                  for name, values in named.items() if any(values) or name == "sent a step"]
-        return "\n".join([*lines, f"  forward and backward: {self.passes.flops / 1e9:,.2f} GFLOP a step"])
+        head = (f"{self.stage}: {most}{self.images:,} images, {self.epoch_steps:,} steps an epoch, {self.steps:,} "
+                f"steps; {self.batch} {self.inputs} a step, {rows} a rank; {self.precision}; "
+                f"{self.passes.flops / 1e9:,.2f} GFLOP a step forward and backward")
+        megabytes = {name: [getattr(self.memory[zero], key) for zero in self.memory] for key, name in ROWS.items()}
+        megabytes["activations"] = [self.passes.activations] * len(self.memory)
+        megabytes["together"] = [self.whole(zero) for zero in self.memory]
+        megabytes["sent a step"] = [self.sent[zero] for zero in self.memory]
+        cells = [[name, *(f"{value / 1e6:,.2f}" for value in values)]
+                 for name, values in megabytes.items() if any(values) or name == "sent a step"]
+        columns = [f"ZeRO {zero}" + "*" * (zero == self.zero) for zero in self.memory]
+        return f"{format_text(head)}\n{format_table(['MB a rank', *columns], cells, left=['MB a rank'])}"
 
     def tree(self) -> dict[str, Any]:
         """As JSON; bytes, by the ZeRO stage's number."""

@@ -8,8 +8,8 @@ from contextlib import closing
 import numpy as np
 import torch
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.for_display import choose
 from embae.datasets.sampling.keyed_random import generator

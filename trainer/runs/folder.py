@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from embae.datasets.files.progress import note
+from embae.datasets.console.progress import note
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.remote.url import Url
 from embae.trainer.errors import RecipeError

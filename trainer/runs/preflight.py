@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import note
 from embae.datasets.index.records import Split
 from embae.datasets.inspection.verification import check_rows
 from embae.datasets.remote.url import Url

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from embae.datasets.console.tables import format_table, format_text
 from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 
 SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
@@ -23,16 +24,11 @@ def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], r
         rows: Scores by name of the row, as in ``evaluation/<dataset>.json``.
         refined: What was done to the ranking.
     """
-    first = max(len("model"), *(len(row) for row in rows))
-    head = f"{'model':{first}}" + "".join(f"  {name:>9}" for name in SHOWN) + "  Rank-1, 95 % interval"
     queries = next(iter(rows.values()))["queries"]
-    lines = [f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.said}, mAP by trapezoid", head,
-             "─" * len(head)]
-    for row, scores in rows.items():
-        low, high = scores["interval"]["Rank-1"]
-        numbers = "".join(f"  {scores[name]:9.3f}" for name in SHOWN)
-        lines.append(f"{row:{first}}{numbers}  {low:.3f} … {high:.3f}")
-    return "\n".join(lines)
+    head = f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.said}, mAP by trapezoid"
+    cells = [[row, *(f"{scores[name]:.3f}" for name in SHOWN), "{:.3f} … {:.3f}".format(*scores["interval"]["Rank-1"])]
+             for row, scores in rows.items()]
+    return f"{format_text(head)}\n{format_table(['model', *SHOWN, 'Rank-1, 95 %'], cells, left=['model'])}"
 
 
 def are_numbers(tree: Any) -> bool:

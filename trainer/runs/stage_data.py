@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embae.datasets.console.progress import progress
 from embae.datasets.errors import DataError
-from embae.datasets.files.progress import progress
 from embae.datasets.index.arrow_index import CARD, Index
 from embae.datasets.index.merged import Merged, check_apart, is_merged
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler

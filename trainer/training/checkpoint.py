@@ -22,9 +22,9 @@ from typing import Any
 
 from torch import Tensor
 
+from embae.datasets.console.progress import note
 from embae.datasets.files.atomic import whole_folder
 from embae.datasets.files.plain import open_plain, read_json
-from embae.datasets.files.progress import note
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model.saved import read_weights, save_weights
 

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.progress import note
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.errors import RunError, WeightsError
 from embae.trainer.evaluation.score_run import score_model, score_run
