@@ -157,7 +157,7 @@ def test_nothing_runs_what_it_reads() -> None:
 def test_yaml_loader_is_safe() -> None:
     import yaml
 
-    from embae.datasets.files.plain import PlainLoader
+    from embae.datasets.files.yaml_files import PlainLoader
 
     assert issubclass(PlainLoader, yaml.SafeLoader)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.plain import MOST, parse_yaml, read_bytes
+from embae.datasets.files.plain import read_bytes
+from embae.datasets.files.plain_tree import MOST
+from embae.datasets.files.yaml_files import parse_yaml
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import Url
 
@@ -39,7 +41,7 @@ def read_card(folder: Path | Url) -> dict[str, Any]:
         raise DataError(_missing(path.parent))
     try:
         data = path.read(MOST) if isinstance(path, Url) else read_bytes(path, MOST)
-        card = parse_yaml(data.decode(), numbered=True)
+        card = parse_yaml(data.decode(), number_keys=True)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
     if not isinstance(card, dict) or "format" not in card:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from embae.datasets.errors import DataError
-from embae.datasets.files.plain import MOST, PlainDumper, parse_yaml, read_bytes
+from embae.datasets.files.plain import read_bytes
+from embae.datasets.files.plain_tree import MOST
+from embae.datasets.files.yaml_files import format_yaml, parse_yaml
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED, NAME, some
 from embae.datasets.remote.url import Missing, Url
@@ -137,7 +137,7 @@ def check_apart(indexes: Sequence[Index]) -> None:
 
 def _card(members: Iterable[Member]) -> str:
     tree = {"format": FORMAT, "members": [vars(member) for member in members]}
-    return yaml.dump(tree, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
+    return format_yaml(tree)
 
 
 def _read(path: Path | Url) -> tuple[Member, ...]:

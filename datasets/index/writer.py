@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.plain import PlainDumper
+from embae.datasets.files.atomic import write_atomically, write_text
+from embae.datasets.files.yaml_files import format_yaml
 from embae.datasets.index.arrow_index import SCHEMA, SHARD_NAME, TABLE, Index
 from embae.datasets.index.card import CARD, FORMAT
 from embae.datasets.index.records import ROLES, SPLITS
@@ -82,7 +81,7 @@ def write_index(
         "embae": _version(),
         **(about or {}),
     }
-    text = yaml.dump(card, Dumper=PlainDumper, sort_keys=False, allow_unicode=True).encode()
+    text = format_yaml(card)
     batch = _batch(columns)
     schema = SCHEMA.with_metadata({"fingerprint": digest, "format": str(FORMAT)})
 
@@ -90,8 +89,8 @@ def write_index(
         with pa.ipc.new_file(file, schema) as writer:
             writer.write_batch(batch)
 
-    write_whole(folder / TABLE, table)
-    write_whole(folder / CARD, lambda file: file.write(text))
+    write_atomically(folder / TABLE, table)
+    write_text(folder / CARD, text)
 
 
 def fingerprint(columns: Columns | Index) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_bytes
 from embae.datasets.images.encoding import decoded
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import ROLES, SPLITS
@@ -44,7 +44,7 @@ def contact_sheet(index: Index, path: Path, seed: int = 0, identities: int = 8, 
     out = io.BytesIO()
     sheet.save(out, "PNG")
     try:
-        write_whole(path, lambda file: file.write(out.getvalue()))
+        write_bytes(path, out.getvalue())
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); give another file") from error
 

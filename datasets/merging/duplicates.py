@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from embae.datasets.console.progress import Report, progress
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_text
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import SPLITS
 from embae.datasets.merging.perceptual_hash import BITS, hashes
@@ -95,7 +95,7 @@ class Duplicates:
         lines.writerow(COLUMNS)
         for (row, other), distance in zip(self.pairs.tolist(), self.distances.tolist(), strict=True):
             lines.writerow([*told(row), *told(other), distance])
-        write_whole(path, lambda file: file.write(text.getvalue().encode()))
+        write_text(path, text.getvalue())
 
 
 def find_duplicates(indexes: Sequence[Index], workers: int | None = None, progress: Report = progress) -> Duplicates:

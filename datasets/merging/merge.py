@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import whole_folder
+from embae.datasets.files.atomic import atomic_folder, write_text
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import MERGED, NAME
 from embae.datasets.index.records import ROLES
@@ -75,8 +75,8 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
         from embae.datasets.merging.duplicates import find_duplicates  # not for a run, which opens merged sets
         found = find_duplicates(indexes)
     try:
-        with whole_folder(home) as folder:
-            (folder / MERGED).write_text(_card(members), encoding="utf-8")
+        with atomic_folder(home) as folder:
+            write_text(folder / MERGED, _card(members))
             if found:
                 found.write(folder / DUPLICATES)
     except OSError as error:

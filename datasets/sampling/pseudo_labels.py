@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.plain import read_bytes, read_json
+from embae.datasets.files.json_files import read_json, write_json
+from embae.datasets.files.plain import read_bytes
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Split
 from embae.datasets.sampling.view import PERSON, View
@@ -26,7 +26,7 @@ def write_labels(folder: Path, index: Index, split: Split, labels: np.ndarray) -
     """Writes the pseudo-labels of a split into a folder."""
     np.save(folder / LABELS, labels.astype(np.int64), allow_pickle=False)
     card = {"dataset": index.name, "fingerprint": index.fingerprint, "split": split}
-    (folder / CARD).write_text(json.dumps(card) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card, indent=None)
 
 
 def read_labels(folder: Path, index: Index, split: Split) -> np.ndarray:

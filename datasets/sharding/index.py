@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import sync_folder, write_whole
+from embae.datasets.files.atomic import sync_folder, write_text
 from embae.datasets.index.arrow_index import TABLE
 from embae.datasets.index.card import CARD
 from embae.datasets.index.records import ROLES, SPLITS, Record
@@ -49,7 +49,7 @@ def write_shard_index(
         before = _stamps(partial, plan)
         columns, bad = assemble(partial, plan)
         if bad:
-            write_whole(scratch / SKIPPED, lambda file: file.write("".join(f"{why}\n" for why in bad).encode()))
+            write_text(scratch / SKIPPED, "".join(f"{why}\n" for why in bad))
             os.replace(scratch / SKIPPED, partial / SKIPPED)
         else:
             (partial / SKIPPED).unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from typing import Any
 
 from embae.datasets.console.progress import Report, note, progress
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import sync_folder, write_whole
+from embae.datasets.files.atomic import sync_folder, write_text
+from embae.datasets.files.json_files import format_json, read_json
 from embae.datasets.files.locks import sole_writer
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, PARTIAL, read_card
@@ -155,7 +156,7 @@ def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
         # Made with the plan in it, and renamed: that fails where another one has just done so.
         scratch = partial.with_name(f".{partial.name}.{secrets.token_hex(8)}")
         scratch.mkdir()
-        write_whole(scratch / PLAN, lambda file: file.write(json.dumps(told, indent=1).encode()))
+        write_text(scratch / PLAN, format_json(told))
         try:
             scratch.rename(partial)
             return
@@ -184,7 +185,7 @@ def _told(partial: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if (partial / CARD).exists():
             return {**told, "plan": read_card(partial).get("plan")}
-        return dict(json.loads((partial / PLAN).read_text(encoding="utf-8")))
+        return dict(read_json(partial / PLAN))
     except FileNotFoundError:
         if not partial.exists() or (partial / CARD).exists():  # renamed, or about to be, in this moment
             return dict(told)

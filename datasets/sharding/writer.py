@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import sync_folder
+from embae.datasets.files.atomic import sync_folder, write_text
+from embae.datasets.files.json_files import format_json
 from embae.datasets.images.encoding import prepare
 from embae.datasets.index.card import CARD
 from embae.datasets.index.records import Record
@@ -109,10 +110,7 @@ def write_shard(task: ShardTask) -> list[str]:
                 part["bytes"] = os.fstat(file.fileno()).st_size
             if (part["bad"] and not task.skip_bad) or taken():
                 return list(part["bad"].values())
-            with text.open("w") as out:
-                json.dump(part, out)
-                out.flush()
-                os.fsync(out.fileno())
+            write_text(text, format_json(part, indent=None))
             if part["kept"]:
                 os.replace(tar, target)
             os.replace(text, part_file)

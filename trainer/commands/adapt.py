@@ -14,12 +14,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-import yaml
 
 from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.plain import PlainDumper, parse_yaml
+from embae.datasets.files.atomic import write_text
+from embae.datasets.files.yaml_files import format_yaml, parse_yaml
 from embae.datasets.image_source import footage
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.commands.options import ENOUGH, Debug, Name, Overrides, SkipBad, Stage, check_writable
@@ -117,7 +116,7 @@ def _what(path: Path, tree: dict[str, Any]) -> str:
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
     """Writes the recipe, unless it is there: then it must say the same."""
-    text = yaml.dump(tree, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
+    text = format_yaml(tree)
     if os.path.isfile(path):
         if path.read_bytes() != text.encode():
             resolved = path.parent / "recipe.yaml"  # with what was set on the command line
@@ -126,4 +125,4 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
                               f"{resolved if os.path.isfile(resolved) else path} --out {path.parent}")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, text)

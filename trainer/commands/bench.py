@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.json_files import write_json
 from embae.trainer.commands.options import Debug, Overrides, RecipeName, Settings
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
@@ -100,5 +99,5 @@ def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:
     if world.first:
         if to:
             to.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(to, lambda file: file.write((json.dumps(found.tree(), indent=1) + "\n").encode()))
+            write_json(to, found.tree())
         print(found.text(), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +36,8 @@ def export(
     to = out or source.parent / form
     _check_free(to)
     with gc_paused():
-        from embae.datasets.files.atomic import whole_folder
+        from embae.datasets.files.atomic import atomic_folder, write_text
+        from embae.datasets.files.json_files import write_json
         from embae.trainer.deployment import formats as export_formats
         from embae.trainer.deployment.deployed_model import Deployed, contract
         from embae.trainer.deployment.model_card import model_card
@@ -53,10 +53,10 @@ def export(
         about["normalisation"] = {**about["normalisation"], "inside": False}
         about["input"] = {**about["input"], "range": "(0 … 1 − mean) / deviation"}
         about["beyond"] = beyond(opened, deployed)
-    with whole_folder(to) as partial:
+    with atomic_folder(to) as partial:
         about["difference"] = export_formats.write(partial, form, opened, deployed, about)  # type: ignore[arg-type]
-        (partial / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(about, form, facts), encoding="utf-8")  # type: ignore[arg-type]
+        write_json(partial / ABOUT, about, ascii_only=False)
+        write_text(partial / "README.md", model_card(about, form, facts))  # type: ignore[arg-type]
     for batch, difference in about["difference"].items():
         print(f"batch {batch}: differs from PyTorch by {difference:.1e} of an embedding's length at most")
     print(f"{name} as {form}: {to}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -60,11 +59,11 @@ def recipes_schema(
 
     Example: embae recipes schema --out recipe.schema.json
     """
-    from embae.datasets.files.atomic import write_whole
+    from embae.datasets.files.json_files import format_json, write_json
     from embae.trainer.recipe.json_schema import recipe_schema
-    text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+    schema = recipe_schema()
     if out is None:
-        print(text, end="")
+        print(format_json(schema, ascii_only=False))
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, lambda file: file.write(text.encode()))
+    write_json(out, schema, ascii_only=False)

@@ -26,7 +26,7 @@ def report(
     """
     from dataclasses import replace
 
-    from embae.datasets.files.atomic import write_whole
+    from embae.datasets.files.atomic import write_bytes
     from embae.trainer.report.evidence import find_evidence, open_index
     from embae.trainer.runs.summary import read_facts
     facts = read_facts(run)
@@ -43,5 +43,5 @@ def report(
     name = "report.html" if dataset is None or isinstance(index, str) else f"report-{index.name}.html"
     path = out or run / "evaluation" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(made))
+    write_bytes(path, made)
     print(f"{path}: {len(made) / 1e6:.1f} MB")

@@ -18,7 +18,6 @@ What ``--json`` writes, stable; distances are those of `search.py`, or with ``--
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,9 +100,9 @@ def search(
                 "images": int((~vectors.junk).sum()), "tta": tta, "rerank": rerank, "expand": expand,
                 "queries": [_tree(one, matches, vectors) for one, matches in zip(asked, found, strict=True)]}
         if to:
-            from embae.datasets.files.atomic import write_whole
+            from embae.datasets.files.json_files import write_json
             to.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(to, lambda file: file.write((json.dumps(tree, indent=1) + "\n").encode()))
+            write_json(to, tree)
         print(_text(tree, len(vectors.datasets) > 1))
         if picture:
             _draw(picture, tree, asked, found, pointed or _origin_of(vectors), vectors)

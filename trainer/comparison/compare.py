@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from embae.datasets.console.progress import note
-from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.plain import read_json
+from embae.datasets.files.atomic import write_text
+from embae.datasets.files.json_files import read_json, write_json
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.comparison.results import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison.table import comparison_table
@@ -188,9 +187,8 @@ def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
     comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found),
                             first.scoring.rerank, first.scoring.expand)
     said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
-    for name, text in (("comparison.json", json.dumps(to_json(comparison), indent=1)),
-                       ("comparison.md", comparison_table(comparison, markdown=True, probes=True) + "\n" + said)):
-        write_whole(out / name, lambda file, text=text: file.write(text.encode() + b"\n"))  # type: ignore[misc]
+    write_json(out / "comparison.json", to_json(comparison))
+    write_text(out / "comparison.md", f"{comparison_table(comparison, markdown=True, probes=True)}\n{said}\n")
     plot_comparison(comparison, out / "comparison.png")
     note(f"{out / 'comparison.md'}, .json, .png")
     return comparison_table(comparison, probes=probes) + said

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embae.datasets.console.progress import note
-from embae.datasets.files.atomic import whole_folder
+from embae.datasets.files.atomic import atomic_folder
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
 from embae.trainer.model.known_cameras import tell
@@ -39,7 +39,7 @@ def calibrate_export(export: SavedModel, view: View, recipe: Recipe | None, to: 
         for what in steps:
             note(f"calibrating {what} on {len(view):,} images of {len(view.cameras())} cameras")
             calibrate(model, Calibrate.model_validate({"what": what}), view, export.spec, world, reading)
-        with whole_folder(to) as folder:
+        with atomic_folder(to) as folder:
             state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
             exports.write(folder, model, state, keys=export.model, spec=export.spec)
     finally:

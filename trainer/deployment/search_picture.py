@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_bytes
 
 CELL = (208, 108)  # height, width of an image with its frame: people are twice as high as wide
 _GAP, _MARGIN, _TITLE, _HEAD, _FOOT, _APART, _ROWS = 14, 28, 54, 24, 36, 30, 22
@@ -74,7 +74,7 @@ def draw(title: str, subtitle: str, rows: Sequence[tuple[Shown, Sequence[Shown]]
     sheet.save(out, "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write(out.getvalue()))
+        write_bytes(path, out.getvalue())
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); give another file") from error
 

@@ -11,7 +11,6 @@ feature map, how it is pooled, what follows. The model card shows it as code (`m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from embae.datasets.files.json_files import read_json, write_json
 from embae.trainer.deployment.deployed_model import Deployed
 from embae.trainer.model.backbone import EPS, GeM, strided
 from embae.trainer.model.camera_tables import TABLES
@@ -81,16 +81,16 @@ def write_for_timm(
     how = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
            "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
     save_for_hf(backbone, str(folder), model_config={"embae": about}, safe_serialization=True, data_config=how)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     for key in ("tag", "license", "paper_ids", "origin_url"):  # of the weights that timm ships, not of these
         config["pretrained_cfg"].pop(key, None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config, indent=2)
     return as_timm(folder)
 
 
 def as_timm(folder: Path) -> Callable[..., Tensor]:
     """What the model card tells people to do with the files: images from 0 to 1, not normalised, to embeddings."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     more, norm = config["embae"]["beyond"], config["pretrained_cfg"]
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     for name in more["stride_1"]:

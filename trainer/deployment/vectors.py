@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_atomically
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import ROLES
 from embae.trainer.model.known_cameras import Camera
@@ -168,7 +168,7 @@ def write_vectors(path: Path, origin: Origin, pieces: Sequence[tuple[Index, np.n
                 writer.write_batch(_batch(schema, names, index, rows, embeddings))
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, write)
+    write_atomically(path, write)
 
 
 def _batch(schema: pa.Schema, names: list[str], index: Index, rows: np.ndarray,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_atomically
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import ROLES
 from embae.datasets.loading.augment import ImageSpec
@@ -93,4 +93,4 @@ def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
 def write_embeddings(path: Path, query: np.ndarray, gallery: np.ndarray) -> None:
     """Keeps raw embeddings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: np.savez(file, query=query, gallery=gallery))
+    write_atomically(path, lambda file: np.savez(file, query=query, gallery=gallery))

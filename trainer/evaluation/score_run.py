@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from embae.datasets.files.atomic import write_whole
-from embae.datasets.files.plain import read_json
+from embae.datasets.files.json_files import read_json, write_json
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
@@ -171,4 +169,4 @@ def read_kept(path: Path, asked: dict[str, Any], fits: Callable[[Any], bool]) ->
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(json.dumps(tree, indent=1).encode() + b"\n"))
+    write_json(path, tree)

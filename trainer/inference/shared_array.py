@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_text
 from embae.datasets.loading.batch import Batch
 from embae.trainer.inference.batches import EXTRACT
 from embae.trainer.runtime.distributed import World, barrier, broadcast_object
@@ -82,4 +82,4 @@ def finish(path: Path) -> None:
 
 
 def _write_seconds(path: Path, seconds: float) -> None:
-    write_whole(path, lambda file: file.write(str(seconds).encode()))
+    write_text(path, str(seconds))

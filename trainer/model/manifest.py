@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from embae.datasets.fields import Positive, Strict, Whole, checked
-from embae.datasets.files.plain import read_json
+from embae.datasets.files.json_files import read_json
 from embae.trainer.errors import WeightsError
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.recipe.model import Model

@@ -9,7 +9,6 @@ Weights travel as safetensors, which cannot run code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model.batch_norm import use_global_batch_norm
@@ -142,7 +142,7 @@ def write(folder: Path, model: EmbAE, state: dict[str, Tensor], *, keys: Model, 
         "names": [model.known.names.get(one) for one in cameras if model.known.names],
         "classes": model.classes, "shapes": {key: list(value.shape) for key, value in state.items()},
     }
-    (folder / META).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / META, description)
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_atomically
 from embae.datasets.loading.augment import ImageSpec
 
 
@@ -65,7 +65,7 @@ class Monitor:
         self._lines.close()
         path = self._run / "metrics.jsonl"
         kept = [line for line in path.read_bytes().splitlines(keepends=True) if wanted(line)]
-        write_whole(path, lambda file: file.writelines(kept))
+        write_atomically(path, lambda file: file.writelines(kept))
         self._lines = self._open()
 
     def say(self, text: str) -> None:

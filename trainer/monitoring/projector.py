@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_bytes, write_text
 from embae.datasets.images.encoding import decoded
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.shard_reader import ShardReader, where
@@ -53,14 +53,14 @@ def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.n
     files = {"tensors": (".tsv", _lines(some)), "images": ("-images.jpg", _sprite(index, rows)),
              "metadata": ("-metadata.tsv", _metadata(index, rows, chosen < len(query)))}
     for end, content in files.values():
-        write_whole(inside / f"{index.name}{end}", lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_bytes(inside / f"{index.name}{end}", content)
     path = {key: json.dumps(f"projector/{index.name}{end}") for key, (end, _) in files.items()}
     config = (f"embeddings {{\n  tensor_name: {json.dumps(index.name)}\n"
               f"  tensor_shape: {some.shape[0]}\n  tensor_shape: {some.shape[1]}\n"
               f"  tensor_path: {path['tensors']}\n  metadata_path: {path['metadata']}\n"
               f"  sprite {{\n    image_path: {path['images']}\n"
               f"    single_image_dim: {SIDE}\n    single_image_dim: {SIDE}\n  }}\n}}\n")
-    write_whole(folder / "projector_config.pbtxt", lambda file: file.write(config.encode()))
+    write_text(folder / "projector_config.pbtxt", config)
 
 
 def _lines(embeddings: np.ndarray) -> bytes:

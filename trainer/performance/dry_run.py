@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from embae.datasets.console.tables import format_table, format_text
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, share
 from embae.datasets.sampling.view import View
@@ -124,7 +123,7 @@ def dry_run(recipe: Recipe, world_size: int, to: Path | None = None) -> None:
         tree = {"recipe": recipe.name, "world_size": world_size, "stages": [one.tree() for one in found],
                 "left_out": LEFT_OUT}
         to.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(to, lambda file: file.write((json.dumps(tree, indent=1) + "\n").encode()))
+        write_json(to, tree)
 
 
 def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads: Sequence[Head],

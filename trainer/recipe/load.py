@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from embae.datasets.files.plain import MOST, PlainDumper, parse_yaml, read_bytes
+from embae.datasets.files.plain import read_bytes
+from embae.datasets.files.plain_tree import MOST
+from embae.datasets.files.yaml_files import format_yaml, parse_yaml
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.mistakes import did_you_mean, fields, sentences, short
 from embae.trainer.recipe.rounds import expand
@@ -105,7 +106,7 @@ def check(tree: dict[str, Any], origin: str, wrong: Sequence[str] = ()) -> Recip
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load` reads back."""
-    return yaml.dump(recipe.model_dump(mode="json", by_alias=True), Dumper=PlainDumper, sort_keys=False)
+    return format_yaml(recipe.model_dump(mode="json", by_alias=True), ascii_only=True)
 
 
 def parse(text: str, origin: str) -> dict[str, Any]:

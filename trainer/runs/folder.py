@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from embae.datasets.console.progress import note
+from embae.datasets.files.atomic import write_text
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.remote.url import Url
 from embae.trainer.errors import RecipeError
@@ -78,9 +79,7 @@ def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:
     packages = ", ".join(f"{name} {_version(name)}" for name in
                          ("embae", "torch", "deepspeed", "timm", "webdataset", "nvidia-dali-cuda130"))
     head = f"# {packages}\n# git commit {_commit()}, world size {world_size}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n"
-    partial = run / "recipe.yaml.partial"
-    partial.write_text(head + dump(recipe), encoding="utf-8")
-    os.replace(partial, run / "recipe.yaml")
+    write_text(run / "recipe.yaml", head + dump(recipe))
 
 
 def lock(run: Path, wait_s: float = 15) -> IO[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from embae.datasets.console.tables import format_table, format_text
+from embae.datasets.files.json_files import write_json
 from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 
 SHOWN = ("Rank-1", "Rank-5", "mAP", "mINP", "Rank-1-nd", "mAP-nd")
@@ -50,9 +49,7 @@ def are_scores(tree: Any) -> bool:
 
 def write_scores(path: Path, dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]],
                  refined: RankingOptions = PLAIN) -> None:
-    """Writes ``{"dataset", "tta", "rerank", "expand", "rows": {row: scores}}``, to a temporary name first."""
+    """Writes ``{"dataset", "tta", "rerank", "expand", "rows": {row: scores}}`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     tree = {"dataset": dataset, "tta": tta, **asdict(refined), "rows": rows}
-    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, tree)

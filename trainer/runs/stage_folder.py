@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from embae.datasets.files.atomic import sync_file, whole_folder
-from embae.datasets.files.plain import read_json
+from embae.datasets.files.atomic import atomic_folder
+from embae.datasets.files.json_files import read_json, write_json
 from embae.trainer.errors import RecipeError
 
 EXPORT, MARK = "export", "done"
@@ -70,10 +69,7 @@ def finish(stage: Path, took: Done) -> Iterator[Path]:
     stage.mkdir(parents=True, exist_ok=True)
     for old in (stage / EXPORT, stage / "evaluation"):  # of a stage that was not done
         shutil.rmtree(old, ignore_errors=True)
-    with whole_folder(stage / EXPORT) as partial:
+    with atomic_folder(stage / EXPORT) as partial:
         yield partial
-    mark = stage / f"{MARK}.partial"
-    mark.write_text(json.dumps(asdict(took)) + "\n", encoding="utf-8")
-    sync_file(mark)
-    mark.replace(stage / MARK)
+    write_json(stage / MARK, asdict(took), indent=None)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.plain import MOST, read_bytes, read_json
+from embae.datasets.files.json_files import read_json
+from embae.datasets.files.plain import read_bytes
+from embae.datasets.files.plain_tree import MOST
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import SPLITS
 from embae.trainer.errors import RecipeError

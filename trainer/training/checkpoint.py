@@ -12,7 +12,6 @@ run code.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,8 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from embae.datasets.console.progress import note
-from embae.datasets.files.atomic import whole_folder
-from embae.datasets.files.plain import open_plain, read_json
+from embae.datasets.files.atomic import atomic_folder
+from embae.datasets.files.json_files import read_json, write_json
+from embae.datasets.files.plain import open_plain
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model.saved import read_weights, save_weights
 
@@ -96,7 +96,7 @@ class Checkpoint:
         """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
         to = place(stage, self.meta.step)
         if to.resolve() != self.path.resolve():
-            with whole_folder(to) as partial:
+            with atomic_folder(to) as partial:
                 for name in (STATE, META, MARK):
                     shutil.copyfile(self.path / name, partial / name)
         set_back(stage, self.meta.step)
@@ -114,13 +114,13 @@ def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, T
     Raises:
         OSError: The disk is full, for one; what was there before is as it was.
     """
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         state = {f"model/{key}": value for key, value in model.items()}
         state |= {f"optimizer/{key}": value for key, value in moments.items()}
         save_weights(state, partial / STATE)
-        (partial / META).write_text(json.dumps({"format": FORMAT, **asdict(meta)}, indent=1) + "\n", encoding="utf-8")
+        write_json(partial / META, {"format": FORMAT, **asdict(meta)})
         sums = {name: _sum(partial / name) for name in (STATE, META)}
-        (partial / MARK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        write_json(partial / MARK, sums)
 
 
 def found(stage: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
-from embae.datasets.files.atomic import write_whole
+from embae.datasets.files.atomic import write_text
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.errors import RunError, WeightsError
 from embae.trainer.evaluation.score_run import score_model, score_run
@@ -95,7 +95,7 @@ def _adopt(path: Path, recipe: Recipe, run: Path) -> None:
         raise WeightsError(f"{path}: stage {stage} is done in {run}; leave --resume out to go on with the stages after "
                           "it, or take another folder with --out")
     asked.adopt(run / stage)
-    write_whole(mark, lambda file: file.write(str(path.resolve()).encode()))
+    write_text(mark, str(path.resolve()))
 
 
 def _stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor, target: Index | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.batch import Batch
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.runtime.distributed import World, on_first_rank
@@ -126,7 +126,7 @@ class StageCheckpoints:
                       for dataset, row in zip(datasets, rows, strict=True)]
             tree = {"step": batch.step + 1, "losses": {key: repr(value) for key, value in losses.items()},
                     "images": images}
-            (folder / "batch.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / "batch.json", tree)
             name = self._before.stage
             # Of updates in turn, one may have failed whose loss is no part of the sum.
             wrong = next((key for key in ("loss", *losses) if not math.isfinite(losses[key])), "loss")

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from embae.datasets.files.plain import DEEPEST, MOST, PlainDumper, parse_yaml, read_bytes, read_json
+from embae.datasets.files.json_files import read_json
+from embae.datasets.files.plain import read_bytes
+from embae.datasets.files.plain_tree import DEEPEST, MOST
+from embae.datasets.files.yaml_files import format_yaml, parse_yaml
 
 TREE = {"text": "x", "é": [1, 2.5, -3, True, None, "3e4", "2001-01-01", "1:30", "~", ""], "deep": [{"a": [{}, []]}]}
 
@@ -18,9 +20,9 @@ TREE = {"text": "x", "é": [1, 2.5, -3, True, None, "3e4", "2001-01-01", "1:30",
 def test_trees_come_back(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(TREE))
     assert read_json(tmp_path / "x.json") == TREE
-    assert parse_yaml(yaml.dump(TREE, Dumper=PlainDumper, allow_unicode=True)) == TREE
+    assert parse_yaml(format_yaml(TREE)) == TREE
     assert parse_yaml("a: 3e-4\nb: 2001-01-01\n") == {"a": 3e-4, "b": "2001-01-01"}
-    assert parse_yaml("1: {2: x}", numbered=True) == {1: {2: "x"}}
+    assert parse_yaml("1: {2: x}", number_keys=True) == {1: {2: "x"}}
 
 
 def test_aliases_are_copies() -> None:
@@ -42,7 +44,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
         ("&a [*a]", "within each other"),
         (BOMB, "too large"),
         ("x" * (MOST + 1), "longer than"),
-        ("a: 1\na: 2", "stands here twice"),
+        ("a: 1\na: 2", "appears twice"),
         ("1: x", "the key 1 is not text"),
         ("[1]: x", "unhashable"),
         ("a: *b", "undefined alias"),
@@ -50,8 +52,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
         ("a: " + "9" * 5000, "digits"),
         ("a: 0b_", "invalid literal"),
         ("a: " + ":".join(["1"] * 300) + ".5", "too large"),
-        ('a: "\\0"', "no character"),
-        ('"\\ud800": a', "no character"),
+        ('a: "\\0"', "invalid character"),
+        ('"\\ud800": a', "invalid character"),
     ],
 )
 def test_yaml_that_is_not_plain(text: str, message: str) -> None:

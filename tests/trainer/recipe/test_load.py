@@ -204,7 +204,7 @@ def test_an_unlike_key_is_told_what_may_stand_there(tmp_path: Path) -> None:
     ],
 )
 def test_duplicate_keys_are_refused(tmp_path: Path, content: str) -> None:
-    assert "stands here twice" in refused(text(tmp_path, content))
+    assert "appears twice" in refused(text(tmp_path, content))
 
 
 def test_merge_keys_are_no_duplicates(tmp_path: Path) -> None:
