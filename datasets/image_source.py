@@ -26,7 +26,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED, datasets_in
 from embae.datasets.index.merged import Merged, is_merged
 from embae.datasets.index.records import FileImage, Record, Split, camera_names
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 from embae.datasets.remote.url import Url, location
 from embae.datasets.sharding.index import SKIPPED
 from embae.datasets.sharding.write_shards import write_shards
@@ -170,7 +170,7 @@ def images(where: str, pattern: str | None = None) -> tuple[Path, list[Record]]:
         raise DataError(f"{where}: holds the datasets {', '.join(inside)}; name one of them")
     if not os.path.isdir(root):
         raise DataError(f"{where}: no such folder; wanted one of images, or a sharded dataset")
-    found = read("folder", root, {"pattern": pattern or _CAMERA})
+    found = read_records("folder", root, {"pattern": pattern or _CAMERA})
     if wanted is not None:
         found = [record for record in found if os.path.abspath(_path(record)) in wanted]
         if not found:

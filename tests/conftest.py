@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from embae.trainer.runtime.launch import gpus
+from embae.trainer.runtime.launch import count_gpus
 
 # It would walk through all that the tests import, and find nothing: measured, two fifths of the time that takes.
 gc.disable()
@@ -19,7 +19,7 @@ _VISIBLE = pytest.StashKey[dict[str, str]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_VISIBLE] = {}
     if config.option.markexpr != _MARKED:
-        if gpus():
+        if count_gpus():
             config.stash[_VISIBLE] = dict(os.environ)
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

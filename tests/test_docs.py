@@ -20,8 +20,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from embae.datasets.readers import SOURCES
-from embae.datasets.readers._options import convert
+from embae.datasets.readers.options import convert
+from embae.datasets.readers.registry import READERS, find_reader
 from embae.trainer.commands.app import app
 from embae.trainer.comparison.compare import plan
 from embae.trainer.recipe.json_schema import recipe_schema
@@ -30,7 +30,7 @@ from embae.trainer.recipe.load import load
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 OTHERS = {"python3", "python", "pip", "pytest", "ruff", "apt-get", "sbatch", "cd", "export", "git", "tensorboard"}
-OFFICIAL = {*SOURCES} - {"folder", "csv"}
+OFFICIAL = {*READERS} - {"folder", "csv", "synthetic"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def checked(words: list[str]) -> click.Context:
     elif name == "slurm":
         checked(["shard", *given["words"]])
     elif name == "shard" and given["source"] != "synthetic":
-        convert(given["source"], SOURCES[given["source"]], dict(one.split("=", 1) for one in given["options"] or []))
+        convert(
+            given["source"], find_reader(given["source"]), dict(one.split("=", 1) for one in given["options"] or [])
+        )
     return context
 
 

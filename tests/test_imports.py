@@ -178,7 +178,8 @@ LIGHT = [
     "embae.datasets.sampling.view",
     "embae.datasets.loading.augment",
     "embae.datasets.loading.batch",
-    "embae.datasets.readers",
+    "embae.datasets.readers.registry",
+    "embae.datasets.readers.read",
     "embae.datasets.sharding.write_shards",
 ]
 HEAVY = ["torch", "torchvision", "timm", "deepspeed", "nvidia.dali", "tensorboard"]

@@ -26,7 +26,7 @@ def exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, (DataError, RecipeError, WeightsError)) else 1
 
 
-def lost(error: BaseException) -> RunError | None:
+def lost_rank(error: BaseException) -> RunError | None:
     """What an exchange raises where another rank is gone, said for a user; None for any other error."""
     text = str(error)
     if type(error).__name__ not in ("DistBackendError", "DistNetworkError", "DistStoreError") and "gloo" not in text:

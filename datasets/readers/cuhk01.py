@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from embae.datasets.index.records import Record
-from embae.datasets.readers._common import Counts, check, matches, record
-from embae.datasets.readers._splits import divide
+from embae.datasets.readers.halves import divide
+from embae.datasets.readers.image_files import Counts, check, matches, record
 
 COUNTS = {"images": 3_884, "identities": 971, "cameras": 2}
 

@@ -19,8 +19,8 @@ from typing import Literal
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import FileImage, Image, Record, Split
 from embae.datasets.readers import cuhk03_mat
-from embae.datasets.readers._common import Counts, check, matches, record, refuse
-from embae.datasets.readers._splits import divide, half
+from embae.datasets.readers.halves import divide, half
+from embae.datasets.readers.image_files import Counts, check, matches, record, refuse
 
 Labels = Literal["labeled", "detected"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from embae.datasets.index.records import Record
-from embae.datasets.readers._common import Counts, check
+from embae.datasets.readers.image_files import Counts, check
 from embae.datasets.readers.market1501 import bounding_boxes
 
 COUNTS = {

@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from embae.datasets.index.records import SPLITS, FileImage, Record, Role, Split
-from embae.datasets.readers._common import listing, matches
-from embae.datasets.readers._labels import cameras, compile_pattern, numbered
+from embae.datasets.readers.image_files import listing, matches
+from embae.datasets.readers.label_numbers import cameras, compile_pattern, numbered
 
 
 def records(

@@ -17,7 +17,7 @@ from typing import Any
 import lmdb
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers._common import refuse
+from embae.datasets.readers.image_files import refuse
 
 DATA = "data.mdb"
 _LOCK = threading.Lock()  # of two threads that open the same one at once, one would be refused

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from embae.datasets.index.records import FileImage, Record
 from embae.datasets.readers import lmdb_images
-from embae.datasets.readers._common import listing
-from embae.datasets.readers._labels import numbered_names
+from embae.datasets.readers.image_files import listing
+from embae.datasets.readers.label_numbers import numbered_names
 
 KEY = re.compile(r"(\d+_\d+_\d+)_\d+")
 

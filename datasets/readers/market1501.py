@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from embae.datasets.index.records import Record, Role, Split
-from embae.datasets.readers._common import Counts, check, locate, matches, record
+from embae.datasets.readers.image_files import Counts, check, locate, matches, record
 
 FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 COUNTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import Record, Split
-from embae.datasets.readers._common import Counts, check, contained, locate, record, refuse
+from embae.datasets.readers.image_files import Counts, check, contained, locate, record, refuse
 
 LISTS: dict[str, Split] = {"train": "train", "val": "train", "query": "query", "gallery": "gallery"}
 TEST_PIDS = 10_000  # test people are others than training people, but are numbered from 0 again

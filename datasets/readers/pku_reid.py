@@ -13,8 +13,8 @@ from typing import Literal
 
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import Record
-from embae.datasets.readers._common import Counts, check, matches, record
-from embae.datasets.readers._splits import divide, half
+from embae.datasets.readers.halves import divide, half
+from embae.datasets.readers.image_files import Counts, check, matches, record
 
 RELEASED = {"images": 1_824, "identities": 114, "cameras": 2}
 SUBSET = {"images": 1_184, "identities": 74, "cameras": 2}

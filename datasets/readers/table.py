@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import ROLES, SPLITS, Record
-from embae.datasets.readers._common import contained, record, refuse
-from embae.datasets.readers._labels import cameras, numbered
-from embae.datasets.readers._options import did_you_mean
+from embae.datasets.readers.image_files import contained, record, refuse
+from embae.datasets.readers.label_numbers import cameras, numbered
+from embae.datasets.readers.options import did_you_mean
 
 COLUMNS = ("path", "pid", "camid", "split", "role")
 

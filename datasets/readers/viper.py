@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from embae.datasets.index.records import Record
-from embae.datasets.readers._common import Counts, check, locate, matches, record
-from embae.datasets.readers._splits import divide, half
+from embae.datasets.readers.halves import divide, half
+from embae.datasets.readers.image_files import Counts, check, locate, matches, record
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 COUNTS = {"images": 1_264, "identities": 632, "cameras": 2}

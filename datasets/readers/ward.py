@@ -10,8 +10,8 @@ from typing import Literal
 
 from embae.datasets.index.records import Record
 from embae.datasets.readers import folder
-from embae.datasets.readers._common import Counts, check
-from embae.datasets.readers._splits import divide, half
+from embae.datasets.readers.halves import divide, half
+from embae.datasets.readers.image_files import Counts, check
 
 COUNTS = {"identities": 70, "cameras": 3}
 

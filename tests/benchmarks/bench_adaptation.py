@@ -41,11 +41,13 @@ import torch
 from embae.datasets.index.writer import Columns, write_index
 from embae.trainer.inference.features import Cached
 from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.stage_data import open_stage
 from embae.trainer.runs.stage_key import stage_keys
 from embae.trainer.runtime.distributed import World, join, leave
+from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training import stage as stages
 
 EPOCHS = 15
@@ -120,8 +122,8 @@ class Bench:
         if self.world.first:
             run.mkdir(parents=True)
         torch.distributed.barrier()
-        return stages.StageRun(alone, stage, open_stage(alone, stage), run, self.world,
-                               Monitor(run, first=self.world.first))
+        context = RunContext(alone, run, self.world, Monitor(run, first=self.world.first), StopSignals())
+        return stages.StageRun(context, stage, open_stage(alone, stage))
 
     def say(self, text: str) -> None:
         """From the first rank."""

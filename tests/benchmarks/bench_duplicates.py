@@ -23,7 +23,7 @@ from PIL import Image
 from embae.datasets.images.encoding import prepare
 from embae.datasets.merging.duplicates import DISTANCE, nearest
 from embae.datasets.merging.perceptual_hash import image_hash
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 
 def decode(data: bytes) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--hashed", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
     chosen = parser.parse_args()
-    drawn = read("synthetic", None, {"domain": "plaza", "identities": "40"})[:chosen.hashed // 10]
+    drawn = read_records("synthetic", None, {"domain": "plaza", "identities": "40"})[:chosen.hashed // 10]
     people = [record.image.read() for record in drawn]
     for size in ((288, 144), (128, 64)):
         images = [prepare(data, "drawn", size)[0] for data in people] * 10

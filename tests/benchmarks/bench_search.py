@@ -30,7 +30,7 @@ from embae.datasets.image_source import ImageSource
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer import load
@@ -57,7 +57,9 @@ def extraction(folder: Path, threads: int) -> None:
     """Images a second of each way."""
     torch.set_num_threads(threads)
     options = {"domain": "campus", "identities": "100", "cameras": "3", "images_per_camera": "4"}
-    write_shards("campus", read("synthetic", None, options), folder, source={"reader": "synthetic"}, workers=threads)
+    write_shards(
+        "campus", read_records("synthetic", None, options), folder, source={"reader": "synthetic"}, workers=threads
+    )
     index = Index.open(folder / "campus")
     view, keys = View([index], "train", "query", "gallery"), Model(backbone="mobilenetv2_100")
     assert index.image

@@ -28,12 +28,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from embae.datasets.loading.open_loader import open_loader
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.recipe.load import check
 from embae.trainer.runs.stage_data import open_stage
 from embae.trainer.runtime.distributed import join, leave
+from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training.stage import StageRun
 
 STAGE = {
@@ -76,13 +78,14 @@ def main() -> None:
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        write_shards("plaza", read("synthetic", None, {"domain": "plaza"}), shards, source={}, size=(128, 64))
+        write_shards("plaza", read_records("synthetic", None, {"domain": "plaza"}), shards, source={}, size=(128, 64))
         data = {"root": str(shards), "sources": ["plaza"], "target": "plaza", "image": [128, 64]}
         recipe = check({"name": "bench", "model": {"backbone": "mobilenetv2_100"}, "data": data, "run": ["embedding"],
                         "stages": {"embedding": STAGE}}, "bench")
         world = join()
-        stage = StageRun(recipe, "embedding", open_stage(recipe, "embedding"), Path(folder) / "run", world,
-                         Monitor(Path(folder) / "run", first=True))
+        run = Path(folder) / "run"
+        context = RunContext(recipe, run, world, Monitor(run, first=True), StopSignals())
+        stage = StageRun(context, "embedding", open_stage(recipe, "embedding"))
         loops = {"bare": iter(Bare(stage)), "embae": stage.train()}
         wall: dict[str, list[float]] = {name: [] for name in loops}
         cpu: dict[str, list[float]] = {name: [] for name in loops}

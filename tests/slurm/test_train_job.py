@@ -36,7 +36,7 @@ def finished(cluster: Cluster, desk: Desk, job: str, restarts: int, log: str = "
 
 def went_on_at(said: str) -> int:
     """The step of the checkpoint with which the last start began."""
-    return int(re.findall(r"goes on after step (\d+)", said)[-1])
+    return int(re.findall(r"resumes after step (\d+)", said)[-1])
 
 
 def test_a_job_of_two_nodes(cluster: Cluster, desk: Desk, expected: bytes) -> None:

@@ -26,12 +26,13 @@ from embae.trainer.commands.train import train
 from embae.trainer.errors import RecipeError
 from embae.trainer.model.manifest import read_description
 from embae.trainer.runs.trained_model import Trained, find_model
-from embae.trainer.runtime.launch import gpus
+from embae.trainer.runtime.launch import count_gpus
 
 RECIPE = "adapt.yaml"
 
 
 def adapt(
+    ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
     target: Annotated[str, typer.Option(help=(
         "A sharded dataset, or a folder of images with a sub-folder for each camera."))],
@@ -60,7 +61,7 @@ def adapt(
     to = out or Path("runs") / f"adapt-{index.name}"
     tree = _recipe(trained, index)
     _write(to / RECIPE, tree)
-    train(str(to / RECIPE), overrides, out=to, nproc=nproc, debug=debug)
+    train(ctx, str(to / RECIPE), overrides, out=to, nproc=nproc, debug=debug)
 
 
 def _look_at(index: Index) -> None:
@@ -90,7 +91,7 @@ def _recipe(trained: Trained, index: Index) -> dict[str, Any]:
     }
     if trained.recipe:
         tree["data"] |= {"loader": trained.recipe.data.loader}
-    if not gpus():
+    if not count_gpus():
         tree["defaults"] = {"precision": "fp32"}  # a CPU takes longer in bfloat16
     if "embedding" not in found.parts:
         for stage in ("calibrate", "group", "adapt", "recalibrate"):

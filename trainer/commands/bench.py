@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from embae.datasets.files.json_files import write_json
+from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Overrides, RecipeName, Settings
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.stage_data import open_plan
 from embae.trainer.runtime.fast_imports import gc_paused
-from embae.trainer.runtime.launch import ranks_here
+from embae.trainer.runtime.signals import RESUMABLE
 
 
 def bench(
@@ -38,15 +39,11 @@ def bench(
     from embae.trainer.recipe.load import load
     found = load(recipe, overrides or [], settings or [])
     name = _stage(found, stage)
-    worker, ours = "RANK" in os.environ, "EMBAE_STORE" in os.environ
-    if not ours and os.environ.get("RANK", "0") == "0":
-        _prepare(found, name, int(os.environ["WORLD_SIZE"]) if worker else ranks_here(nproc))
-    if worker:
-        _work(found, name, steps, to)
-        return
-    from embae.trainer.runtime.launch import launch
-    if code := launch(["bench", *sys.argv[2:]], ranks_here(nproc)):
-        raise typer.Exit(1 if code == 75 else code)  # there is nothing to go on with
+    try:
+        run_on_ranks(["bench", *sys.argv[2:]], nproc, prepare=lambda ranks: _prepare(found, name, ranks),
+                     work=lambda: _work(found, name, steps, to))
+    except typer.Exit as ended:
+        raise typer.Exit(1 if ended.exit_code == RESUMABLE else ended.exit_code) from None  # nothing can be resumed
 
 
 def _stage(recipe: Recipe, asked: str | None) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Settings
 from embae.trainer.runtime.fast_imports import gc_paused
-from embae.trainer.runtime.launch import ranks_here
+from embae.trainer.runtime.signals import StopSignals
 
 
 def compare(
+    ctx: typer.Context,
     words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY=VALUE]...", show_default=False, help=(
         "Recipes, by default all that are shipped, and keys to set in each of them."))] = None,
     settings: Settings = None,
@@ -30,25 +31,22 @@ def compare(
     Example: embae compare --settings quick --seeds 3 --nproc 2
     """
     from embae.trainer.comparison.compare import plan, prepare, report
-    from embae.trainer.runtime.launch import launch
     recipes = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
     runs = plan(recipes, overrides, settings or [], seeds, out)
-    worker, ours = "RANK" in os.environ, "EMBAE_STORE" in os.environ
-    if not ours and os.environ.get("RANK", "0") == "0":
+
+    def check(ranks: int) -> None:
         print(f"comparison of {len(runs)} runs in {out}", flush=True)
-        prepare(runs, int(os.environ["WORLD_SIZE"]) if worker else ranks_here(nproc))
-    if worker:
+        prepare(runs, ranks)
+
+    def work() -> None:
         with gc_paused():
             from embae.trainer.runtime.distributed import join, leave
         world = join(runs[0].recipe.timeout)
         with gc_paused():
             from embae.trainer.comparison.train import train_all
-        train_all(runs, out, world, fresh=fresh)
+        train_all(runs, out, world, ctx.ensure_object(StopSignals), fresh=fresh)
         leave()
-        if world.first and not ours:
-            print(report(runs, out, probes))
-        return
-    if code := launch(["compare", *sys.argv[2:]], ranks_here(nproc)):
-        raise typer.Exit(code)
-    print(report(runs, out, probes))
+
+    run_on_ranks(["compare", *sys.argv[2:]], nproc, prepare=check, work=work,
+                 finish=lambda: print(report(runs, out, probes)))

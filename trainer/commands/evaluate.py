@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Expand, Rerank
 from embae.trainer.recipe.scoring import TTA
-from embae.trainer.runtime.launch import ranks_here
 
 
 def evaluate(
@@ -30,9 +29,5 @@ def evaluate(
     Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
     """
     from embae.trainer.evaluation.rescore import rescore, scoring_job
-    from embae.trainer.runtime.launch import launch
-    asked = scoring_job(run, dataset, tta, rerank, expand)
-    if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
-        rescore(asked, to)
-    elif code := launch(["evaluate", *sys.argv[2:]], ranks):
-        raise typer.Exit(code)
+    job = scoring_job(run, dataset, tta, rerank, expand)
+    run_on_ranks(["evaluate", *sys.argv[2:]], nproc, work=lambda: rescore(job, to), needs_launch=False)

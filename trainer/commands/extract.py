@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,12 +12,12 @@ import typer
 from embae.datasets.console.progress import note
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import location
+from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.scoring import TTA
 from embae.trainer.runs.trained_model import Trained, find_model, tta_of
 from embae.trainer.runtime.fast_imports import gc_paused
-from embae.trainer.runtime.launch import ranks_here
 
 
 def extract(
@@ -42,12 +41,9 @@ def extract(
     if out.is_dir() or out.suffix != ".arrow":
         raise RecipeError(f"--out {out}: wanted a file named *.arrow")
     check_writable("--out", out)
-    if "RANK" in os.environ or (ranks := ranks_here(nproc)) == 1:
-        _work(trained, images, out, tta or tta_of(trained), name, pattern, skip_bad)
-        return
-    from embae.trainer.runtime.launch import launch
-    if code := launch(["extract", *sys.argv[2:]], ranks):
-        raise typer.Exit(code)
+    run_on_ranks(
+        ["extract", *sys.argv[2:]], nproc, needs_launch=False,
+        work=lambda: _work(trained, images, out, tta or tta_of(trained), name, pattern, skip_bad))
 
 
 def _work(trained: Trained, images: str, out: Path, tta: TTA, name: str | None, pattern: str | None,

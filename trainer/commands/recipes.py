@@ -10,10 +10,10 @@ import typer
 from embae.datasets.console.tables import format_table
 from embae.trainer.commands.options import Overrides, RecipeName, Settings
 
-recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
+recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
 
 
-@recipes_app.command("list")
+@recipes.command("list")
 def recipes_list() -> None:
     """Name the shipped recipes and settings, each with its first line.
 
@@ -25,7 +25,7 @@ def recipes_list() -> None:
         print(format_table([heading, ""], rows, left=[heading, ""]), end="\n\n" if not folder else "\n")
 
 
-@recipes_app.command("show")
+@recipes.command("show")
 def recipes_show(recipe: RecipeName) -> None:
     """Print a recipe as it is written.
 
@@ -35,7 +35,7 @@ def recipes_show(recipe: RecipeName) -> None:
     print(source(recipe)[0], end="")
 
 
-@recipes_app.command("check")
+@recipes.command("check")
 def recipes_check(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -51,7 +51,7 @@ def recipes_check(
     print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
 
 
-@recipes_app.command("schema")
+@recipes.command("schema")
 def recipes_schema(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here, instead of printing it.")] = None,
 ) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Overrides, RecipeName, Settings
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.fast_imports import gc_paused
-from embae.trainer.runtime.launch import ranks_here
-from embae.trainer.runtime.signals import stopping
+from embae.trainer.runtime.launch import count_ranks
+from embae.trainer.runtime.signals import StopSignals
 
 
 def train(
+    ctx: typer.Context,
     recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
@@ -41,28 +42,34 @@ def train(
     Example: embae train embae-cam data.root=/data/shards --nproc 8
     """
     from embae.trainer.recipe.load import load
-    from embae.trainer.runtime.launch import launch
-    found = load(recipe, overrides or [], settings or [])
+    resolved = load(recipe, overrides or [], settings or [])
     if dry_run:
-        _estimate(found, world_size or ranks_here(nproc), to)
+        _estimate(resolved, world_size or count_ranks(nproc), to)
         return
     if world_size or to:
         raise RecipeError(f"{'--world-size' if world_size else '--json'}: goes with --dry-run")
-    run = out or Path("runs") / found.name
-    if stage and stage not in found.run:
-        raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(found.run)}")
-    if "RANK" in os.environ:
-        _work(found, run, stage, resume, profile)
-        return
-    ranks = ranks_here(nproc)
-    prepare(found, run, ranks)
-    arguments = [recipe, *(overrides or []), "--out", str(run)]
-    arguments += [word for name in settings or [] for word in ("--settings", name)]
-    arguments += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
-    arguments += ["--profile"] if profile else []
-    arguments += ["--resume", str(resume)] if resume else []
-    if code := launch(arguments, ranks):
-        raise typer.Exit(code)
+    run = out or Path("runs") / resolved.name
+    if stage and stage not in resolved.run:
+        raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(resolved.run)}")
+    words = [recipe, *(overrides or []), "--out", str(run)]
+    words += [word for name in settings or [] for word in ("--settings", name)]
+    words += (["--stage", stage] if stage else []) + (["--debug"] if debug else [])
+    words += ["--profile"] if profile else []
+    words += ["--resume", str(resume)] if resume else []
+    signals = ctx.ensure_object(StopSignals)
+    signals.record_in(run)
+
+    def work() -> None:
+        with gc_paused():
+            from embae.trainer.runtime.distributed import join, leave
+        world = join(resolved.timeout)
+        with gc_paused():
+            from embae.trainer.training.run import TrainOptions
+            from embae.trainer.training.run import train as train_stages
+        train_stages(resolved, run, world, signals, TrainOptions(last=stage, resume=resume, profile=profile))
+        leave()
+
+    run_on_ranks(words, nproc, prepare=lambda ranks: _prepare(resolved, run, ranks), work=work)
 
 
 def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
@@ -75,8 +82,8 @@ def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
     dry_run(recipe, ranks, to)
 
 
-def prepare(recipe: Recipe, run: Path, ranks: int) -> None:
-    """What one process does before any rank starts: all that can go wrong early does so here."""
+def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
+    """Checks, in one process and before any rank starts, everything that can fail early."""
     from embae.trainer.runs.folder import check_same
     from embae.trainer.runs.preflight import check, check_inits
     from embae.trainer.runs.stage_data import draw_synthetic
@@ -85,17 +92,3 @@ def prepare(recipe: Recipe, run: Path, ranks: int) -> None:
     check_inits(recipe, run)
     draw_synthetic(recipe)
     check(recipe, ranks, run)
-
-
-def _work(recipe: Recipe, run: Path, stage: str | None, resume: Path | None, profile: bool) -> None:
-    """One rank of a run, started by our launcher, torchrun or srun."""
-    stopping.of(run)
-    if "EMBAE_STORE" not in os.environ and os.environ["RANK"] == "0":  # else our launcher has done it
-        prepare(recipe, run, int(os.environ["WORLD_SIZE"]))  # meanwhile the other ranks wait for this one to join
-    with gc_paused():
-        from embae.trainer.runtime.distributed import join, leave
-    world = join(recipe.timeout)
-    with gc_paused():
-        from embae.trainer.training.run import train as run_stages
-    run_stages(recipe, run, world, last=stage, resume=resume, profile=profile)
-    leave()

@@ -29,43 +29,44 @@ from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.features import cached_features, feature_mean_std
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.projector import write_projector
-from embae.trainer.recipe.schema import Recipe
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.score_table import SHOWN, are_numbers, are_scores, score_table, write_scores
 from embae.trainer.runs.stage_data import can_score
 from embae.trainer.runs.stage_folder import EXPORT, done
-from embae.trainer.runtime.distributed import World, broadcast_object
+from embae.trainer.runtime.distributed import broadcast_object
 
 
-def score_model(recipe: Recipe, model: EmbAE, stage: str, step: int, run: Path, world: World, monitor: Monitor,
-                target: Index, keep: Path | None = None) -> dict[str, Any]:
+def score_model(context: RunContext, model: EmbAE, stage: str, step: int, target: Index,
+                keep: Path | None = None) -> dict[str, Any]:
     """Scores a model on the target, and records it; see `evaluate` for `keep` and what it returns."""
+    recipe, monitor = context.recipe, context.monitor
     reading, how = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch), recipe.scoring
-    found = evaluate(model, target, recipe.data.spec, how.tta, world, reading, run / "cache",
+    found = evaluate(model, target, recipe.data.spec, how.tta, context.world, reading, context.cache,
                      refined=how.refined, keep=keep)
     monitor.record("eval", stage, step, {"dataset": target.name, **found})
     monitor.say(_line(found, stage, step, target))
     return found
 
 
-def score_run(recipe: Recipe, run: Path, world: World, monitor: Monitor, target: Index) -> None:
+def score_run(context: RunContext, target: Index) -> None:
     """Scores every row of a finished run that was not scored before, writes and prints the table.
 
     Raises:
         DataError: No query has a match.
         FloatingPointError: An embedding is not finite.
     """
+    recipe, run, monitor = context.recipe, context.folder, context.monitor
     if not recipe.evaluate:
         return
     if not can_score(target):
         monitor.say(f"{target.name} has no labelled query and gallery, so there is nothing to score. "
                     f"The model is in {run / recipe.run[-1] / EXPORT}")
         return
-    scorer = _Scorer(recipe, run, world, monitor, target)
+    scorer = _Scorer(context, target)
     rows = {row: scorer.scores(stage) for row, stage in recipe.evaluate.items()}
     probes = {row: scorer.probes(row) for row in rows} if target.count("train") else {}
-    if world.first:
+    if context.world.first:
         folder = run / "evaluation"
         write_scores(folder / f"{target.name}.json", target.name, recipe.scoring.tta, rows, recipe.scoring.refined)
         _write(folder / f"{target.name}-probes.json", probes)
@@ -82,8 +83,9 @@ _TOLD: Any = {"seed": True, "model": True, "scoring": True, "data": {"image", "s
 class _Scorer:
     """Scores and probes of a run's stages, read where they are, taken where not."""
 
-    def __init__(self, recipe: Recipe, run: Path, world: World, monitor: Monitor, target: Index):
-        self._recipe, self._run, self._world, self._monitor, self._target = recipe, run, world, monitor, target
+    def __init__(self, context: RunContext, target: Index):
+        self._context, self._recipe, self._run = context, context.recipe, context.folder
+        self._world, self._monitor, self._target = context.world, context.monitor, target
         self._codes = cache(self._take_codes)
 
     def path(self, stage: str) -> Path:
@@ -99,8 +101,8 @@ class _Scorer:
             keys = self._recipe.model_dump(mode="json", by_alias=True, include=_TOLD)
             own = self._recipe.stages[stage].model_dump(mode="json", by_alias=True, exclude_none=True)
             self._monitor.keys(stage, {**keys, "stage": own})
-            found = score_model(self._recipe, self._model(stage), stage, steps, self._run, self._world, self._monitor,
-                                self._target, path.with_suffix(".npz"))
+            found = score_model(self._context, self._model(stage), stage, steps, self._target,
+                                path.with_suffix(".npz"))
             if self._world.first:
                 with np.load(path.with_suffix(".npz")) as kept:
                     write_projector(self._run / "tensorboard" / stage, self._target, kept["query"], kept["gallery"],

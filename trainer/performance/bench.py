@@ -24,10 +24,12 @@ from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
 from embae.trainer.inference.features import FeatureLoader, Features
 from embae.trainer.losses.cluster_memory import ClusterMemory
 from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.performance.bench_report import Bench, Exchanges, Timing
 from embae.trainer.performance.exchanges import Recorder, bytes_sent
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.distributed import World, gather_objects
+from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training.stage import StageRun
 
 WARM_UP = 5  # steps before each measurement: more than loaders decode ahead
@@ -61,7 +63,8 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
         steps: Steps of each measurement, after some to warm up.
     """
     recipe = with_fresh_weights(recipe, name)
-    stage = _Measured(recipe, name, sampler, folder, world, Monitor(folder, first=False))
+    context = RunContext(recipe, folder, world, Monitor(folder, first=False), StopSignals())
+    stage = _Measured(context, name, sampler)
     clock, seconds = _Clock(world), {}
     batches, accumulate = iter(stage.loader), stage.keys.accumulate
     parts: list[Batch] = []

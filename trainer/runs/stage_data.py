@@ -33,9 +33,9 @@ def draw_synthetic(recipe: Recipe) -> None:
     for name, options in recipe.data.synthetic.items():
         assert isinstance(root, Path)  # the schema's promise
         if name in (*recipe.data.sources, recipe.data.target) and not (root / name / CARD).exists():
-            from embae.datasets.readers import read
+            from embae.datasets.readers.read import read_records
             from embae.datasets.sharding.write_shards import write_shards
-            records = read("synthetic", Path(), {key: str(value) for key, value in options.items()})
+            records = read_records("synthetic", Path(), {key: str(value) for key, value in options.items()})
             write_shards(name, records, root, source={"reader": "synthetic", "options": dict(options)},
                          progress=progress)
 

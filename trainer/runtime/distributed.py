@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,19 +17,28 @@ from torch import Tensor
 from embae.datasets.sampling.plan import share
 from embae.trainer.errors import RunError, exit_code
 from embae.trainer.runtime.rendezvous import meet
-from embae.trainer.runtime.watchdog import watch
+from embae.trainer.runtime.watchdog import Watchdog
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank, number of ranks, and the device that this rank trains on."""
+    """This rank among the others.
+
+    Attributes:
+        rank: From 0 to `world_size` − 1.
+        local_rank: Among the ranks of this machine.
+        world_size: Number of ranks.
+        device: The device that this rank computes on.
+        watchdog: Ends this rank if another one is lost; `join` starts it.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    watchdog: Watchdog = field(default_factory=Watchdog, compare=False)
 
     @property
     def first(self) -> bool:
@@ -41,7 +50,7 @@ def join(timeout_s: float = 600) -> World:
     """Joins the world that the launcher's environment variables describe; alone where there are none.
 
     Args:
-        timeout_s: How long to wait for the others to join, and later on for one that says nothing (see `watch.py`).
+        timeout_s: How long to wait for the other ranks to join, and later for a rank that is silent (`watchdog.py`).
 
     Raises:
         RunError: The other ranks did not come within the time-out.
@@ -57,19 +66,20 @@ def join(timeout_s: float = 600) -> World:
         # The same bits twice, so that a killed run ends where an undisturbed one does; and fp32 is fp32.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
+    world = World(rank, local, size, device)
     if not dist.is_initialized():
         try:
             store = meet(rank, size, timeout_s)
         except (dist.DistError, TimeoutError) as error:
             raise RunError(f"rank {rank}: not all of {size} ranks came within {timeout_s:.0f} s "
                            f"({str(error).splitlines()[0]})") from error
-        # Waiting is ended by `watch.py`, which knows for whom; a backend's own time-out does not know that one rank may
-        # be busy for long while the others rightly wait.
+        # The watchdog ends the waiting, and names the lost rank. A backend's own time-out does not know that one rank
+        # may be busy for a long time while the others rightly wait.
         dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, store=store,
                                 timeout=timedelta(days=7), device_id=device if gpu else None)
         if size > 1:
-            watch.start(store, rank, size, timeout_s)
-    return World(rank, local, size, device)
+            world.watchdog.start(store, rank, size, timeout_s)
+    return world
 
 
 def leave() -> None:

@@ -1,8 +1,8 @@
-"""Signals that end a run so that it can go on: after the current step in a stage's loop, else at once.
+"""Signals that stop a run so that it can be resumed: after the current step of a stage, otherwise at once.
 
-SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are heard as
-soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the others may come again and again.
-Every Ctrl-C comes twice: from the terminal and from the launcher.
+SIGTERM (a scheduler takes the machine), SIGUSR1 (its warning before the time limit) and SIGINT (Ctrl-C) are handled as
+soon as the command starts. A second Ctrl-C ends the process without a checkpoint; the other signals may be repeated.
+Every Ctrl-C arrives twice: from the terminal and from the launcher.
 """
 
 from __future__ import annotations
@@ -18,108 +18,116 @@ from pathlib import Path
 
 from embae.trainer.errors import RunError
 
-AGAIN = 75
-"""Exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h."""
-MARK, FAILED = "stopped", "failed"
-"""Files in the run folder that say the same as the exit code, for launchers that turn every code into 1."""
+RESUMABLE = 75
+"""Exit code of a run that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
+STOPPED, FAILED = "stopped", "failed"
+"""Files in the run folder that say how the run ended, for launchers that turn every exit code into 1."""
 
-ONCE = 0.3
-"""Seconds within which SIGINT twice is one Ctrl-C."""
+SAME_CTRL_C_S = 0.3
+"""Two SIGINTs within so many seconds are one Ctrl-C."""
 
 
-class Stopping:
-    """What signals have asked of this process.
+class StopSignals:
+    """The stop requests that this process has received. One object per process: signals belong to the process.
 
     Attributes:
-        asked: Name of the first signal that came; None as long as none has.
-        before_end: Called before the process ends by itself, to finish what is being written.
+        requested: Name of the first signal; None as long as there was none.
     """
 
     def __init__(self) -> None:
-        self.asked: str | None = None
-        self.before_end: Callable[[], None] = lambda: None
-        self._later, self._since = False, 0.0
+        self.requested: str | None = None
+        self._deferred, self._received_at = False, 0.0
         self._run: Path | None = None
-        self._first = os.environ.get("RANK", "0") == "0"
+        self._finish: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
-        """Takes the signals over from now on."""
+        """Handles the signals from now on."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._hear)
+            signal.signal(number, self._receive)
 
-    def of(self, run: Path) -> None:
-        """Says which run folder this process works on."""
+    def record_in(self, run: Path) -> None:
+        """Names the run folder that says how the run ended."""
         self._run = run
 
     @contextlib.contextmanager
-    def after_step(self) -> Iterator[None]:
-        """Within it a signal is only kept in `asked`: who loops looks at it between steps."""
-        self._later = True
+    def finishing(self, finish: Callable[[], None]) -> Iterator[None]:
+        """Inside this context, `finish` is called before a signal ends the process: it completes what is written."""
+        self._finish = finish
         try:
             yield
         finally:
-            self._later = False
-        if self.asked:
-            self.end("between two stages")
+            self._finish = lambda: None
+
+    @contextlib.contextmanager
+    def after_step(self) -> Iterator[None]:
+        """Inside this context a signal is only recorded in `requested`; the step loop looks at it between steps."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            self.exit_stopped("between two stages")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `after_step`, for what may be broken off: a signal ends the process at once again."""
-        self._later = False
+        """Inside `after_step`, around work that may be interrupted: a signal ends the process at once again."""
+        self._deferred = False
         try:
-            if self.asked:
-                self.end("before the scores")
+            if self.requested:
+                self.exit_stopped("before the scores")
             yield
         finally:
-            self._later = True
+            self._deferred = True
 
-    def _hear(self, number: int, _: object) -> None:
+    def _receive(self, number: int, _: object) -> None:
         now = time.monotonic()
-        again = self.asked == "SIGINT" and number == signal.SIGINT and now - self._since > ONCE
-        if not self.asked:
-            self.asked, self._since = signal.Signals(number).name, now
-        if again:
-            self.cut()
-        if not self._later:
-            self.end("outside of a stage's steps")
+        second = self.requested == "SIGINT" and number == signal.SIGINT and now - self._received_at > SAME_CTRL_C_S
+        if not self.requested:
+            self.requested, self._received_at = signal.Signals(number).name, now
+        if second:
+            self.exit_now()
+        if not self._deferred:
+            self.exit_stopped("outside of a stage's steps")
 
-    def end(self, where: str) -> None:
-        """Ends this process so that the same command goes on."""
-        why = f"{self.asked or 'a signal to another rank'} {where}"
-        self._later = True  # a signal that comes now changes nothing
+    def exit_stopped(self, where: str) -> None:
+        """Ends this process with `RESUMABLE`, after finishing what is being written."""
+        reason = f"{self.requested or 'a signal to another rank'} {where}"
+        self._deferred = True  # a signal that arrives now changes nothing
         try:
-            self.before_end()
+            self._finish()
         except RunError as error:
-            self._say(f"embae: {error}")
-        self._say(f"embae: stopped by {why}; the same command goes on")
-        if self._first and not (self._run and (self._run / FAILED).exists()):
-            self._leave(MARK, why)
+            _print_once(f"embae: {error}")
+        _print_once(f"embae: stopped by {reason}; run the same command again to resume")
+        if _is_first() and not (self._run and (self._run / FAILED).exists()):
+            self._record(STOPPED, reason)
         sys.stdout.flush()
-        os._exit(AGAIN)
+        os._exit(RESUMABLE)
 
-    def fail(self, why: str) -> None:
-        """Leaves word that the run failed: launchers then stop other ranks, which must not say that it can go on."""
-        self._leave(FAILED, why)
+    def record_failure(self, reason: str) -> None:
+        """Records that the run failed: launchers then stop the other ranks, which must not say that it can resume."""
+        self._record(FAILED, reason)
 
-    def _leave(self, name: str, why: str) -> None:
-        if self._run and self._run.is_dir():
-            (self._run / name).write_text(json.dumps({"why": why}) + "\n", encoding="utf-8")
-
-    def cut(self) -> None:
+    def exit_now(self) -> None:
         """Ends this process without a checkpoint."""
-        self._say("embae: ended at once; the same command goes on from the last checkpoint")
+        _print_once("embae: ended at once; run the same command again to resume from the last checkpoint")
         os._exit(1)
 
-    def _say(self, text: str) -> None:
-        if self._first:
-            print(f"\n{text}", file=sys.stderr, flush=True)
+    def _record(self, name: str, reason: str) -> None:
+        if self._run and self._run.is_dir():
+            (self._run / name).write_text(json.dumps({"why": reason}) + "\n", encoding="utf-8")
 
 
-def unmark(run: Path) -> None:
-    """Takes back the word of how a run ended: it goes on."""
-    for name in (MARK, FAILED):
+def forget_end(run: Path) -> None:
+    """Removes the record of how a run ended, since it continues."""
+    for name in (STOPPED, FAILED):
         (run / name).unlink(missing_ok=True)
 
 
-stopping = Stopping()
-"""Signals are a process's, so there is one for all."""
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_once(text: str) -> None:
+    if _is_first():
+        print(f"\n{text}", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
-"""Ends a rank that waits for another one which is dead or hangs, and says which.
+"""Ends a rank that waits for another rank that is dead or hangs, and names that rank.
 
-A process group that waits says neither for how long nor for whom. Every rank says every few seconds, through the store
-that the ranks met at, where it is; one that gets nowhere looks at what the others said last.
+A process group that waits reports neither how long it has waited nor for which rank. Every rank therefore publishes its
+progress every few seconds through the store that the ranks met at. A rank without progress reads what the others
+published last.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from typing import Any
 import torch.distributed as dist
 
 
-class Watch:
-    """A rank's eye on the others. Does nothing until `start`."""
+class Watchdog:
+    """Watches the other ranks for this one. Does nothing until `start`."""
 
     def __init__(self) -> None:
         self._where, self._count, self._stepping = "starting", 0, False
-        self._moved = time.monotonic()
-        self._heard: dict[int, tuple[dict[str, Any], float]] = {}
-        self._told = time.monotonic()
+        self._progress_at = time.monotonic()
+        self._reports: dict[int, tuple[dict[str, Any], float]] = {}
+        self._published_at = time.monotonic()
 
     def start(self, store: dist.Store, rank: int, world_size: int, timeout_s: float) -> None:
-        """Begins to watch.
+        """Starts to watch.
 
         Args:
-            store: Which all ranks see.
-            rank: This one.
+            store: Shared by all ranks.
+            rank: This rank.
             world_size: Number of ranks.
-            timeout_s: How long a rank may be silent, or the slowest of a stage's loop may take for a step.
+            timeout_s: How long a rank may be silent, and how long the slowest rank may take for a training step.
         """
-        # A client of its own: one that waits for a key lets nobody else ask meanwhile.
+        # A client of its own: while one client waits for a key, it serves no other request.
         self._store, self._rank, self._size, self._timeout = store.clone(), rank, world_size, timeout_s
-        self._moved = self._told = time.monotonic()
-        for act in (self._tell, self._look):
-            threading.Thread(target=act, name="watch", daemon=True).start()
+        self._progress_at = self._published_at = time.monotonic()
+        for loop in (self._publish, self._check):
+            threading.Thread(target=loop, name="watchdog", daemon=True).start()
 
     @contextlib.contextmanager
-    def steps(self) -> Iterator[None]:
-        """Within it every rank is expected to get on, step by step."""
-        self.seen(self._where)
+    def expect_steps(self) -> Iterator[None]:
+        """Inside this context every rank is expected to make progress, step by step."""
+        self.report(self._where)
         self._stepping = True
         try:
             yield
@@ -54,90 +55,88 @@ class Watch:
             self._stepping = False
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Within `steps`, for what may take its time."""
+    def expect_pause(self) -> Iterator[None]:
+        """Inside `expect_steps`, around work that may take long."""
         self._stepping = False
         try:
             yield
         finally:
-            self.seen(self._where)
+            self.report(self._where)
             self._stepping = True
 
-    def seen(self, where: str) -> None:
-        """This rank has got on.
+    def report(self, where: str) -> None:
+        """Records that this rank has made progress.
 
         Args:
-            where: What to tell the others: stage and step.
+            where: What the other ranks are told: stage and step.
         """
-        self._where, self._count, self._moved = where, self._count + 1, time.monotonic()
+        self._where, self._count, self._progress_at = where, self._count + 1, time.monotonic()
 
     @property
-    def _pause(self) -> float:
+    def _pause_s(self) -> float:
         return min(5.0, self._timeout / 6)
 
-    def _tell(self) -> None:
-        """Says where this rank is, and hears where the others are."""
+    def _publish(self) -> None:
+        """Publishes this rank's progress, and reads that of the others."""
         beat = 0
         while True:
             beat += 1
-            said = {"beat": beat, "count": self._count, "where": self._where, "pid": os.getpid(),
-                    "node": os.uname().nodename}
+            report = {"beat": beat, "count": self._count, "where": self._where, "pid": os.getpid(),
+                      "node": os.uname().nodename}
             try:
-                self._store.set(f"watch/{self._rank}", json.dumps(said))
-                if time.monotonic() - self._moved > self._timeout / 3:  # only who waits asks: there may be many ranks
-                    self._ask()
-                self._told = time.monotonic()
-            except Exception:  # the store goes with the process that holds it, and has many ways to say so
-                pass  # `_why` sees that nothing was told any more
-            time.sleep(self._pause)
+                self._store.set(f"watch/{self._rank}", json.dumps(report))
+                if time.monotonic() - self._progress_at > self._timeout / 3:  # only a waiting rank reads: may be many
+                    self._read_reports()
+                self._published_at = time.monotonic()
+            except Exception:  # the store dies with the process that holds it, and raises many kinds of errors
+                pass  # `_reason` sees that nothing was published
+            time.sleep(self._pause_s)
 
-    def _ask(self) -> None:
+    def _read_reports(self) -> None:
         for other in range(self._size):
             key = f"watch/{other}"
             if other != self._rank and self._store.check([key]):
-                told = json.loads(self._store.get(key))
-                if other not in self._heard or self._heard[other][0]["beat"] != told["beat"]:
-                    self._heard[other] = told, time.monotonic()
+                report = json.loads(self._store.get(key))
+                if other not in self._reports or self._reports[other][0]["beat"] != report["beat"]:
+                    self._reports[other] = report, time.monotonic()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         while True:
-            time.sleep(self._pause)
+            time.sleep(self._pause_s)
             now = time.monotonic()
-            if now - self._moved > self._timeout and (why := self._why(now)):
-                print(f"embae: rank {self._rank} ({self._where}) has waited for {now - self._moved:.0f} s. {why} "
-                      "The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+            if now - self._progress_at > self._timeout and (reason := self._reason(now)):
+                print(f"embae: rank {self._rank} ({self._where}) has waited for {now - self._progress_at:.0f} s. "
+                      f"{reason} Run the same command again to resume from the last checkpoint.",
+                      file=sys.stderr, flush=True)
                 self._end_agent(now)
                 os._exit(1)
 
     def _end_agent(self, now: float) -> None:
-        """Ends torchrun's agent with this rank, where the store is gone and no rank is started again.
+        """Ends torchrun's agent together with this rank, where the store is gone and no rank is started again.
 
-        The agent does not see that the rank ends: it is inside its own store, which is mostly on that node too, and
-        (measured) comes back neither within minutes nor for SIGTERM.
+        The agent does not see that the rank ends: it waits inside its own store, which is mostly on the lost node too,
+        and (measured) returns neither within minutes nor on SIGTERM.
         """
-        if now - self._told > self._timeout / 2 and os.environ.get("TORCHELASTIC_MAX_RESTARTS") == "0":
+        if now - self._published_at > self._timeout / 2 and os.environ.get("TORCHELASTIC_MAX_RESTARTS") == "0":
             os.kill(os.getppid(), signal.SIGKILL)
 
-    def _why(self, now: float) -> str | None:
-        """Whom this rank waits for in vain, in a sentence; None where it may wait on."""
-        if now - self._told > self._timeout / 2:  # then nobody has been heard, for all that they say
+    def _reason(self, now: float) -> str | None:
+        """Why this rank makes no progress, in a sentence; None if it may continue to wait."""
+        if now - self._published_at > self._timeout / 2:  # then no report was read either
             return "The store that the ranks met at does not answer: its node is gone, or cut off."
-        silent = [f"{_name(other, told)} was last heard {now - at:.0f} s ago" for other, (told, at) in
-                  sorted(self._heard.items()) if now - at > self._timeout / 2]
+        silent = [f"{_describe(other, report)} last reported {now - at:.0f} s ago" for other, (report, at) in
+                  sorted(self._reports.items()) if now - at > self._timeout / 2]
         if silent:
             return f"{'; '.join(silent)}: dead, or cut off."
-        if not self._stepping or not self._heard:
+        if not self._stepping or not self._reports:
             return None
-        behind = min(told["count"] for told, _ in self._heard.values())
+        behind = min(report["count"] for report, _ in self._reports.values())
         if behind > self._count:
-            return "The others have got further: it is this one that hangs."
-        slow = [_name(other, told) for other, (told, _) in sorted(self._heard.items()) if told["count"] == behind]
-        return f"All answer, and none gets on; the furthest behind: {', '.join(slow[:5])}."
+            return "The other ranks are ahead: this rank hangs."
+        slow = [_describe(other, report) for other, (report, _) in sorted(self._reports.items())
+                if report["count"] == behind]
+        return f"All ranks answer, and none makes progress; furthest behind: {', '.join(slow[:5])}."
 
 
-def _name(rank: int, told: dict[str, Any]) -> str:
-    return f"rank {rank} (process {told['pid']} on {told['node']}, {told['where']})"
-
-
-watch = Watch()
-"""Ranks are processes, so there is one for all."""
+def _describe(rank: int, report: dict[str, Any]) -> str:
+    return f"rank {rank} (process {report['pid']} on {report['node']}, {report['where']})"

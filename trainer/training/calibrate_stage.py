@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch.distributed as dist
 
 from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.calibration import calibrate
 from embae.trainer.model import saved
-from embae.trainer.monitoring.monitor import Monitor
-from embae.trainer.recipe.schema import Recipe
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
 from embae.trainer.runs.stage_folder import Done, finish
-from embae.trainer.runtime.distributed import World
 from embae.trainer.training.initial_model import initial_model
 
 
-def run_calibrate_stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor) -> None:
+def run_calibrate_stage(context: RunContext, name: str) -> None:
     """Runs a stage with ``calibrate``.
 
     Raises:
         DataError: The target cannot be read.
         ExportError: What the stage starts from does not fit.
     """
+    recipe, run, world = context.recipe, context.folder, context.world
     stage, view, start = recipe.stages[name], open_view(recipe, name), time.perf_counter()
     assert stage.calibrate is not None and stage.data.batch is not None  # checked by the recipe's schema
     model = initial_model(recipe.model, stage, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
     model.to(world.device).eval()
     spec, reading = recipe.data.spec, Reading(recipe.data.loader, recipe.data.threads, stage.data.batch)
     calibrate(model, stage.calibrate, view, spec, world, reading)
-    monitor.say(f"[{name}] {stage.calibrate.what} calibrated on {len(view):,} images of {', '.join(view.names)}, "
-                f"by {stage.calibrate.per}")
+    context.monitor.say(f"[{name}] {stage.calibrate.what} calibrated on {len(view):,} images of "
+                        f"{', '.join(view.names)}, by {stage.calibrate.per}")
     if world.first:
         with finish(run / name, Done(0, len(view), (time.perf_counter() - start) * world.world_size)) as folder:
             state = {key: value.detach().cpu() for key, value in model.state_dict().items()}

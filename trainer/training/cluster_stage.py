@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
@@ -16,14 +15,14 @@ from embae.trainer.errors import RunError
 from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded, spread_over
 from embae.trainer.monitoring.monitor import Monitor
-from embae.trainer.recipe.schema import Recipe
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
 from embae.trainer.runs.stage_folder import Done, finish
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.initial_model import initial_model
 
 
-def run_cluster_stage(recipe: Recipe, name: str, run: Path, world: World, monitor: Monitor) -> None:
+def run_cluster_stage(context: RunContext, name: str) -> None:
     """Runs a stage with ``cluster``.
 
     Raises:
@@ -31,6 +30,7 @@ def run_cluster_stage(recipe: Recipe, name: str, run: Path, world: World, monito
         ExportError: What the stage starts from does not fit.
         RunError: The images cannot be clustered, or every image was left out of the clusters.
     """
+    recipe, run, world = context.recipe, context.folder, context.world
     stage, view, start = recipe.stages[name], open_view(recipe, name), time.perf_counter()
     assert stage.cluster is not None and stage.data.batch is not None  # checked by the recipe's schema
     model = initial_model(recipe.model, stage, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
@@ -45,7 +45,7 @@ def run_cluster_stage(recipe: Recipe, name: str, run: Path, world: World, monito
     if not (labels >= 0).any():
         raise RunError(f"stage {name}: the clustering left out every image; set {stage.cluster.method.advice} in "
                        f"stages.{name}.cluster.{stage.cluster.key}")
-    _record_clusters(labels, view, name, monitor)
+    _record_clusters(labels, view, name, context.monitor)
     if world.first:
         with finish(run / name, Done(0, len(view), (time.perf_counter() - start) * world.world_size)) as folder:
             write_labels(folder, view.indexes[0], "train", labels)

@@ -24,14 +24,12 @@ from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import load_into
-from embae.trainer.monitoring.monitor import Clock, Monitor, line
+from embae.trainer.monitoring.monitor import Clock, line
+from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.monitoring.step_phases import LoaderAround, Phase
-from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.stage_folder import Done, finish
-from embae.trainer.runtime.distributed import World, on_first_rank
-from embae.trainer.runtime.signals import stopping
+from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
-from embae.trainer.runtime.watchdog import watch
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
 from embae.trainer.training.initial_model import initial_model
 from embae.trainer.training.memory_start import fill
@@ -44,13 +42,10 @@ class StageRun:
     """A stage while it runs.
 
     Args:
-        recipe: The run's recipe.
+        context: The run.
         name: The stage.
         sampler: Its batch plan.
-        run: The run folder.
-        world: This rank.
-        monitor: Where records go.
-        resume: The checkpoint to go on from; by default the stage begins.
+        resume: The checkpoint to resume from; by default the stage starts.
 
     Attributes:
         start: Steps done before.
@@ -60,9 +55,10 @@ class StageRun:
         ExportError: What the stage starts from, or goes on from, does not fit.
     """
 
-    def __init__(self, recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, run: Path, world: World,
-                 monitor: Monitor, resume: Checkpoint | None = None):
-        self.recipe, self.name, self.keys = recipe, name, recipe.stages[name]
+    def __init__(self, context: RunContext, name: str, sampler: PKSampler | ShuffledSampler,
+                 resume: Checkpoint | None = None):
+        recipe, run, world, monitor = context.recipe, context.folder, context.world, context.monitor
+        self.recipe, self.name, self.keys, self._signals = recipe, name, recipe.stages[name], context.signals
         self.run, self.world, self.monitor, self.sampler = run, world, monitor, sampler
         self.spec, began = recipe.data.spec, time.perf_counter()
         self.start = resume.meta.step if resume else 0
@@ -97,7 +93,6 @@ class StageRun:
             monitor,
             keep=recipe.checkpoints.keep,
         )
-        stopping.before_end = self.keeper.wait
 
     def _classes(self) -> int:
         if self.keys.use("classifier") == "absent":
@@ -193,7 +188,8 @@ class StageRun:
         epoch = self.sampler.batch / self.sampler.images
         clock, batches, agreement = Clock(self.start, self.stop), iter(self.loader), StepFlags(self.world)
         recent: deque[tuple[Batch, dict[str, Tensor]]] = deque(maxlen=2)
-        with stopping.after_step(), watch.steps():
+        watchdog = self.world.watchdog
+        with self._signals.after_step(), watchdog.expect_steps():
             if self.start:
                 yield self.start
             for step in range(self.start, self.stop):
@@ -207,9 +203,9 @@ class StageRun:
                 recent.append((parts[0], report))
                 clock.seen(len(parts[0].plan))
                 done = step + 1
-                watch.seen(f"stage {self.name}, step {done}")
+                watchdog.report(f"stage {self.name}, step {done}")
                 broken, unsaved, stop = agreement.exchange(self._turns.broken, self.keeper.failed,
-                                                           stopping.asked is not None)
+                                                           self._signals.requested is not None)
                 if broken:
                     self._fail(recent)
                 if unsaved:

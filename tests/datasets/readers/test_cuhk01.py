@@ -1,7 +1,8 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import cuhk01, read
+from embae.datasets.readers import cuhk01
+from embae.datasets.readers.read import read_records
 
 
 def names(people):
@@ -10,7 +11,7 @@ def names(people):
 
 @pytest.mark.parametrize("inside", ["", "campus"])
 def test_all_train(draw, inside):
-    records = read("cuhk01", draw(names(2)) / inside, {"split": "all", "counts": "any"})
+    records = read_records("cuhk01", draw(names(2)) / inside, {"split": "all", "counts": "any"})
     assert [(one.split, one.pid, one.camid) for one in records] == [
         ("train", pid, camid) for pid in (1, 2) for camid in (1, 1, 2, 2)
     ]
@@ -21,10 +22,10 @@ def test_the_lowest_pids_train(tmp_path):
     (tmp_path / "campus").mkdir()
     for name in names(971):
         (tmp_path / name).touch()
-    assert summary(read("cuhk01", tmp_path, {})) == {
+    assert summary(read_records("cuhk01", tmp_path, {})) == {
         "train": (485, 1, 485, {1, 2}), "query": (486, 486, 971, {1}), "gallery": (486, 486, 971, {2}),
     }  # fmt: skip
-    assert summary(read("cuhk01", tmp_path, {"split": "871"})) == {
+    assert summary(read_records("cuhk01", tmp_path, {"split": "871"})) == {
         "train": (871, 1, 871, {1, 2}), "query": (100, 872, 971, {1}), "gallery": (100, 872, 971, {2}),
     }  # fmt: skip
 
@@ -42,9 +43,9 @@ def summary(records):
 def test_an_incomplete_set_is_refused(draw):
     assert cuhk01.COUNTS["images"] == 4 * cuhk01.COUNTS["identities"]
     with pytest.raises(DataError, match=r"images 4 \(expected 3,884\), identities 1 \(expected 971\)"):
-        read("cuhk01", draw(names(1)), {})
+        read_records("cuhk01", draw(names(1)), {})
 
 
 def test_bad_names(draw):
     with pytest.raises(DataError, match=r"images are not named PPPPIII.png, image 001 to 004: 0001005.png"):
-        read("cuhk01", draw([*names(1), "campus/0001005.png"]), {"counts": "any"})
+        read_records("cuhk01", draw([*names(1), "campus/0001005.png"]), {"counts": "any"})

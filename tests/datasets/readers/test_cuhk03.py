@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 PEOPLE = {1: 3, 2: 1}  # per camera pair
 SHOTS = (1, 2, 6)  # of the 10 that a person may have; the others are empty
@@ -95,7 +95,7 @@ def official(request, protocol):
 
 
 def test_the_new_protocol(official):
-    records = {one.key: one for one in read("cuhk03", official, {"counts": "any"})}
+    records = {one.key: one for one in read_records("cuhk03", official, {"counts": "any"})}
     assert list(records) == sorted(NAMES)
     assert {(one.pid, one.split) for one in records.values() if one.pid == 1002} == {(1002, "train")}
     query = [(one.key, one.pid, one.camid) for one in records.values() if one.split == "query"]
@@ -106,15 +106,15 @@ def test_the_new_protocol(official):
 
 
 def test_all_and_half(official):
-    assert {one.split for one in read("cuhk03", official, {"counts": "any", "split": "all"})} == {"train"}
-    halved = read("cuhk03", official, {"counts": "any", "split": "half"})
+    assert {one.split for one in read_records("cuhk03", official, {"counts": "any", "split": "all"})} == {"train"}
+    halved = read_records("cuhk03", official, {"counts": "any", "split": "half"})
     assert len({one.pid for one in halved if one.split == "train"}) == 2
     assert {one.camid % 2 for one in halved if one.split == "query"} == {1}
     assert {one.camid % 2 for one in halved if one.split == "gallery"} == {0}
 
 
 def test_images_lose_nothing_and_can_be_pickled(mat):
-    records = {one.key: one for one in read("cuhk03", mat, {"counts": "any", "split": "all"})}
+    records = {one.key: one for one in read_records("cuhk03", mat, {"counts": "any", "split": "all"})}
     image = pickle.loads(pickle.dumps(records["2_001_2_06"].image))
     encoded = image.read()
     assert encoded.startswith(b"\x89PNG")
@@ -124,7 +124,9 @@ def test_images_lose_nothing_and_can_be_pickled(mat):
 
 @pytest.mark.parametrize(("number", "test"), [("0", {1001, 1003}), ("1", {2001})])
 def test_the_classic_sets(mat, number, test):
-    records = read("cuhk03", mat, {"counts": "any", "split": "classic", "test_set": number, "labels": "detected"})
+    records = read_records(
+        "cuhk03", mat, {"counts": "any", "split": "classic", "test_set": number, "labels": "detected"}
+    )
     assert {one.pid for one in records if one.split == "train"} == {1001, 1002, 1003, 2001} - test
     assert {(one.pid, one.camid % 2) for one in records if one.split == "query"} == {(pid, 1) for pid in test}
     assert {(one.pid, one.camid % 2) for one in records if one.split == "gallery"} == {(pid, 0) for pid in test}
@@ -133,36 +135,36 @@ def test_the_classic_sets(mat, number, test):
 @pytest.mark.parametrize("number", ["2", "-1"])
 def test_a_classic_set_that_is_not_there(mat, number):
     with pytest.raises(DataError, match=f"test_set={number}: wanted 0 to 1"):
-        read("cuhk03", mat, {"counts": "any", "split": "classic", "test_set": number})
+        read_records("cuhk03", mat, {"counts": "any", "split": "classic", "test_set": number})
 
 
 def test_an_incomplete_set_is_refused(official):
     with pytest.raises(DataError, match=r"identities 4 \(expected 1,467\).*images 12 \(expected 14,096\).*"
                                         r"train images 3 \(expected 7,368\)"):  # fmt: skip
-        read("cuhk03", official, {})
+        read_records("cuhk03", official, {})
 
 
 def test_what_a_split_needs_is_named(draw):
     root = draw(f"images_detected/{one}.png" for one in NAMES)
     with pytest.raises(DataError, match=r"needs cuhk03_new_protocol_config_detected.mat.*split=half"):
-        read("cuhk03", root, {"labels": "detected"})
+        read_records("cuhk03", root, {"labels": "detected"})
     with pytest.raises(DataError, match=r"split=classic needs cuhk-03.mat"):
-        read("cuhk03", root, {"labels": "detected", "split": "classic"})
+        read_records("cuhk03", root, {"labels": "detected", "split": "classic"})
     with pytest.raises(DataError, match=r"neither cuhk-03.mat nor images_labeled"):
-        read("cuhk03", root, {"labels": "labeled"})
+        read_records("cuhk03", root, {"labels": "labeled"})
 
 
 def test_images_that_the_protocol_wants_are_missing(draw, protocol):
     root = draw(f"images_labeled/{one}.png" for one in NAMES[2:])
     protocol(root)
     with pytest.raises(DataError, match=r"images are missing: 1_001_1_01, 1_001_1_02 \(2 in all\); extract"):
-        read("cuhk03", root, {"counts": "any"})
+        read_records("cuhk03", root, {"counts": "any"})
 
 
 def test_a_name_that_is_there_twice(draw):
     root = draw(["images_labeled/1_001_1_01.png", "images_labeled/1_001_1_01.jpg"])
     with pytest.raises(DataError, match="cuhk03: two images have the same name: 1_001_1_01"):
-        read("cuhk03", root, {"counts": "any", "split": "all"})
+        read_records("cuhk03", root, {"counts": "any", "split": "all"})
 
 
 @pytest.mark.parametrize("content", [b"no MATLAB file", b""])
@@ -170,10 +172,10 @@ def test_files_that_are_broken(tmp_path, draw, content):
     draw(f"images_labeled/{one}.png" for one in NAMES)
     (tmp_path / "cuhk03_new_protocol_config_labeled.mat").write_bytes(content)
     with pytest.raises(DataError, match=r"config_labeled.mat: not a configuration of the new protocol"):
-        read("cuhk03", tmp_path, {})
+        read_records("cuhk03", tmp_path, {})
     (tmp_path / "cuhk-03.mat").write_bytes(content)
     with pytest.raises(DataError, match=r"cuhk-03.mat: not the cuhk-03.mat of the release"):
-        read("cuhk03", tmp_path, {})
+        read_records("cuhk03", tmp_path, {})
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def copy(draw):
 
 @pytest.mark.parametrize("inside", ["", "labeled"])
 def test_the_copy_on_github(copy, inside):
-    records = read("cuhk03", copy / inside, {"counts": "any"})
+    records = read_records("cuhk03", copy / inside, {"counts": "any"})
     assert [(one.key, one.split, one.pid, one.camid) for one in records if one.key.endswith(("00", "09"))] == [
         ("train_0000_00", "train", 0, 1), ("train_0000_09", "train", 0, 2), ("train_0742_00", "train", 742, 1),
         ("train_0742_09", "train", 742, 2), ("val_0000_00", "query", 1000, 1), ("val_0000_09", "gallery", 1000, 2),
@@ -195,16 +197,16 @@ def test_the_copy_on_github(copy, inside):
 
 
 def test_the_copy_divided_otherwise(copy):
-    halved = read("cuhk03", copy, {"counts": "any", "split": "half"})
+    halved = read_records("cuhk03", copy, {"counts": "any", "split": "half"})
     assert len({one.pid for one in halved if one.split == "train"}) == 1
     assert len({one.pid for one in halved if one.split == "query"}) == 2
-    assert {one.split for one in read("cuhk03", copy, {"counts": "any", "split": "all"})} == {"train"}
+    assert {one.split for one in read_records("cuhk03", copy, {"counts": "any", "split": "all"})} == {"train"}
 
 
 def test_what_the_copy_cannot_give(copy):
     with pytest.raises(DataError, match=r"identities 3 \(expected 843\)"):
-        read("cuhk03", copy, {})
+        read_records("cuhk03", copy, {})
     with pytest.raises(DataError, match="labels=labeled is sound"):
-        read("cuhk03", copy, {"labels": "detected"})
+        read_records("cuhk03", copy, {"labels": "detected"})
     with pytest.raises(DataError, match="classic needs"):
-        read("cuhk03", copy, {"split": "classic", "counts": "any"})
+        read_records("cuhk03", copy, {"split": "classic", "counts": "any"})

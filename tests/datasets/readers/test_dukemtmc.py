@@ -1,7 +1,7 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def root(draw):
 
 @pytest.mark.parametrize("inside", ["", "DukeMTMC-reID"])
 def test_gallery_people_without_query_are_persons(root, inside):
-    records = read("dukemtmc", root / inside, {"counts": "any"})
+    records = read_records("dukemtmc", root / inside, {"counts": "any"})
     assert [(one.split, one.pid, one.camid, one.role) for one in records] == [
         ("gallery", 5, 8, "person"), ("gallery", 6, 1, "person"), ("train", 1, 2, "person"), ("query", 5, 2, "person"),
     ]  # fmt: skip
@@ -22,4 +22,4 @@ def test_gallery_people_without_query_are_persons(root, inside):
 
 def test_an_incomplete_set_is_refused(root):
     with pytest.raises(DataError, match=r"train images 1 \(expected 16,522\).*gallery identities 2 \(expected 1,110\)"):
-        read("dukemtmc", root, {})
+        read_records("dukemtmc", root, {})

@@ -3,13 +3,13 @@ import os
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 BOTH = {"pattern": r"(?P<pid>[^/]+)/(?P<camid>[^/]+)_\d+\.\w+$"}
 
 
 def test_without_a_pattern_images_are_unlabelled(draw):
-    records = read(
+    records = read_records(
         "folder", draw(["train/b.jpg", "query/a.png", "gallery/x/y.bmp", "other/c.jpg", "d.jpg", "query.jpg"]), {}
     )
     assert [(one.key, one.split, one.pid, one.camid, one.role) for one in records] == [
@@ -20,46 +20,46 @@ def test_without_a_pattern_images_are_unlabelled(draw):
 
 
 def test_numbers_stay_as_they_are(draw):
-    records = read("folder", draw(["query/0007/3_1.jpg", "gallery/7/-2_1.jpg", "12/3_1.jpg"]), BOTH)
+    records = read_records("folder", draw(["query/0007/3_1.jpg", "gallery/7/-2_1.jpg", "12/3_1.jpg"]), BOTH)
     assert [(one.pid, one.camid, one.split) for one in records] == [
         (12, 3, "train"), (7, -2, "gallery"), (7, 3, "query"),
     ]  # fmt: skip
 
 
 def test_names_are_numbered_in_sorted_order(draw):
-    records = read("folder", draw(["zoe/roof_1.jpg", "anna/door_1.jpg", "query/10/door_1.jpg"]), BOTH)
+    records = read_records("folder", draw(["zoe/roof_1.jpg", "anna/door_1.jpg", "query/10/door_1.jpg"]), BOTH)
     assert {one.image.path.parent.name: (one.pid, one.camid) for one in records} == {
         "10": (0, 0), "anna": (1, 0), "zoe": (2, 1),
     }  # fmt: skip
 
 
 def test_numbers_too_long_for_the_index_are_names(draw):
-    records = read("folder", draw([f"{10**19}/1_1.jpg", "5/1_1.jpg"]), BOTH)
+    records = read_records("folder", draw([f"{10**19}/1_1.jpg", "5/1_1.jpg"]), BOTH)
     assert [one.pid for one in records] == [0, 1]
 
 
 def test_either_group_alone(draw):
     root = draw(["3/a.jpg"])
-    assert [(one.pid, one.camid) for one in read("folder", root, {"pattern": r"^(?P<pid>\d)"})] == [(3, 0)]
-    assert [(one.pid, one.camid) for one in read("folder", root, {"pattern": r"^(?P<camid>\d)"})] == [(None, 3)]
+    assert [(one.pid, one.camid) for one in read_records("folder", root, {"pattern": r"^(?P<pid>\d)"})] == [(3, 0)]
+    assert [(one.pid, one.camid) for one in read_records("folder", root, {"pattern": r"^(?P<camid>\d)"})] == [(None, 3)]
 
 
 def test_a_pid_that_takes_no_part_is_unlabelled(draw):
-    records = read("folder", draw(["a/1.jpg", "p5/1.jpg"]), {"pattern": r"^(p(?P<pid>\d))?"})
+    records = read_records("folder", draw(["a/1.jpg", "p5/1.jpg"]), {"pattern": r"^(p(?P<pid>\d))?"})
     assert [one.pid for one in records] == [None, 5]
 
 
 def test_cameras_are_for_all_or_none(draw):
     root = draw(["x.jpg", "c2/x.jpg"])
     with pytest.raises(DataError, match=r"images have no camid while others have one: x.jpg"):
-        read("folder", root, {"pattern": r"^(c(?P<camid>\d))?"})
+        read_records("folder", root, {"pattern": r"^(c(?P<camid>\d))?"})
 
 
 def test_roles(draw):
     root = draw(["-1/1_1.jpg", "0000/1_1.jpg", "0001/1_1.jpg"])
-    records = read("folder", root, BOTH | {"junk_pid": "-1", "distractor_pid": "0000"})
+    records = read_records("folder", root, BOTH | {"junk_pid": "-1", "distractor_pid": "0000"})
     assert [(one.pid, one.role) for one in records] == [(-1, "junk"), (0, "distractor"), (1, "person")]
-    assert {one.role for one in read("folder", root, BOTH)} == {"person"}
+    assert {one.role for one in read_records("folder", root, BOTH)} == {"person"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_roles(draw):
 )
 def test_patterns_that_do_not_do(draw, pattern, message):
     with pytest.raises(DataError, match=message):
-        read("folder", draw(["a.jpg", "1.jpg"]), {"pattern": pattern})
+        read_records("folder", draw(["a.jpg", "1.jpg"]), {"pattern": pattern})
 
 
 TREES = {
@@ -90,7 +90,7 @@ TREES = {
 @pytest.mark.parametrize("name", TREES)
 def test_trees_of_tracklets_and_cameras(draw, name):
     paths, pattern, labels = TREES[name]
-    assert [(one.pid, one.camid) for one in read("folder", draw(paths), {"pattern": pattern})] == labels
+    assert [(one.pid, one.camid) for one in read_records("folder", draw(paths), {"pattern": pattern})] == labels
 
 
 def test_listing_neither_opens_nor_asks_for_the_images(draw, monkeypatch):
@@ -100,5 +100,5 @@ def test_listing_neither_opens_nor_asks_for_the_images(draw, monkeypatch):
         there = getattr(os, name)
         monkeypatch.setattr(os, name, lambda path, *rest, there=there, **more: asked.append(path) or
                             there(path, *rest, **more))
-    assert len(read("folder", root, {})) == 50
+    assert len(read_records("folder", root, {})) == 50
     assert not [path for path in asked if str(path).endswith(".jpg")]

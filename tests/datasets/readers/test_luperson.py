@@ -9,7 +9,8 @@ import lmdb
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import lmdb_images, read
+from embae.datasets.readers import lmdb_images
+from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 
 
@@ -29,7 +30,7 @@ def seen(records):
 
 def test_folders_of_luperson(draw):
     root = draw(["usa/boston/v2/00000001_0001.jpg", "usa/boston/v1/00000001_0001.jpg", "italy/rome/00000007_0002.jpg"])
-    assert seen(read("luperson", root, {})) == [
+    assert seen(read_records("luperson", root, {})) == [
         ("italy_rome_00000007_0002", "train", None, 0), ("usa_boston_v1_00000001_0001", "train", None, 1),
         ("usa_boston_v2_00000001_0001", "train", None, 2),
     ]  # fmt: skip
@@ -38,7 +39,7 @@ def test_folders_of_luperson(draw):
 def test_folders_of_luperson_nl(draw):
     root = draw(["usa/boston/v2/000017_0000123_04.jpg", "usa/boston/v1/000017_0000001_00.jpg",
                  "usa/boston/v1/000003_0000001_01.jpg"])
-    assert seen(read("luperson-nl", root, {})) == [
+    assert seen(read_records("luperson-nl", root, {})) == [
         ("usa_boston_v1_000003_0000001_01", "train", 3, 0), ("usa_boston_v1_000017_0000001_00", "train", 17, 0),
         ("usa_boston_v2_000017_0000123_04", "train", 17, 1),
     ]  # fmt: skip
@@ -50,7 +51,7 @@ def test_environments_are_found_and_sharded(draw, tmp_path, inside):
     data = (draw(["a.jpg"]) / "a.jpg").read_bytes()
     root = tmp_path / "set"
     environment(root / inside, {"00_00_0001_00000000": data, "00_00_0000_00000002": data, "01_00_0000_00000000": data})
-    records = read("luperson", root, {})
+    records = read_records("luperson", root, {})
     assert seen(records) == [("00_00_0000_00000002", "train", None, 0), ("00_00_0001_00000000", "train", None, 1),
                              ("01_00_0000_00000000", "train", None, 2)]
     index = write_shards("lup", records, tmp_path / "shards", source={}, workers=2, images_per_shard=2)
@@ -59,7 +60,7 @@ def test_environments_are_found_and_sharded(draw, tmp_path, inside):
 
 def test_an_environment_of_luperson_nl(tmp_path):
     environment(tmp_path / "lmdb", {"00002_000017_0000123_04": b"x", "00001_000017_0000001_00": b"y"})
-    records = read("luperson-nl", tmp_path, {})
+    records = read_records("luperson-nl", tmp_path, {})
     assert seen(records) == [("00001_000017_0000001_00", "train", 17, 1), ("00002_000017_0000123_04", "train", 17, 2)]
     assert records[1].image.read() == b"x"
 
@@ -83,22 +84,22 @@ def test_threads_that_read_their_first_images_at_once(tmp_path, monkeypatch):
 def test_the_list_of_keys_is_not_unpickled(tmp_path):
     environment(tmp_path / "lmdb", {"00_00_0001_00000000": b"x"})
     (tmp_path / "keys.pkl").write_bytes(b"cposix\nsystem\n(S'touch gone'\ntR.")
-    assert len(read("luperson", tmp_path, {})) == 1
+    assert len(read_records("luperson", tmp_path, {})) == 1
 
 
 def test_what_is_wrong_is_told(draw, tmp_path):
     environment(tmp_path / "nl" / "lmdb", {"00002_000017_0000123_04": b"x"})
-    records = read("luperson-nl", tmp_path / "nl", {})
+    records = read_records("luperson-nl", tmp_path / "nl", {})
     with pytest.raises(DataError, match=r"keys are not COUNTRY_CITY_VIDEO_IMAGE: 00002_.*; read it as the set"):
-        read("luperson", environment(tmp_path / "odd", {"00002_000017": b"x"}), {})
+        read_records("luperson", environment(tmp_path / "odd", {"00002_000017": b"x"}), {})
     environment(tmp_path / "none" / "lmdb", {})
     with pytest.raises(DataError, match="holds no image"):
-        read("luperson", tmp_path / "none", {})
+        read_records("luperson", tmp_path / "none", {})
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "data.mdb").write_bytes(b"no" * 5000)
     with pytest.raises(DataError, match="not an LMDB environment that can be read"):
-        read("luperson", tmp_path / "damaged", {})
+        read_records("luperson", tmp_path / "damaged", {})
     with pytest.raises(DataError, match=r"data.mdb:gone: is no longer there"):
         type(records[0].image)(tmp_path / "nl" / "lmdb", "gone").read()
     with pytest.raises(DataError, match=r"images are not named VIDEO/PID_FRAME_PERSON.jpg: v/1_2.jpg \(1 in all\)"):
-        read("luperson-nl", draw(["v/1_2.jpg"]), {})
+        read_records("luperson-nl", draw(["v/1_2.jpg"]), {})

@@ -1,7 +1,7 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 NAMES = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c6s4_000001_01.jpg"],
@@ -19,7 +19,7 @@ def root(draw):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_records(root, inside):
-    records = read("market1501", root / "Market-1501-v15.09.15" if inside else root, {"counts": "any"})
+    records = read_records("market1501", root / "Market-1501-v15.09.15" if inside else root, {"counts": "any"})
     assert [(one.key, one.split, one.pid, one.camid, one.role) for one in records] == [
         ("bounding_box_test_-1_c1s1_000401_03", "gallery", -1, 1, "junk"),
         ("bounding_box_test_0000_c2s1_000151_01", "gallery", 0, 2, "distractor"),
@@ -35,7 +35,7 @@ def test_records(root, inside):
 
 def test_an_incomplete_set_is_refused(root):
     with pytest.raises(DataError) as refused:
-        read("market1501", root, {})
+        read_records("market1501", root, {})
     message = str(refused.value)
     for part in (
          "train images 2 (expected 12,936)", "train identities 1 (expected 751)",
@@ -53,7 +53,7 @@ def test_the_official_counts_pass(root, monkeypatch):
  "cameras": 4}  # fmt: skip
     assert tiny.keys() == market1501.COUNTS.keys()
     monkeypatch.setattr(market1501, "COUNTS", tiny)
-    assert len(read("market1501", root, {"counts": "official"})) == 6
+    assert len(read_records("market1501", root, {"counts": "official"})) == 6
 
 
 def test_official_counts_agree_with_each_other():
@@ -65,10 +65,10 @@ def test_official_counts_agree_with_each_other():
 def test_a_missing_folder_is_named(root):
     (root / "Market-1501-v15.09.15/query").rename(root / "elsewhere")
     with pytest.raises(DataError, match=r"Market-1501-v15.09.15: has no query; wanted .*bounding_box_train, query"):
-        read("market1501", root / "Market-1501-v15.09.15", {})
+        read_records("market1501", root / "Market-1501-v15.09.15", {})
 
 
 def test_bad_names_are_counted_and_the_first_named(root, draw):
     draw(f"Market-1501-v15.09.15/query/{name}.jpg" for name in ("holiday", "beach"))
     with pytest.raises(DataError, match=r"query: images are not named .*: beach.jpg, holiday.jpg \(2 in all\);"):
-        read("market1501", root, {"counts": "any"})
+        read_records("market1501", root, {"counts": "any"})

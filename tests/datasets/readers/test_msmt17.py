@@ -1,7 +1,7 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 LISTS = {
     "train": ["0000/0000_000_01_0303morning_0008_0.jpg 0"],
@@ -22,7 +22,7 @@ def root(draw, request):
 
 
 def test_test_people_are_others_and_nobody_is_a_distractor(root):
-    records = read("msmt17", root, {"counts": "any"})
+    records = read_records("msmt17", root, {"counts": "any"})
     assert {(one.split, one.pid, one.camid, one.role) for one in records} == {
         ("train", 0, 1, "person"), ("train", 1, 15, "person"), ("query", 10_000, 3, "person"),
         ("gallery", 10_000, 4, "person"),
@@ -33,7 +33,7 @@ def test_test_people_are_others_and_nobody_is_a_distractor(root):
 
 def test_an_incomplete_set_is_refused(root):
     with pytest.raises(DataError, match=r"train images 2 \(expected 32,621\).*cameras 4 \(expected 15\)"):
-        read("msmt17", root, {})
+        read_records("msmt17", root, {})
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_bad_lines_are_named(root, draw, line, message):
     draw(["secret_000_01_x.jpg"])
     (home / "list_train.txt").write_text(line)
     with pytest.raises(DataError, match=message):
-        read("msmt17", home, {"counts": "any"})
+        read_records("msmt17", home, {"counts": "any"})
 
 
 def test_a_missing_list_or_folder_is_named(root):
     (home,) = root.iterdir()
     (home / "list_val.txt").unlink()
     with pytest.raises(DataError, match=r"has no list_val.txt"):
-        read("msmt17", home, {})
+        read_records("msmt17", home, {})
     (home / "list_val.txt").touch()
     next(home.glob("*test*")).rename(home / "gone")
     with pytest.raises(DataError, match=r"has no (mask_)?test"):
-        read("msmt17", home, {})
+        read_records("msmt17", home, {})

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy
 
 from embae.datasets.index.records import FileImage, Record
-from embae.datasets.readers._splits import divide, half
+from embae.datasets.readers.halves import divide, half
 
 
 def people(pids):

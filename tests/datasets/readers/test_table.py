@@ -1,7 +1,7 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def test_every_column(root):
         "door/2.jpg,,door,gallery,junk\n",
         encoding="utf-8-sig",
     )
-    records = {one.image.path.name: one for one in read("csv", root, {})}
+    records = {one.image.path.name: one for one in read_records("csv", root, {})}
     assert {name: (one.pid, one.camid, one.split, one.role) for name, one in records.items()} == {
         "a, b.jpg": (1, 1, "query", "person"), "ü 1.jpg": (0, 0, "train", "person"),
         "2.jpg": (None, 0, "gallery", "junk"),
@@ -29,10 +29,10 @@ def test_every_column(root):
 def test_path_alone_and_the_file_as_root(root, monkeypatch):
     (root / "one.csv").write_text("path\ndoor/../3.jpg\n")
     (root / "two.csv").write_text(f"path,pid\n{root}/door/2.jpg,0012\n")
-    (record,) = read("csv", root / "one.csv", {})
+    (record,) = read_records("csv", root / "one.csv", {})
     assert (record.key, record.pid, record.camid, record.split, record.role) == ("3", None, 0, "train", "person")
     monkeypatch.chdir(root)
-    (record,) = read("csv", root.__class__("two.csv"), {})
+    (record,) = read_records("csv", root.__class__("two.csv"), {})
     assert (record.key, record.pid) == ("door_2", 12)
     assert record.image.read()
 
@@ -43,7 +43,7 @@ def test_paths_do_not_leave_the_root(draw, path):
     path = path.replace("ROOT", str(root))
     (root / "list.csv").write_text(f"path\na.jpg\n{path}\n")
     with pytest.raises(DataError, match=f"paths lead out of {root}: {path}"):
-        read("csv", root, {})
+        read_records("csv", root, {})
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_paths_do_not_leave_the_root(draw, path):
 def test_bad_tables_are_refused(root, text, message):
     (root / "list.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        read("csv", root, {})
+        read_records("csv", root, {})
 
 
 def test_a_table_that_is_not_text(root):
     (root / "list.csv").write_bytes(b"path\n\xff\xfe.jpg\n")
     with pytest.raises(DataError, match="not a CSV file in UTF-8"):
-        read("csv", root, {})
+        read_records("csv", root, {})
 
 
 def test_a_folder_has_a_single_table(root):
     with pytest.raises(DataError, match="holds 0 CSV files, wanted one"):
-        read("csv", root, {})
+        read_records("csv", root, {})
     for name in ("a.csv", "b.CSV"):
         (root / name).write_text("path\n3.jpg\n")
     with pytest.raises(DataError, match="holds 2 CSV files, wanted one"):
-        read("csv", root, {})
+        read_records("csv", root, {})

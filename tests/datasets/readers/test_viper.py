@@ -1,7 +1,7 @@
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def root(draw):
 
 @pytest.mark.parametrize("inside", ["", "VIPeR"])
 def test_half(root, inside):
-    records = read("viper", root / inside, {"counts": "any"})
+    records = read_records("viper", root / inside, {"counts": "any"})
     people = {split: {one.pid for one in records if one.split == split} for split in ("train", "query", "gallery")}
     assert people["query"] == people["gallery"]
     assert people["train"] | people["query"] == {0, 1, 2, 3, 45, 872}
@@ -22,17 +22,18 @@ def test_half(root, inside):
 
 def test_the_seed_draws_the_half(root):
     halves = {
-        tuple(one.split for one in read("viper", root, {"counts": "any", "seed": str(seed)})) for seed in range(5)
+        tuple(one.split for one in read_records("viper", root, {"counts": "any", "seed": str(seed)}))
+        for seed in range(5)
     }
     assert len(halves) > 1
 
 
 def test_all_train(root):
-    records = read("viper", root, {"counts": "any", "split": "all"})
+    records = read_records("viper", root, {"counts": "any", "split": "all"})
     assert {one.split for one in records} == {"train"}
     assert {one.camid for one in records if one.key.startswith("cam_b")} == {2}
 
 
 def test_an_incomplete_set_is_refused(root):
     with pytest.raises(DataError, match=r"images 12 \(expected 1,264\), identities 6 \(expected 632\)"):
-        read("viper", root, {})
+        read_records("viper", root, {})

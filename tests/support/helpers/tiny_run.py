@@ -84,13 +84,15 @@ def write(folder: Path, recipe: dict[str, Any], name: str = "tiny.yaml") -> Path
 @functools.cache
 def shards() -> Path:
     """A folder with the datasets square, tower and park, drawn once a session."""
-    from embae.datasets.readers import read
+    from embae.datasets.readers.read import read_records
     from embae.datasets.sharding.write_shards import write_shards
 
     root = Path(tempfile.mkdtemp(prefix="embae-tiny-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     for name, domain in (("square", "plaza"), ("tower", "station"), ("park", "campus")):
-        records = read("synthetic", None, {"domain": domain, **{key: str(value) for key, value in OPTIONS.items()}})
+        records = read_records(
+            "synthetic", None, {"domain": domain, **{key: str(value) for key, value in OPTIONS.items()}}
+        )
         write_shards(name, records, root, source={"reader": "synthetic"}, workers=1)
     return root
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import noise_datasets, tiny_run
+from helpers.run_parts import context
 from helpers.toy_models import KEYS, model, parts_in
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +27,6 @@ from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model import saved as export
 from embae.trainer.model.camera_tables import TABLES
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.recipe.load import load
 from embae.trainer.runtime.distributed import join, leave
 from embae.trainer.training.calibrate_stage import run_calibrate_stage
@@ -86,7 +86,7 @@ def test_it_is_what_the_stages_of_a_recipe_write(desk: Path, by_dataset: Path) -
     run.mkdir()
     try:
         for stage in recipe.run:
-            run_calibrate_stage(recipe, stage, run, world, Monitor(run, first=True))
+            run_calibrate_stage(context(recipe, run, world), stage)
     finally:
         leave()
     found, wanted = SavedModel.open(by_dataset), SavedModel.open(run / "features" / "export")

@@ -17,7 +17,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.merging.merge import merge
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.commands.app import app
 from embae.trainer.recipe.load import check as recipe_of
@@ -75,7 +75,7 @@ def test_weights_of_the_card_and_of_the_recipe(root: Path) -> None:
 
 def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> None:
     """Weights share out the images of their set, so in one set of all members they mean other batches."""
-    records = read(
+    records = read_records(
         "synthetic",
         Path(),
         {"domain": "campus", **{key: str(value) for key, value in tiny_run.OPTIONS.items()}, "identities": "24"},

@@ -22,6 +22,7 @@ from embae.trainer.comparison.results import from_json
 from embae.trainer.errors import RecipeError
 from embae.trainer.runs.stage_folder import EXPORT, done
 from embae.trainer.runtime.distributed import World
+from embae.trainer.runtime.signals import StopSignals
 
 STAGES = ("embedding", "autoencoder", "target-nuisance", "target-embedding")
 
@@ -147,7 +148,7 @@ def again_and_again(world: World, folder: Path) -> dict[str, Any]:
     def turn(name: str, *, fresh: bool = False, seeds: int = 1, **keys: Any) -> None:
         runs = plan(["bn-camera"], keys.get("overrides", []), [made], seeds, out)
         prepare(runs, 1)
-        said = _console(lambda: train_all(runs, out, world, fresh=fresh))
+        said = _console(lambda: train_all(runs, out, world, StopSignals(), fresh=fresh))
         run = runs[-1].folder
         links = [(run / name).is_symlink() for name in ("embedding", "calibrate", "cache")]
         found[name] = {"said": said, "files": _inodes(run), "row": results(runs[-1])[1].scores["mAP"], "links": links}

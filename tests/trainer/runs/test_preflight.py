@@ -17,7 +17,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import datasets_in
 from embae.datasets.index.shard_reader import ShardReader
-from embae.datasets.readers import read
+from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.errors import WeightsError
 from embae.trainer.recipe.load import check as recipe_of
@@ -227,7 +227,7 @@ def test_a_target_that_states_no_cameras_is_told_once(
     for number, row in enumerate(range(*park.rows("train").indices(len(park)))):
         image = ShardReader(park, 1).read(row)
         (tmp_path / f"{number}.jpg").write_bytes(image)
-    records = read("folder", tmp_path, {})
+    records = read_records("folder", tmp_path, {})
     write_shards("yard", records, tmp_path / "shards", source={"reader": "folder"}, workers=1)
     for name in ("square", "tower"):
         (tmp_path / "shards" / name).symlink_to(tiny_run.shards() / name)

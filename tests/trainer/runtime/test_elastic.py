@@ -103,7 +103,7 @@ def test_a_killed_worker_is_started_again(agents: Agents, tmp_path: Path, undist
     _until(lambda: (run / "checkpoints" / "step-000006").exists(), agents)
     os.kill(workers(agent)[rank], signal.SIGKILL)
     assert agent.wait(timeout=120) == 0, agents.said()
-    assert re.search(r"\[embedding\] goes on after step ([6-9]|\d\d),", agents.said())
+    assert re.search(r"\[embedding\] resumes after step ([6-9]|\d\d),", agents.said())
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed
 
 
@@ -119,5 +119,5 @@ def test_a_lost_node_is_done_without(agents: Agents, tmp_path: Path) -> None:
         os.kill(process, signal.SIGKILL)
     assert first.wait(timeout=150) == 0, agents.said()
     assert "world size 1" in (run / "recipe.yaml").read_text()
-    assert re.search(r"\[embedding\] goes on after step ([6-9]|\d\d),", agents.said())
+    assert re.search(r"\[embedding\] resumes after step ([6-9]|\d\d),", agents.said())
     assert (run / "embedding" / "done").exists()

@@ -37,7 +37,7 @@ def test_signals_end_a_run_that_goes_on_to_the_same_end(
         assert ended.code == 75 and (run / "stopped").exists(), (fault, ended)
         assert said in ended.err and "Traceback" not in ended.err, (fault, ended.err)
         assert ended.after is not None and ended.after < 30, (fault, ended)
-        assert ended.out.count("goes on after step") == (number > 0), ended.out
+        assert ended.out.count("resumes after step") == (number > 0), ended.out
         newest = Checkpoint.open(found(run / "embedding")[0])
         steps.append(newest.meta.step)
         if "after step" in said:
@@ -58,7 +58,8 @@ def test_signals_end_a_run_that_goes_on_to_the_same_end(
 def test_ctrl_c_from_terminal_and_launcher_is_one_and_a_second_one_ends_at_once(between: float, code: int) -> None:
     lines = [
         "import signal, time",
-        "from embae.trainer.runtime.signals import stopping",
+        "from embae.trainer.runtime.signals import StopSignals",
+        "stopping = StopSignals()",
         "stopping.listen()",
         "with stopping.after_step():",
         f"    signal.raise_signal(signal.SIGINT); time.sleep({between}); signal.raise_signal(signal.SIGINT)",

@@ -18,6 +18,7 @@ import torch
 from helpers.fault_injection import Command, Ended, Fault, exports, records
 from helpers.noise_datasets import settings, shared_shards
 from helpers.ranks import on_ranks
+from helpers.run_parts import begin_stage
 from torch import Tensor
 
 from embae.trainer.recipe.load import load
@@ -64,22 +65,19 @@ def test_a_loss_that_is_not_finite(undisturbed: tuple[Path, tuple[object, ...]],
         assert image["key"] in {index.key(row) for row in range(len(index))}
     # Another recipe's checkpoint is taken too, and the same step fails again for the same reason.
     again = command.start(None, "--resume", failed)
-    assert "stage embedding, step 2: the loss is" in sentence(again) and "goes on after step 1, from" in again.out
+    assert "stage embedding, step 2: the loss is" in sentence(again) and "resumes after step 1, from" in again.out
     assert json.loads((failed / "batch.json").read_text())["images"] == tree["images"]
 
 
 @on_ranks(2)
 def poisoned(world: World, folder: Path) -> dict[str, Any]:
     """A batch with a not-a-number on the second rank, at the third step."""
-    from embae.trainer.monitoring.monitor import Monitor
-    from embae.trainer.runs.stage_data import open_stage
-    from embae.trainer.training.stage import StageRun
 
     root, run, made = shared_shards(world, folder), folder / "poisoned", {}
     recipe = load("embae-cam", [f"data.root={root / 'labelled'}", "stages.embedding.log_every=1"],
                   [settings(folder, root / "labelled")])  # fmt: skip
     run.mkdir(exist_ok=True)
-    stage = StageRun(recipe, "embedding", open_stage(recipe, "embedding", run), run, world, Monitor(run, world.first))
+    stage = begin_stage(recipe, "embedding", run, world)
 
     class Poison:
         name = "poison"
@@ -187,7 +185,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     if disk:
         filler.unlink()
     ended = command.start()
-    assert ended.code == 0 and f"goes on after step {int(whole[0].name[5:])}" in ended.out, ended
+    assert ended.code == 0 and f"resumes after step {int(whole[0].name[5:])}" in ended.out, ended
     assert not list((run / "embedding").rglob("*.partial"))
     mine, all_ = exports(run), exports(folder / "whole")
     assert mine == {key: value for key, value in all_.items() if key.startswith("embedding/")} and mine

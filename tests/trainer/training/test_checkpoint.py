@@ -23,6 +23,7 @@ from embae.trainer.model import saved as export
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.distributed import World
+from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training import checkpoint
 from embae.trainer.training.checkpoint import (
     FOLDER,
@@ -192,7 +193,7 @@ def _undo(stage: Path, *steps: int) -> None:
 @on_ranks(1)
 def taken_up(world: World, folder: Path) -> dict[str, Any]:
     """What becomes of a killed run under many circumstances: its export, its records, and what was said."""
-    from embae.trainer.training.run import train
+    from embae.trainer.training.run import TrainOptions, train
 
     root, made = shared_shards(world, folder), {}
     base = folder / "taken-up"
@@ -202,7 +203,7 @@ def taken_up(world: World, folder: Path) -> dict[str, Any]:
         out, err, error = io.StringIO(), io.StringIO(), ""
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                train(recipe, run, world, last=last, resume=resume)
+                train(recipe, run, world, StopSignals(), TrainOptions(last=last, resume=resume))
             except (WeightsError, ValueError) as caught:
                 error = f"{type(caught).__name__}: {caught}"
         left = [path.name for path in found(run / last)]
@@ -283,7 +284,7 @@ def test_a_run_goes_on_from_the_right_one_to_the_same_end(
 ) -> None:
     whole, now = computed(taken_up, 1)[0]["whole"], computed(taken_up, 1)[0][how]
     assert not now["error"] and said in now["err"]
-    assert (f"goes on after step {start}, from" in now["out"]) == (start > 0)
+    assert (f"resumes after step {start}, from" in now["out"]) == (start > 0)
     assert now["exports"] == whole["exports"] and whole["exports"]
     assert now["records"] == (whole["records"] if how != "elsewhere" else whole["records"][start:])
     assert [step for _, step, _ in whole["records"]] == [1, 2, 3, 4, 5]

@@ -184,7 +184,7 @@ def test_killed_it_goes_on_to_the_same_bits(run: tuple[Path, tuple[object, ...]]
     command = Command(*words, "--out", tmp_path / "killed", cwd=folder, notes=tmp_path / "notes")
     assert command.start(Fault(r"rename .*/embedding/checkpoints/step-", 2)).code != 0
     done = command.start()
-    assert done.code == 0 and "goes on after step" in done.out, done
+    assert done.code == 0 and "resumes after step" in done.out, done
     assert exports(tmp_path / "killed") == exports(folder / "whole")
     assert records(tmp_path / "killed", "eval") == records(folder / "whole", "eval")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.noise_datasets import SIZE, shards
+from helpers.run_parts import begin_stage
 from helpers.toy_models import KEYS, distance, model, parts_in
 from torch import Tensor
 
@@ -88,13 +89,10 @@ def _place(base: Path, case: str, world_size: int, kind: str) -> Path:
 
 
 def _stage(base: Path, case: str, run: Path, world: World, resume: Any = None) -> Any:
-    from embae.trainer.monitoring.monitor import Monitor
-    from embae.trainer.runs.stage_data import open_stage
-    from embae.trainer.training.stage import StageRun
 
     run.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(base, case)
-    return StageRun(recipe, "stage", open_stage(recipe, "stage", run), run, world, Monitor(run, world.first), resume)
+    return begin_stage(recipe, "stage", run, world, resume)
 
 
 def half(world: World, folder: Path) -> None:

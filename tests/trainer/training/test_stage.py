@@ -26,6 +26,7 @@ from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.recipe import load as recipes
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.distributed import World
+from embae.trainer.runtime.signals import StopSignals
 
 SIZE = (32, 16)
 ADAPTED = ("target-nuisance", "target-embedding")
@@ -138,7 +139,7 @@ def _run(recipe: Recipe, run: Path, world: World) -> dict[str, str]:
     """SHA-256 of every file of every export."""
     from embae.trainer.training.run import train
 
-    train(recipe, run, world)
+    train(recipe, run, world, StopSignals())
     return {
         f"{stage}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
         for stage in recipe.run
@@ -222,7 +223,7 @@ def with_and_without_cache(world: World, folder: Path) -> dict[str, Any]:
         recipe = _recipe(
             folder.parent / "shards" / "labelled", run=["autoencoder", *ADAPTED], start=start, cache_features=cached
         )
-        train(recipe, run, world)
+        train(recipe, run, world, StopSignals())
         found[f"cached {cached}"] = {
             stage: load_file(run / stage / "export" / "model.safetensors") for stage in recipe.run
         }

@@ -27,6 +27,7 @@ from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import PARTS
 from embae.trainer.runs.stage_folder import EXPORT, done
 from embae.trainer.runtime.distributed import World
+from embae.trainer.runtime.signals import StopSignals
 
 VARIANTS = ["embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "aae", "pul", "pretrain-merged",
             "bn-camera", "bn-target", "features-camera", "centred-camera", "bn-camera-embae-fix",
@@ -50,7 +51,7 @@ def variants(world: World, folder: Path) -> dict[str, Any]:
             run = Run(small(name, folder, root / labels), folder / "variants" / labels / name)
             share_stages(run, folder / "variants")
             with contextlib.redirect_stdout(io.StringIO()) as console:
-                train(run.recipe, run.folder, world)
+                train(run.recipe, run.folder, world, StopSignals())
             said[f"{labels} {name}"] = console.getvalue()
     return said
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import ranks
 from helpers.noise_datasets import SIZE, shards
+from helpers.run_parts import begin_stage
 from helpers.toy_models import KEYS, parts_in
 from torch import Tensor
 
@@ -21,9 +22,6 @@ DECAY, STEPS = 0.4, 9  # (1 + t) / (10 + t) reaches it at step 6
 def trained(world: World, folder: Path) -> dict[int, Any]:
     """By ZeRO stage: the model after each step, the exported one, and which of it trains."""
     from embae.trainer.model.saved import SavedModel
-    from embae.trainer.monitoring.monitor import Monitor
-    from embae.trainer.runs.stage_data import open_stage
-    from embae.trainer.training.stage import StageRun
 
     found = {}
     for zero in (0, 2, 3):
@@ -38,7 +36,7 @@ def trained(world: World, folder: Path) -> dict[int, Any]:
                 "parts": parts_in("frozen", "train", "train", "train"), "deepspeed": {"zero_stage": zero},
                 "data": {"from": "sources", "batch": 10}, "loss": {"reconstruction": {}}}},
         }, "toy")  # fmt: skip
-        stage = StageRun(recipe, "stage", open_stage(recipe, "stage"), run, world, Monitor(run, world.first))
+        stage = begin_stage(recipe, "stage", run, world)
         states = [stage._turns.state()]
         states += [stage._turns.state() for _ in stage.train()]
         stage.export()

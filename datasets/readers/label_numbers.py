@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from embae.datasets.errors import DataError
-from embae.datasets.readers._common import refuse
-from embae.datasets.readers._options import did_you_mean
+from embae.datasets.readers.image_files import refuse
+from embae.datasets.readers.options import did_you_mean
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -7,10 +7,18 @@ from typing import Literal
 
 import pytest
 
-import embae.datasets
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import FileImage, Record
-from embae.datasets.readers import SOURCES, read
+from embae.datasets.readers.read import read_records
+from embae.datasets.readers.registry import READERS
+
+
+def register(monkeypatch, records):
+    """A reader is a module and a line of the registry."""
+    module = types.ModuleType("plugin_reader")
+    module.records = records
+    monkeypatch.setitem(sys.modules, "plugin_reader", module)
+    monkeypatch.setitem(READERS, "plugin", "plugin_reader")
 
 
 @pytest.fixture
@@ -25,26 +33,28 @@ def plugin(monkeypatch):
         seen.update(size=size, rate=rate, flip=flip, way=way, limit=limit, level=level, root=root)
         return []
 
-    monkeypatch.setitem(SOURCES, "plugin", records)
+    register(monkeypatch, records)
     return seen
 
 
 def test_sources():
-    assert list(SOURCES) == [
+    assert list(READERS) == [
         "market1501", "dukemtmc", "cuhk03", "cuhk01", "viper", "ward", "msmt17", "pku-reid", "luperson",
-        "luperson-nl", "folder", "csv",
+        "luperson-nl", "folder", "csv", "synthetic",
     ]  # fmt: skip
 
 
 def test_options_take_the_types_of_the_signature(plugin, tmp_path):
-    read("plugin", tmp_path, {"size": "7", "rate": "1e-2", "flip": "true", "way": "out", "limit": "-1", "level": "2"})
+    read_records(
+        "plugin", tmp_path, {"size": "7", "rate": "1e-2", "flip": "true", "way": "out", "limit": "-1", "level": "2"}
+    )
     assert plugin == {
         "root": tmp_path, "size": 7, "rate": 0.01, "flip": True, "way": "out", "limit": -1, "level": 2,
     }  # fmt: skip
 
 
 def test_options_left_out_keep_their_defaults(plugin, tmp_path):
-    read("plugin", tmp_path, {"flip": "no"})
+    read_records("plugin", tmp_path, {"flip": "no"})
     assert (plugin["size"], plugin["flip"], plugin["limit"]) == (3, False, None)
 
 
@@ -63,53 +73,54 @@ def test_options_left_out_keep_their_defaults(plugin, tmp_path):
 )
 def test_wrong_options_are_refused(plugin, tmp_path, options, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        read("plugin", tmp_path, options)
+        read_records("plugin", tmp_path, options)
 
 
 def test_unknown_source(tmp_path):
     with pytest.raises(DataError, match="unknown source 'market'; did you mean market1501"):
-        read("market", tmp_path, {})
+        read_records("market", tmp_path, {})
     with pytest.raises(DataError, match=r"unknown source 'qqq' \(choose from market1501.*synthetic"):
-        read("qqq", tmp_path, {})
+        read_records("qqq", tmp_path, {})
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [name for name in READERS if name != "synthetic"])
 def test_a_root_is_needed_and_must_exist(source, tmp_path):
     with pytest.raises(DataError, match=r"no root given; .*--root FOLDER"):
-        read(source, None, {})
+        read_records(source, None, {})
     with pytest.raises(DataError, match=f"{tmp_path}/absent: no such folder"):
-        read(source, tmp_path / "absent", {})
+        read_records(source, tmp_path / "absent", {})
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [name for name in READERS if name != "synthetic"])
 def test_an_empty_folder_is_refused_by_name(source, tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
-        read(source, tmp_path, {})
+        read_records(source, tmp_path, {})
 
 
-def test_synthetic_needs_no_root(monkeypatch):
-    def records(domain: str = "a", seed: int = 0) -> list[Record]:
-        return [Record(f"{domain}-{seed + 1}", "train", 0, 0, FileImage(Path("x")))]
-
-    module = types.ModuleType("embae.datasets.synthetic")
-    module.records = records
-    monkeypatch.setitem(sys.modules, "embae.datasets.synthetic", module)
-    monkeypatch.setattr(embae.datasets, "synthetic", module, raising=False)
-    assert [record.key for record in read("synthetic", None, {"seed": "4"})] == ["a-5"]
+def test_synthetic_needs_no_root():
+    records = read_records("synthetic", None, {"domain": "plaza", "seed": "4", "identities": "6"})
+    assert {record.split for record in records} == {"train", "query", "gallery"}
     with pytest.raises(DataError, match="unknown option 'sede'; did you mean seed"):
-        read("synthetic", None, {"sede": "4"})
+        read_records("synthetic", None, {"sede": "4"})
+
+
+def test_listing_the_readers_imports_none_of_them():
+    code = ("import sys, embae.datasets.readers.registry as r; "
+            "print([name for name, module in r.READERS.items() if module in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_option_without_default_is_needed(monkeypatch, tmp_path):
     def records(root: Path, domain: Literal["a", "b"], *, size: int) -> list[Record]:
         return [Record(f"{domain}{size}", "train", 0, 0, FileImage(root))]
 
-    monkeypatch.setitem(SOURCES, "plugin", records)
+    register(monkeypatch, records)
     with pytest.raises(DataError, match=r"plugin: needs option 'domain' \(choose from a, b\)$"):
-        read("plugin", tmp_path, {"size": "3"})
+        read_records("plugin", tmp_path, {"size": "3"})
     with pytest.raises(DataError, match=r"plugin: needs option 'size'$"):
-        read("plugin", tmp_path, {"domain": "b"})
-    assert read("plugin", tmp_path, {"domain": "b", "size": "3"})[0].key == "b3"
+        read_records("plugin", tmp_path, {"domain": "b"})
+    assert read_records("plugin", tmp_path, {"domain": "b", "size": "3"})[0].key == "b3"
 
 
 def test_keys_are_safe_unique_and_independent_of_place(draw):
@@ -125,7 +136,7 @@ def test_keys_are_safe_unique_and_independent_of_place(draw):
         "twin.png",
     ]
     root = draw(names)
-    keys = {record.image.path.relative_to(root).as_posix(): record.key for record in read("folder", root, {})}
+    keys = {record.image.path.relative_to(root).as_posix(): record.key for record in read_records("folder", root, {})}
     assert set(keys) == set(names)
     assert len(set(keys.values())) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys.values())
@@ -133,13 +144,13 @@ def test_keys_are_safe_unique_and_independent_of_place(draw):
     assert keys["dots.in.name.bmp"] == "dots_in_name"
     moved = root.with_name("moved")
     root.rename(moved)
-    assert {record.key for record in read("folder", moved, {})} == set(keys.values())
+    assert {record.key for record in read_records("folder", moved, {})} == set(keys.values())
 
 
 def test_names_that_are_not_utf8(draw):
     root = draw(["a.jpg"])
     (root / "a.jpg").rename(root / "\udcff.jpg")
-    (record,) = read("folder", root, {})
+    (record,) = read_records("folder", root, {})
     assert record.key == "_"
     assert record.image.read()[:2] == b"\xff\xd8"
 
@@ -147,19 +158,19 @@ def test_names_that_are_not_utf8(draw):
 def test_order_is_not_that_of_the_file_system(draw, monkeypatch):
     root = draw([f"{name}.jpg" for name in "dbca"] + ["e/f.jpg", "B/f.jpg"])
     expected = ["B_f", "a", "b", "c", "d", "e_f"]
-    assert [record.key for record in read("folder", root, {})] == expected
+    assert [record.key for record in read_records("folder", root, {})] == expected
     import os
 
     walk = os.walk
     monkeypatch.setattr(os, "walk", lambda *args, **rest: reversed(list(walk(*args, **rest))))
-    assert [record.key for record in read("folder", root, {})] == expected
+    assert [record.key for record in read_records("folder", root, {})] == expected
 
 
 def test_what_is_no_image_is_passed_over(draw):
     root = draw(["a.JPEG", "b.Png", ".hidden.jpg", ".trash/c.jpg", "d.BMP"])
     (root / "Thumbs.db").write_bytes(b"\0")
     (root / "readme.txt").write_text("no image")
-    assert [record.key for record in read("folder", root, {})] == ["a", "b", "d"]
+    assert [record.key for record in read_records("folder", root, {})] == ["a", "b", "d"]
 
 
 def test_import_is_light():

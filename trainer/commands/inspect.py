@@ -1,0 +1,77 @@
+"""``embae inspect``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embae.datasets.errors import DataError
+from embae.datasets.remote.url import Url
+from embae.trainer.commands.options import Debug, Json
+
+
+def inspect(
+    shards: Annotated[str, typer.Argument(help=(
+        "A sharded dataset, such as shards/market1501, a merged set, or the url of one."))],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every image and check its checksum.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) here.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a sharded dataset holds.
+
+    Example: embae inspect shards/market1501 --verify --sheet market.png
+    """
+    from embae.datasets.index.arrow_index import Index
+    from embae.datasets.index.merged import is_merged
+    from embae.datasets.inspection.contact_sheet import contact_sheet
+    from embae.datasets.inspection.describe import describe, format_description
+    from embae.datasets.inspection.verification import verify as find_problems
+    from embae.datasets.remote.url import location
+    place = location(shards)
+    if is_merged(place):
+        _inspect_merged(place, as_json, looked_into=verify or bool(sheet))
+        return
+    index = Index.open(place)
+    description = describe(index)
+    problems = find_problems(index) if verify else []
+    if as_json:
+        print(json.dumps({**description, **({"problems": problems} if verify else {})}, indent=1))
+    else:
+        print(format_description(description))
+    if sheet:
+        contact_sheet(index, sheet)
+        print(f"contact sheet: {sheet}", file=sys.stderr)
+    if problems:
+        count = f"{len(problems)} problems" if len(problems) > 1 else "one problem"
+        raise DataError("\n  ".join([f"{shards}: {count}", *problems]))
+    if verify and not as_json:
+        print(f"verified: all {len(index):,} images are as they were written")
+
+
+def _inspect_merged(folder: Path | Url, as_json: bool, looked_into: bool) -> None:
+    """What is in a merged set.
+
+    Args:
+        folder: Its folder.
+        as_json: As JSON.
+        looked_into: Whether more was asked for than its card says.
+
+    Raises:
+        DataError: It cannot be opened, or more was asked for.
+    """
+    from embae.datasets.index.merged import Merged
+    from embae.datasets.inspection.describe import describe_merged, format_merged
+    merged = Merged.open(folder)
+    if looked_into:
+        raise DataError(f"{folder} is a merged set; --verify and --sheet look into one dataset: name a member "
+                        f"({', '.join(str(index.root) for index in merged.indexes)})")
+    description = describe_merged(merged)
+    if as_json:
+        print(json.dumps(description, indent=1))
+    else:
+        print(format_merged(description))

@@ -1,0 +1,55 @@
+"""``embae shard``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embae.datasets.errors import DataError
+from embae.datasets.readers.registry import READERS
+from embae.trainer.commands.options import Debug
+
+
+def shard(
+    source: Annotated[str, typer.Argument(help=f"One of {', '.join(READERS)}.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The source's options.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the original images.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all sharded datasets.")] = Path("shards"),
+    name: Annotated[str | None, typer.Option(help="The dataset's name; by default the source's.")] = None,
+    size: Annotated[str | None, typer.Option(help="Store images at HEIGHTxWIDTH, such as 288x144.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, what cannot be decoded.")] = False,
+    join: Annotated[bool, typer.Option("--join", help="Share the work with machines that are given the same.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a folder of images into WebDataset shards with an index.
+
+    Example: embae shard market1501 --root /data/Market-1501 --out shards --size 288x144
+    """
+    from embae.datasets.readers.read import read_records
+    from embae.datasets.sharding.write_shards import write_shards
+    chosen = dict(_pair(option) for option in options or [])
+    records = read_records(source, root, chosen)
+    about = {"reader": source, "root": str(root.resolve()) if root else None, "options": chosen}
+    index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers,
+                         skip_bad=skip_bad, join=join)
+    print(f"{index.root}: {len(index):,} images in {len(index.shards)} shards")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise DataError(f"{text!r}: found no key=value; options are written like split=half")
+    return key, value
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not found:
+        raise DataError(f"--size {text}: wanted HEIGHTxWIDTH in pixels, such as 288x144")
+    return int(found[1]), int(found[2])
