@@ -68,7 +68,7 @@ def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
             if is_done(folder, name):
                 context.monitor.say(f"[{name}] done before, {done(folder, name).steps} steps")
             else:
-                _run_stage(context, name, target, profile=options.profile and world.first)
+                run_stage(context, name, target, profile=options.profile and world.first)
             if name == options.last:
                 return
         try:
@@ -114,7 +114,18 @@ def _adopt_checkpoint(path: Path, recipe: Recipe, folder: Path) -> None:
     write_text(mark, str(path.resolve()))
 
 
-def _run_stage(context: RunContext, name: str, target: Index | None, *, profile: bool) -> None:
+def run_stage(context: RunContext, name: str, target: Index | None, *, profile: bool = False) -> None:
+    """Runs one stage: it calibrates, clusters or trains.
+
+    Args:
+        context: The run.
+        name: The stage.
+        target: Scored during the stage, if the recipe says so.
+        profile: Write a trace of a few steps.
+
+    Raises:
+        RunError: What an earlier stage left does not fit, or the stage fails.
+    """
     stage = context.recipe.stages[name]
     if stage.calibrate:
         run_calibrate_stage(context, name)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_run
+from helpers.run_parts import context
 
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.pseudo_labels import write_labels
 from embae.trainer.errors import RunError
-from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.recipe.load import check
 from embae.trainer.runs.stage_data import open_stage
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.run import _stage
+from embae.trainer.training.run import run_stage
 
 
 def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too_few(tmp_path: Path) -> None:
@@ -37,4 +37,4 @@ def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too
     write_labels(found, index, "train", np.zeros(index.count("train")))
     world = World(0, 0, 1, torch.device("cpu"))
     with pytest.raises(RunError, match=r"stage adapt, by the clusters of group: .*1 identities, but P is 3.*--out"):
-        _stage(recipe, "adapt", tmp_path, world, Monitor(tmp_path, False), None, False)
+        run_stage(context(recipe, tmp_path, world), "adapt", None)
