@@ -44,7 +44,7 @@ from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runs.stage_key import stage_keys
 from embae.trainer.runtime.distributed import World, join, leave
 from embae.trainer.runtime.signals import StopSignals
@@ -123,7 +123,7 @@ class Bench:
             run.mkdir(parents=True)
         torch.distributed.barrier()
         context = RunContext(alone, run, self.world, Monitor(run, first=self.world.first), StopSignals())
-        return stages.StageRun(context, stage, open_stage(alone, stage))
+        return stages.StageRun(context, stage, open_sampler(alone, stage))
 
     def say(self, text: str) -> None:
         """From the first rank."""

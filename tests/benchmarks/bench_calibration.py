@@ -28,7 +28,7 @@ from embae.trainer.inference.calibration import calibrate
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.load import load
-from embae.trainer.runs.stage_data import draw_synthetic
+from embae.trainer.runs.run_datasets import draw_synthetic
 from embae.trainer.runtime.distributed import World, join, leave
 
 COUNTS = [4, 8, 16, 32, 64, 128, 256]

@@ -33,7 +33,7 @@ from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.recipe.load import check
-from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runtime.distributed import join, leave
 from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training.stage import StageRun
@@ -85,7 +85,7 @@ def main() -> None:
         world = join()
         run = Path(folder) / "run"
         context = RunContext(recipe, run, world, Monitor(run, first=True), StopSignals())
-        stage = StageRun(context, "embedding", open_stage(recipe, "embedding"))
+        stage = StageRun(context, "embedding", open_sampler(recipe, "embedding"))
         loops = {"bare": iter(Bare(stage)), "embae": stage.train()}
         wall: dict[str, list[float]] = {name: [] for name in loops}
         cpu: dict[str, list[float]] = {name: [] for name in loops}

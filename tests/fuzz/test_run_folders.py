@@ -22,9 +22,10 @@ from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.load import check as recipe_of
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.folder import check_same, write_recipe
-from embae.trainer.runs.preflight import check
-from embae.trainer.runs.stage_folder import Done, done, finish, is_done
+from embae.trainer.runs.folder import write_recipe
+from embae.trainer.runs.preflight import check_run
+from embae.trainer.runs.same_recipe import check_same_recipe
+from embae.trainer.runs.stage_folder import StageCost, finish_stage, is_done, read_cost
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -36,18 +37,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one stage done."""
     run = tmp_path_factory.mktemp("whole") / "run"
     write_recipe(run, recipe(), 1)
-    with finish(run / "embedding", Done(17, 34, 1.5)) as partial:
+    with finish_stage(run / "embedding", StageCost(17, 34, 1.5)) as partial:
         an_export(partial)
     return run
 
 
 def go_on(run: Path) -> None:
     """What ``embae train`` and ``embae evaluate`` look at before anything starts."""
-    check_same(run, recipe())
-    check(recipe(), 1)
+    check_same_recipe(run, recipe())
+    check_run(recipe(), 1)
     for stage in ("embedding", "autoencoder"):
         if is_done(run, stage):
-            done(run, stage)
+            read_cost(run, stage)
             SavedModel.open(run / stage / "export").restore()
 
 
@@ -117,7 +118,7 @@ def test_recipes_that_point_elsewhere(key: str, value: Any) -> None:
         below = below[word]
     below[at[-1]] = value
     with works_or_refuses("tiny", str(tiny_run.shards()), key, f"{str(value)[:20]}"):
-        check(recipe_of(tree, "tiny"), 1)
+        check_run(recipe_of(tree, "tiny"), 1)
 
 
 PATHS = ["pipe:touch gone", "pipe:cat /etc/passwd", "http://127.0.0.1:9/shards", "s3://bucket/shards", "hf-hub:a/b",
@@ -132,9 +133,9 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
         with pytest.raises(DataError):
             Index.open(Path(text))
         with pytest.raises(DataError):
-            check(recipe(data__root=text), 1)
+            check_run(recipe(data__root=text), 1)
         with pytest.raises(WeightsError):
-            check(recipe(stages__embedding__init=text), 1)
+            check_run(recipe(stages__embedding__init=text), 1)
         with pytest.raises(RecipeError):
             load(text)
         with pytest.raises((RecipeError, DataError)):

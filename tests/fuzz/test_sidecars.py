@@ -20,7 +20,7 @@ from embae.trainer.evaluation.score_run import read_kept
 from embae.trainer.model.manifest import META, read_description
 from embae.trainer.recipe.load import load
 from embae.trainer.runs.score_table import SHOWN, are_scores, write_scores
-from embae.trainer.runs.stage_folder import Done, done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage, read_cost
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Target:
 
 
 def a_mark(folder: Path) -> Target:
-    with finish(folder / "embedding", Done(17, 34, 1.5)):
+    with finish_stage(folder / "embedding", StageCost(17, 34, 1.5)):
         pass
 
     def read() -> None:
-        took = done(folder, "embedding")
+        took = read_cost(folder, "embedding")
         assert type(took.steps) is int and type(took.images) is int and 0 <= took.rank_seconds < float("inf")
 
     return Target(folder / "embedding" / "done", read, (folder / "embedding" / "done",))
@@ -87,7 +87,7 @@ def run_scores(folder: Path, kind: str) -> Target:
     write_scores(folder / "evaluation" / "park.json", "park", "flip", dict.fromkeys(rows, SCORES))
     (folder / "evaluation" / "park-probes.json").write_text(json.dumps({row: {"moved": 0.5} for row in rows}))
     for stage in recipe.run:
-        with finish(folder / stage, Done(17, 34, 1.5)):
+        with finish_stage(folder / stage, StageCost(17, 34, 1.5)):
             pass
     path = folder / "evaluation" / f"park{kind}.json"
 

@@ -25,7 +25,7 @@ from embae.trainer.commands.options import ENOUGH, Debug, Name, Overrides, SkipB
 from embae.trainer.commands.train import train
 from embae.trainer.errors import RecipeError
 from embae.trainer.model.manifest import read_description
-from embae.trainer.runs.trained_model import Trained, find_model
+from embae.trainer.runs.trained_model import TrainedModel, find_model
 from embae.trainer.runtime.launch import count_gpus
 
 RECIPE = "adapt.yaml"
@@ -79,7 +79,7 @@ def _look_at(index: Index) -> None:
              "little, and some hundreds are better")
 
 
-def _recipe(trained: Trained, index: Index) -> dict[str, Any]:
+def _recipe(trained: TrainedModel, index: Index) -> dict[str, Any]:
     """What differs from the shipped recipe."""
     found = read_description(trained.export)
     tree: dict[str, Any] = {

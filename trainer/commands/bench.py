@@ -17,7 +17,7 @@ from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Overrides, RecipeName, Settings
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.stage_data import open_plan
+from embae.trainer.runs.stage_data import open_trial_sampler
 from embae.trainer.runtime.fast_imports import gc_paused
 from embae.trainer.runtime.signals import RESUMABLE
 
@@ -66,11 +66,11 @@ def _alone(recipe: Recipe, name: str) -> Recipe:
 
 def _prepare(recipe: Recipe, name: str, ranks: int) -> None:
     """All that can go wrong before any rank starts."""
-    from embae.trainer.runs.preflight import check
-    from embae.trainer.runs.stage_data import draw_synthetic
+    from embae.trainer.runs.preflight import check_run
+    from embae.trainer.runs.run_datasets import draw_synthetic
     draw_synthetic(recipe)
-    check(_alone(recipe, name), ranks)
-    open_plan(recipe, name)
+    check_run(_alone(recipe, name), ranks)
+    open_trial_sampler(recipe, name)
 
 
 def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:
@@ -89,7 +89,7 @@ def _work(recipe: Recipe, name: str, steps: int, to: Path | None) -> None:
             from embae.trainer.performance.bench import bench as measure
             from embae.trainer.runtime.distributed import join, leave
         world = join(recipe.timeout)
-        found = measure(recipe, name, open_plan(recipe, name), world, folder, steps)
+        found = measure(recipe, name, open_trial_sampler(recipe, name), world, folder, steps)
         leave()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ import typer
 
 from embae.trainer.commands.options import Debug
 from embae.trainer.errors import RecipeError, WeightsError
-from embae.trainer.runs.summary import RunSummary, read_facts
+from embae.trainer.runs.summary import RunSummary, read_summary
 from embae.trainer.runtime.fast_imports import gc_paused
 
 FORMATS = ("onnx", "torch-export", "safetensors")
@@ -72,14 +72,14 @@ def _chosen(run: Path, stage: str | None) -> tuple[str, Path, RunSummary | None]
         if stage:
             raise RecipeError(f"--stage {stage}: {run} is the export of one stage; leave --stage out, or give the run")
         return run.resolve().parent.name, run, None
-    facts = read_facts(run)
+    facts = read_summary(run)
     recipe = facts.recipe
     models = [name for name in recipe.run if not recipe.stages[name].cluster]
     if stage and stage not in models:
         raise RecipeError(f"--stage {stage}: no stage of {run} that leaves a model; these do: {', '.join(models)}")
     name = stage or next(iter(reversed(recipe.evaluate.values())), None) or models[-1]
-    if facts.took[name] is None:
-        ready = [one for one in models if facts.took[one]]
+    if facts.costs[name] is None:
+        ready = [one for one in models if facts.costs[one]]
         raise RecipeError(f"{run}: stage {name} is not done; run embae train again to go on"
                           + (f", or take --stage {' or '.join(ready)}" if ready else ""))
     return name, run / name / "export", facts

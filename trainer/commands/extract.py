@@ -16,7 +16,7 @@ from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.scoring import TTA
-from embae.trainer.runs.trained_model import Trained, find_model, tta_of
+from embae.trainer.runs.trained_model import TrainedModel, find_model, tta_of
 from embae.trainer.runtime.fast_imports import gc_paused
 
 
@@ -46,18 +46,18 @@ def extract(
         work=lambda: _work(trained, images, out, tta or tta_of(trained), name, pattern, skip_bad))
 
 
-def _work(trained: Trained, images: str, out: Path, tta: TTA, name: str | None, pattern: str | None,
+def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | None, pattern: str | None,
           skip_bad: bool) -> None:
     """One rank of it."""
     with gc_paused():
         from embae.datasets.image_source import ImageSource, open_source
         from embae.trainer.deployment.extract import extract_to, model_key, origin, reading_of
         from embae.trainer.model.saved import SavedModel
-        from embae.trainer.runs.scratch import meanwhile
+        from embae.trainer.runs.scratch import scratch_folder
         from embae.trainer.runtime.distributed import broadcast_object, join, leave, on_first_rank
     export, world = SavedModel.open(trained.export), join()
     try:
-        with meanwhile(trained.run) if world.first else nullcontext() as place:
+        with scratch_folder(trained.run) if world.first else nullcontext() as place:
             folder = Path(broadcast_object(str(place)))
 
             def point() -> ImageSource:

@@ -28,8 +28,8 @@ def report(
 
     from embae.datasets.files.atomic import write_bytes
     from embae.trainer.report.evidence import find_evidence, open_index
-    from embae.trainer.runs.summary import read_facts
-    facts = read_facts(run)
+    from embae.trainer.runs.summary import read_summary
+    facts = read_summary(run)
     index = open_index(facts, dataset)
     from embae.trainer.evaluation.rescore import ranking_options
     from embae.trainer.report.maps import maps

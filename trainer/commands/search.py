@@ -83,8 +83,8 @@ def search(
     with gc_paused():
         from embae.datasets.image_source import open_source
         from embae.trainer.deployment.load import load
-        from embae.trainer.runs.scratch import meanwhile
-    with meanwhile(trained.run) as cache:
+        from embae.trainer.runs.scratch import scratch_folder
+    with scratch_folder(trained.run) as cache:
         model = load(trained.export, tta=tta)
         if os.path.isfile(gallery):
             pointed, vectors = None, _extracted(Path(gallery), trained, model, tta)

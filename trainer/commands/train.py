@@ -74,21 +74,22 @@ def train(
 
 def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
     """What a run on so many ranks would be refused for, and what it would need."""
-    from embae.trainer.runs.preflight import check
-    from embae.trainer.runs.stage_data import draw_synthetic
+    from embae.trainer.runs.preflight import check_run
+    from embae.trainer.runs.run_datasets import draw_synthetic
     draw_synthetic(recipe)
-    check(recipe, ranks)
+    check_run(recipe, ranks)
     from embae.trainer.performance.dry_run import dry_run
     dry_run(recipe, ranks, to)
 
 
 def _prepare(recipe: Recipe, run: Path, ranks: int) -> None:
     """Checks, in one process and before any rank starts, everything that can fail early."""
-    from embae.trainer.runs.folder import check_same
-    from embae.trainer.runs.preflight import check, check_inits
-    from embae.trainer.runs.stage_data import draw_synthetic
+    from embae.trainer.runs.preflight import check_run
+    from embae.trainer.runs.run_datasets import draw_synthetic
+    from embae.trainer.runs.same_recipe import check_same_recipe
+    from embae.trainer.runs.stage_init import check_inits
     print(f"run folder: {run}", flush=True)
-    check_same(run, recipe)
+    check_same_recipe(run, recipe)
     check_inits(recipe, run)
     draw_synthetic(recipe)
-    check(recipe, ranks, run)
+    check_run(recipe, ranks, run)

@@ -24,11 +24,12 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
-from embae.trainer.runs.folder import check_same
-from embae.trainer.runs.preflight import check, check_inits
+from embae.trainer.runs.preflight import check_run
+from embae.trainer.runs.run_datasets import can_score, draw_synthetic
+from embae.trainer.runs.same_recipe import check_same_recipe
 from embae.trainer.runs.score_table import are_numbers, are_scores
-from embae.trainer.runs.stage_data import can_score, draw_synthetic
-from embae.trainer.runs.stage_folder import done
+from embae.trainer.runs.stage_folder import read_cost
+from embae.trainer.runs.stage_init import check_inits
 from embae.trainer.runs.stage_key import stage_keys
 
 ALL = ("baseline", "embae", "embae-fix", "embae-new", "embae-dataset", "embae-cam", "pul", "aae", "bn-target",
@@ -89,7 +90,7 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
         DataError, ExportError: As `preflight.check`.
     """
     for run in runs:
-        check_same(run.folder, run.recipe)
+        check_same_recipe(run.folder, run.recipe)
         check_inits(run.recipe)
     seen: list[Recipe] = []
     for run in runs:
@@ -97,7 +98,7 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
         if alike not in seen:  # seeds differ in nothing that is checked
             seen.append(alike)
             draw_synthetic(run.recipe)
-            check(run.recipe, ranks)
+            check_run(run.recipe, ranks)
     data = runs[0].recipe.data
     if not can_score(Index.open(data.root / data.target)):
         raise RecipeError(f"{data.root / data.target}: has nothing to score; a comparison needs a target with labelled "
@@ -151,7 +152,7 @@ def results(run: Run) -> list[Result]:
     for row, stage in recipe.evaluate.items():
         line, start = recipe.lineage(stage), recipe.start(row)
         before = recipe.lineage(recipe.evaluate[start]) if start else []
-        costs = {name: done(run.folder, name) for name in line}
+        costs = {name: read_cost(run.folder, name) for name in line}
         own = [name for name in line if name not in before]
         found.append(Result(
             recipe=recipe.name, row=row, seed=recipe.seed, start=start, scores=scores["rows"][row],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embae.trainer.comparison.compare import Run, own_stages, share_stages
-from embae.trainer.runs import folder as runfolder
+from embae.trainer.runs.folder_lock import lock_folder
 from embae.trainer.runtime.distributed import World, on_first_rank
 from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training.run import train
@@ -25,7 +25,7 @@ def train_all(runs: Sequence[Run], out: Path, world: World, signals: StopSignals
     Raises:
         RecipeError: Another comparison holds the folder.
     """
-    lock = on_first_rank(world, lambda: runfolder.lock(out))
+    lock = on_first_rank(world, lambda: lock_folder(out))
     try:
         for number, run in enumerate(runs):
             on_first_rank(world, lambda run=run: own_stages(run) if fresh else share_stages(run, out))  # type: ignore[misc]

@@ -19,7 +19,7 @@ from embae.trainer.inference.embeddings import embedded, note_unknown_cameras
 from embae.trainer.inference.shared_array import content_key
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.scoring import TTA
-from embae.trainer.runs.trained_model import Trained
+from embae.trainer.runs.trained_model import TrainedModel
 from embae.trainer.runtime.distributed import World, broadcast_object, on_first_rank
 
 
@@ -79,7 +79,7 @@ def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spe
     return True
 
 
-def reading_of(trained: Trained) -> Reading:
+def reading_of(trained: TrainedModel) -> Reading:
     """How a run's images are read for scoring."""
     recipe = trained.recipe
     return Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()

@@ -166,7 +166,7 @@ def _stages(about: dict[str, Any], facts: RunSummary) -> Iterator[str]:
     yield "| stage | starts from | trains | frozen | data | steps | images seen |"
     yield "| --- | --- | --- | --- | --- | ---: | ---: |"
     for name in recipe.lineage(about["stage"]):
-        stage, took = recipe.stages[name], facts.took[name]
+        stage, took = recipe.stages[name], facts.costs[name]
         frozen = [part for part, use in stage.parts.items() if use == "frozen"]
         what = ", ".join(stage.trained()) or f"nothing: {stage.kind}"
         counts = f"{took.steps:,} | {took.images:,}" if took else "not done | "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.trainer.model.known_cameras import listed, tell
-from embae.trainer.runs.trained_model import Trained
+from embae.trainer.runs.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Query:
     key: tuple[str, int] | None
 
 
-def _extracted(where: Path, trained: Trained, model: Loaded, tta: TTA) -> Vectors:
+def _extracted(where: Path, trained: TrainedModel, model: Loaded, tta: TTA) -> Vectors:
     """The embeddings in a file."""
     from embae.trainer.deployment.vectors import Vectors
     vectors = Vectors.open(where)
@@ -55,7 +55,7 @@ def _extracted(where: Path, trained: Trained, model: Loaded, tta: TTA) -> Vector
     return vectors
 
 
-def _embedded(pointed: ImageSource, trained: Trained, model: Loaded, tta: TTA, cache: Path) -> Vectors:
+def _embedded(pointed: ImageSource, trained: TrainedModel, model: Loaded, tta: TTA, cache: Path) -> Vectors:
     """The gallery's embeddings, extracted if need be."""
     import torch
 

@@ -16,11 +16,11 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.scoring import TTA, Scoring
 from embae.trainer.retrieval.ranking_options import RankingOptions
+from embae.trainer.runs.run_datasets import can_score
 from embae.trainer.runs.score_table import score_table, write_scores
-from embae.trainer.runs.scratch import meanwhile
-from embae.trainer.runs.stage_data import can_score
+from embae.trainer.runs.scratch import scratch_folder
 from embae.trainer.runs.stage_folder import is_done
-from embae.trainer.runs.trained_model import open_path
+from embae.trainer.runs.trained_model import resolve_path
 from embae.trainer.runtime.fast_imports import gc_paused
 
 
@@ -87,7 +87,7 @@ def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
     Raises:
         RecipeError: There is no run, or none of the stages to score is done.
     """
-    recipe = open_path(run)
+    recipe = resolve_path(run)
     if isinstance(recipe, Path):
         return None, {recipe.resolve().parent.name: recipe}, {}
     rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
@@ -113,7 +113,7 @@ def rescore(asked: ScoringJob, to: Path | None) -> None:
     reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
-        with meanwhile(asked.run) if world.first else nullcontext() as place:
+        with scratch_folder(asked.run) if world.first else nullcontext() as place:
             folder, scores = Path(broadcast_object(str(place))), {}
             for row, export in asked.exports.items():
                 opened = SavedModel.open(export)

@@ -31,9 +31,9 @@ from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.monitoring.projector import write_projector
 from embae.trainer.monitoring.run_context import RunContext
+from embae.trainer.runs.run_datasets import can_score
 from embae.trainer.runs.score_table import SHOWN, are_numbers, are_scores, score_table, write_scores
-from embae.trainer.runs.stage_data import can_score
-from embae.trainer.runs.stage_folder import EXPORT, done
+from embae.trainer.runs.stage_folder import EXPORT, read_cost
 from embae.trainer.runtime.distributed import broadcast_object
 
 
@@ -94,7 +94,7 @@ class _Scorer:
 
     def scores(self, stage: str) -> dict[str, Any]:
         """A stage's scores."""
-        path, steps = self.path(stage), done(self._run, stage).steps
+        path, steps = self.path(stage), read_cost(self._run, stage).steps
 
         def take() -> dict[str, Any]:
             self._monitor.take_back("eval", stage, steps)
@@ -121,7 +121,7 @@ class _Scorer:
         def take() -> dict[str, float]:
             view = View([self._target], "train")
             found = measure(self._codes(stage), self._codes(before) if before else None, view, self._recipe.seed)
-            steps = done(self._run, stage).steps
+            steps = read_cost(self._run, stage).steps
             self._monitor.take_back("probe", stage, steps)
             self._monitor.record("probe", stage, steps, found)
             return found

@@ -27,7 +27,7 @@ from embae.trainer.model.manifest import META, read_description
 from embae.trainer.performance.estimate import Passes, RankMemory, owned, passes, pretended, rank_memory, sent, size_of
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
-from embae.trainer.runs.stage_data import open_plan, open_view
+from embae.trainer.runs.stage_data import open_trial_sampler, open_view
 from embae.trainer.runs.stage_folder import EXPORT
 from embae.trainer.training.schedule import steps
 
@@ -116,7 +116,7 @@ def dry_run(recipe: Recipe, world_size: int, to: Path | None = None) -> None:
         view = open_view(recipe, name)
         heads[name] = _heads(recipe, stage, view, heads)
         if stage.loss:
-            found.append(needs(recipe, name, open_plan(recipe, name, most=True), heads[name], world_size))
+            found.append(needs(recipe, name, open_trial_sampler(recipe, name, most=True), heads[name], world_size))
         print("\n" + (found[-1].text() if stage.loss else f"{name}: trains nothing ({stage.kind})"), flush=True)
     print(f"\n{LEFT_OUT}", flush=True)
     if to:

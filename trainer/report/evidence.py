@@ -78,7 +78,7 @@ class Evidence:
 def rows_shown(facts: RunSummary) -> list[str]:
     """The last row whose stage is done, and before it the row that it started from, if any."""
     recipe = facts.recipe
-    ready = [row for row, stage in recipe.evaluate.items() if facts.took[stage]]
+    ready = [row for row, stage in recipe.evaluate.items() if facts.costs[stage]]
     if not ready:
         return []
     start = recipe.start(ready[-1])

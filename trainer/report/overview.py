@@ -25,8 +25,8 @@ def _tiles(facts: RunSummary) -> Iterator[Markup]:
             value, before = scored.rows[row][name], scored.rows.get(start or "", {}).get(name)
             gain = f"{value - before:+.3f} over {start}" if before is not None else ""
             yield _tile(f"{value:.3f}", f"{name} on {scored.dataset}, {who}", gain)
-    took = [one for one in facts.took.values() if one]
-    yield _tile(f"{len(took)} of {len(facts.took)}", "stages done", "")
+    took = [one for one in facts.costs.values() if one]
+    yield _tile(f"{len(took)} of {len(facts.costs)}", "stages done", "")
     if took:
         yield _tile(f"{sum(one.images for one in took):,}", "images seen", "")
         yield _tile(duration(sum(one.rank_seconds for one in took)), "of ranks' time", "")

@@ -29,7 +29,7 @@ def stages(facts: RunSummary, records: Records) -> Markup:
 def _row(facts: RunSummary, name: str, rounds: Sequence[str]) -> list[object]:
     stage = facts.recipe.stages[rounds[0]]
     chips = [tag("span", part, class_=f"chip {stage.use(part)}") for part in PARTS if stage.use(part) != "absent"]
-    took = [one for one in map(facts.took.__getitem__, rounds) if one]
+    took = [one for one in map(facts.costs.__getitem__, rounds) if one]
     begins: object = stage.init if len(rounds) == 1 else _begins(stage.init, facts.recipe.stages[rounds[1]].init)
     if "/" in stage.init:  # a file or another run: its last names say enough, and the path may be long
         begins = tag("span", "/".join(stage.init.rsplit("/", 3)[-3:]), title=stage.init)
@@ -64,7 +64,7 @@ def _rounds(facts: RunSummary, loop: Loop, records: Records) -> Markup:
         for name in names:
             found |= last(records, name, "cluster")
             loss += [value for key, value in last(records, name, "train").items() if key == "loss"]
-        took = [one for one in map(facts.took.__getitem__, names) if one]
+        took = [one for one in map(facts.costs.__getitem__, names) if one]
         groups = [_count(found, "clusters"), _count(found, "images", "kept")] if clustered else []
         rows.append([number, *groups, *(f"{found[name]:.3f}" if name in found else "–" for name in shares),
                      f"{sum(one.steps for one in took):,}" if took else "not done",

@@ -1,4 +1,4 @@
-"""Where files lie that a command needs only while it runs."""
+"""The folder for files that a command needs only while it runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 
 
 @contextmanager
-def meanwhile(run: Path) -> Iterator[Path]:
-    """Where embeddings lie: beside the models, which all ranks see, unless that may not be written to."""
-    beside = run / "cache"
-    if os.access(beside if beside.exists() else run, os.W_OK):
-        yield beside
+def scratch_folder(run: Path) -> Iterator[Path]:
+    """Gives a folder for temporary embeddings: the run's ``cache``, which all ranks see, if it can be written to.
+
+    Otherwise it is a temporary folder, removed afterwards. It lies next to the ranks' store, which our launcher
+    removes however the ranks end.
+    """
+    cache = run / "cache"
+    if os.access(cache if cache.exists() else run, os.W_OK):
+        yield cache
         return
-    store = os.environ.get("EMBAE_STORE")  # our launcher removes its folder, whatever becomes of the ranks
+    store = os.environ.get("EMBAE_STORE")
     with tempfile.TemporaryDirectory(prefix="embae-", dir=Path(store).parent if store else None) as folder:
         yield Path(folder)

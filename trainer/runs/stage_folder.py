@@ -1,9 +1,9 @@
-"""What a stage leaves behind: its export, written whole or not at all, and the mark that it is done.
+"""The folder of a finished stage: its export, written completely or not at all, and the mark that it is done.
 
-    <stage>/export/     a model, or pseudo-labels
-    <stage>/done        JSON, written last: steps, images seen, seconds that ranks were busy
-    <stage>/evaluation/ scores, see `scoring.py`
-    <stage>/checkpoints/ what it goes on from while it is not done, see `checkpoint.py`
+    <stage>/export/      a model, or pseudo-labels
+    <stage>/done         JSON, written last: steps, images seen, seconds that ranks were busy
+    <stage>/evaluation/  scores, see `evaluation/score_run.py`
+    <stage>/checkpoints/ where an unfinished stage resumes, see `training/checkpoint.py`
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ EXPORT, MARK = "export", "done"
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a finished stage took.
+class StageCost:
+    """What a finished stage cost.
 
     Attributes:
         steps: Optimizer updates.
         images: Images of all global batches.
-        rank_seconds: Wall time × ranks, the extraction of cached features included even where another stage did it.
+        rank_seconds: Wall time × ranks. Includes the extraction of cached features, even if another stage did it.
     """
 
     steps: int
@@ -38,38 +38,37 @@ class Done:
 
 
 def is_done(run: Path, stage: str) -> bool:
-    """Whether a stage has ended with an export."""
+    """Whether a stage has finished and exported its result."""
     return (run / stage / MARK).exists()
 
 
-def done(run: Path, stage: str) -> Done:
-    """What a finished stage took.
+def read_cost(run: Path, stage: str) -> StageCost:
+    """Reads what a finished stage cost.
 
     Raises:
         RecipeError: Its mark is damaged.
     """
     path = run / stage / MARK
     try:
-        found = read_json(path)
-        if not isinstance(found, dict):
+        tree = read_json(path)
+        if not isinstance(tree, dict):
             raise ValueError("not a mapping")
-        took = Done(**{field.name: found[field.name] for field in fields(Done)})
-        if not (type(took.steps) is int and type(took.images) is int and type(took.rank_seconds) in (int, float)
-                and took.steps >= 0 and took.images >= 0 and 0 <= took.rank_seconds < math.inf):
-            raise ValueError("wanted counts of steps and images, and rank_seconds")
+        cost = StageCost(**{field.name: tree[field.name] for field in fields(StageCost)})
+        if not (type(cost.steps) is int and type(cost.images) is int and type(cost.rank_seconds) in (int, float)
+                and cost.steps >= 0 and cost.images >= 0 and 0 <= cost.rank_seconds < math.inf):
+            raise ValueError("expected counts of steps and images, and rank_seconds")
     except (OSError, KeyError, ValueError) as error:
-        raise RecipeError(f"{path}: does not say what the stage took ({error}); remove it, and the same command does "
-                          "this stage again") from error
-    return took
+        raise RecipeError(f"{path}: does not say what the stage took ({error}); remove it and run the same command "
+                          "again to repeat this stage") from error
+    return cost
 
 
 @contextmanager
-def finish(stage: Path, took: Done) -> Iterator[Path]:
-    """Gives a temporary folder to fill, makes it the stage's export when it is whole, and marks the stage done."""
+def finish_stage(stage: Path, cost: StageCost) -> Iterator[Path]:
+    """Gives a temporary folder to fill, renames it to the stage's export, and marks the stage as done."""
     stage.mkdir(parents=True, exist_ok=True)
-    for old in (stage / EXPORT, stage / "evaluation"):  # of a stage that was not done
+    for old in (stage / EXPORT, stage / "evaluation"):  # left by an earlier start that did not finish
         shutil.rmtree(old, ignore_errors=True)
     with atomic_folder(stage / EXPORT) as partial:
         yield partial
-    write_json(stage / MARK, asdict(took), indent=None)
-
+    write_json(stage / MARK, asdict(cost), indent=None)

@@ -1,6 +1,6 @@
-"""What a run folder says of itself, for people: recipe, what it ran with, stages, scores, the data it saw.
+"""Summary of a run folder for reports and model cards: recipe, versions, stages, scores, datasets.
 
-Nothing here needs a finished run: what is missing is None, or a sentence that says why.
+The run need not have finished: what is missing is None, or a sentence that says why.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from embae.datasets.index.records import SPLITS
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.retrieval.ranking_options import RankingOptions
-from embae.trainer.runs.folder import recipe_of
+from embae.trainer.runs.folder import read_recipe
+from embae.trainer.runs.run_datasets import open_indexes
 from embae.trainer.runs.score_table import are_scores
-from embae.trainer.runs.stage_data import open_all
-from embae.trainer.runs.stage_folder import Done, done, is_done
+from embae.trainer.runs.stage_folder import StageCost, is_done, read_cost
 
 
 @dataclass(frozen=True)
 class DatasetScores:
-    """Scores of one dataset: those of ``evaluation/<dataset>.json``."""
+    """Scores of one dataset, from ``evaluation/<dataset>.json``."""
 
     dataset: str
     tta: str
@@ -41,12 +41,12 @@ class DatasetSummary:
     """A dataset that a run names.
 
     Attributes:
-        name: As its card has it.
+        name: From its card.
         role: What the run does with it, in words.
-        images: Images by split; empty where it is not here.
+        images: Images by split; empty where it cannot be read.
         identities: Identities of its training images.
         cameras: Cameras of its training images.
-        licence, notes, reader: As its card states them; empty where it states none.
+        licence, notes, reader: From its card; empty where it states none.
         missing: Why it cannot be read; empty where it can.
     """
 
@@ -68,17 +68,17 @@ class RunSummary:
     Attributes:
         run: Its folder.
         recipe: As resolved.
-        ran_with: The lines at the head of ``recipe.yaml``: versions, git commit, world size, date.
-        took: Stage → what it took; None where it is not done.
-        scores: One entry a scored dataset, the target first.
+        ran_with: The first lines of ``recipe.yaml``: versions, git commit, world size, date.
+        costs: Stage → what it cost; None where it is not done.
+        scores: One entry for each scored dataset, the target first.
         data: Sources, then the target.
-        ended: What ``stopped`` and ``failed`` say of how it ended, if not well.
+        ended: What the files ``stopped`` and ``failed`` say, if the run did not finish.
     """
 
     run: Path
     recipe: Recipe
     ran_with: list[str]
-    took: dict[str, Done | None]
+    costs: dict[str, StageCost | None]
     scores: list[DatasetScores]
     data: list[DatasetSummary]
     ended: list[str]
@@ -86,22 +86,22 @@ class RunSummary:
     @property
     def unfinished(self) -> list[str]:
         """Stages that are not done."""
-        return [stage for stage, took in self.took.items() if took is None]
+        return [stage for stage, cost in self.costs.items() if cost is None]
 
 
-def read_facts(run: Path) -> RunSummary:
-    """Reads a run folder, whatever state it is in.
+def read_summary(run: Path) -> RunSummary:
+    """Reads a run folder, whether or not the run has finished.
 
     Raises:
-        RecipeError: It has no recipe, or a file of it is damaged.
+        RecipeError: It has no recipe, or one of its files is damaged.
     """
     path = run / "recipe.yaml"
-    if not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
-        raise RecipeError(f"{run}: not a run folder, recipe.yaml is missing; wanted what embae train writes, such as "
-                          "runs/embae-cam")
-    recipe = recipe_of(run)
-    took = {stage: done(run, stage) if is_done(run, stage) else None for stage in recipe.run}
-    return RunSummary(run, recipe, _head(path), took, _scores(run, recipe), list(_data(recipe)), list(_ended(run)))
+    if not os.path.isfile(path):  # not Path.is_file, which raises for a name that is too long
+        raise RecipeError(f"{run}: not a run folder, recipe.yaml is missing; expected a folder written by embae train, "
+                          "such as runs/embae-cam")
+    recipe = read_recipe(run)
+    costs = {stage: read_cost(run, stage) if is_done(run, stage) else None for stage in recipe.run}
+    return RunSummary(run, recipe, _head(path), costs, _scores(run, recipe), list(_datasets(recipe)), list(_ended(run)))
 
 
 def _head(path: Path) -> list[str]:
@@ -110,8 +110,8 @@ def _head(path: Path) -> list[str]:
 
 
 def _scores(run: Path, recipe: Recipe) -> list[DatasetScores]:
-    """Every ``evaluation/<dataset>.json`` that holds scores, the target's first; what is damaged is left out."""
-    found = []
+    """The scores of every ``evaluation/<dataset>.json``, the target's first; damaged files are left out."""
+    scores = []
     files = (run / "evaluation").glob("*.json")
     for path in sorted(files, key=lambda path: (path.stem != recipe.data.target, path.name)):
         try:
@@ -119,58 +119,59 @@ def _scores(run: Path, recipe: Recipe) -> list[DatasetScores]:
         except (OSError, ValueError):
             continue
         if not isinstance(tree, dict) or not isinstance(tree.get("rows"), dict):
-            continue  # what probes found
-        rows = {row: scores for row, scores in tree["rows"].items() if are_scores(scores)}
+            continue  # results of probes
+        rows = {row: entry for row, entry in tree["rows"].items() if are_scores(entry)}
         if rows:
-            found.append(
-                DatasetScores(
-                    str(tree.get("dataset", path.stem)), str(tree.get("tta", "")), RankingOptions.of(tree), rows
-                )
-            )
-    return found
+            dataset, tta = str(tree.get("dataset", path.stem)), str(tree.get("tta", ""))
+            scores.append(DatasetScores(dataset, tta, RankingOptions.of(tree), rows))
+    return scores
 
 
-def _data(recipe: Recipe) -> Iterator[DatasetSummary]:
+def _datasets(recipe: Recipe) -> Iterator[DatasetSummary]:
     target = recipe.data.target
     for name in [*recipe.data.sources, target]:
         role = _role(recipe, name == target)
         try:
-            indexes = open_all(recipe, [name])
+            indexes = open_indexes(recipe, [name])
         except (DataError, OSError) as error:
             yield DatasetSummary(name, role, {}, missing=str(error))
             continue
-        for index in indexes:  # several where the name is a merged set's
-            yield _seen(index, role)
+        for index in indexes:  # several where the name is that of a merged set
+            yield _dataset(index, role)
 
 
 def _role(recipe: Recipe, is_target: bool) -> str:
     """What a run does with the training images of its sources, or of its target."""
-    among = ("target", "all") if is_target else ("sources", "all")
-    stages = [recipe.stages[name] for name in recipe.run if recipe.stages[name].data.from_ in among]
-    labelled = any(stage.data.labelled and not (is_target and stage.data.labels) for stage in stages)
     kind = "target" if is_target else "source"
-    if labelled:
+    origins = ("target", "all") if is_target else ("sources", "all")
+    stages = [recipe.stages[name] for name in recipe.run if recipe.stages[name].data.from_ in origins]
+    if any(stage.data.labelled and not (is_target and stage.data.labels) for stage in stages):
         return f"{kind}, trained on with labels"
     if any(stage.loss for stage in stages):
         return f"{kind}, trained on without labels"
     return f"{kind}, {'statistics taken, not trained on' if stages else 'not trained on'}"
 
 
-def _seen(index: Index, role: str) -> DatasetSummary:
+def _dataset(index: Index, role: str) -> DatasetSummary:
     counts, source = index.card["counts"], index.card.get("source")
-    train = counts["train"]
-    cameras, identities = train.get("cameras"), train.get("identities")
-    said = {key: str(index.card[key]) for key in ("licence", "notes") if index.card.get(key)}
-    return DatasetSummary(index.name, role, {split: counts[split]["images"] for split in SPLITS},
-                identities if isinstance(identities, int) else 0, len(cameras) if isinstance(cameras, dict) else 0,
-                reader=str(source.get("reader", "")) if isinstance(source, dict) else "", **said)
+    cameras, identities = counts["train"].get("cameras"), counts["train"].get("identities")
+    return DatasetSummary(
+        name=index.name,
+        role=role,
+        images={split: counts[split]["images"] for split in SPLITS},
+        identities=identities if isinstance(identities, int) else 0,
+        cameras=len(cameras) if isinstance(cameras, dict) else 0,
+        licence=str(index.card.get("licence") or ""),
+        notes=str(index.card.get("notes") or ""),
+        reader=str(source.get("reader", "")) if isinstance(source, dict) else "",
+    )
 
 
 def _ended(run: Path) -> Iterator[str]:
     for name in ("stopped", "failed"):
         try:
-            found = read_json(run / name)
+            tree = read_json(run / name)
         except (OSError, ValueError):
             continue
-        why = found.get("why") if isinstance(found, dict) else None
+        why = tree.get("why") if isinstance(tree, dict) else None
         yield f"{name}: {str(why)[:500]}" if why else name

@@ -1,4 +1,4 @@
-"""The model that a person means by a path: a run, one of its stages, or an export. Read without torch."""
+"""The trained model that a path names: a run, one of its stages, or an export. Read without torch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from embae.trainer.errors import RecipeError
 from embae.trainer.model.manifest import META
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.scoring import TTA, Scoring
-from embae.trainer.runs.folder import recipe_of
+from embae.trainer.runs.folder import read_recipe
 from embae.trainer.runs.stage_folder import EXPORT, is_done
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """Where a trained model is.
 
     Attributes:
-        run: The folder that was named, beside which caches may lie.
+        run: The folder that was named; caches are stored in it.
         export: Its weights and ``model.json``.
-        recipe: The run's, where a run was named.
+        recipe: The run's recipe, if a run was named.
     """
 
     run: Path
@@ -31,51 +31,51 @@ class Trained:
 
     @property
     def root(self) -> Path | Url | None:
-        """Where the run's datasets lie, where a run was named."""
+        """The folder of the run's datasets, if a run was named."""
         return self.recipe.data.root if self.recipe else None
 
 
-def open_path(path: Path) -> Path | Recipe:
-    """The one model that a path names, or the recipe of a run, which has several.
+def resolve_path(path: Path) -> Path | Recipe:
+    """Finds the export that a path names, or reads the recipe of a run, which has several.
 
     Args:
         path: A run folder, the folder of a stage, or an export.
 
     Raises:
-        RecipeError: It is none of them.
+        RecipeError: The path is none of them.
     """
     for export in (path, path / EXPORT):
-        if os.path.isfile(export / META):  # not Path.is_file, which a name too long makes raise
+        if os.path.isfile(export / META):  # not Path.is_file, which raises for a name that is too long
             return export
     if not os.path.isfile(path / "recipe.yaml"):
         raise RecipeError(f"{path}: neither a run folder (recipe.yaml) nor an export (model.json)")
-    return recipe_of(path)
+    return read_recipe(path)
 
 
-def find_model(path: Path, stage: str | None = None) -> Trained:
-    """Finds the model below a path.
+def find_model(path: Path, stage: str | None = None) -> TrainedModel:
+    """Finds the model that a path names.
 
     Args:
         path: A run folder, the folder of a stage, or an export.
-        stage: Of a run: whose model; by default that of the last row of its table.
+        stage: A stage of the run; by default the stage of the last row of its score table.
 
     Raises:
-        RecipeError: There is no model, the stage is not done, or `stage` was given for what is not a run.
+        RecipeError: There is no model, the stage is not done, or `stage` was given although `path` is not a run.
     """
-    recipe = open_path(path)
+    recipe = resolve_path(path)
     if isinstance(recipe, Path):
         if stage:
-            raise RecipeError(f"{path}: the stage {stage} was asked for, but this is one model; name its run")
-        return Trained(path, recipe, None)
-    wanted = stage or list(recipe.evaluate.values() or recipe.run)[-1]
-    there = [name for name in recipe.run if is_done(path, name) and os.path.isfile(path / name / EXPORT / META)]
-    if wanted not in there:
-        known = f"; done: {', '.join(there)}" if there else ""
-        what = "has no model to load" if wanted in recipe.run else "is not a stage of this run"
-        raise RecipeError(f"{path}: {wanted} {what}{known}; go on with embae train, or name another stage")
-    return Trained(path, path / wanted / EXPORT, recipe)
+            raise RecipeError(f"{path}: contains one model, so no stage {stage} can be chosen; name its run instead")
+        return TrainedModel(path, recipe, None)
+    chosen = stage or list(recipe.evaluate.values() or recipe.run)[-1]
+    finished = [name for name in recipe.run if is_done(path, name) and os.path.isfile(path / name / EXPORT / META)]
+    if chosen not in finished:
+        problem = "has no model to load" if chosen in recipe.run else "is not a stage of this run"
+        done = f"; done: {', '.join(finished)}" if finished else ""
+        raise RecipeError(f"{path}: {chosen} {problem}{done}; resume the run with embae train, or name another stage")
+    return TrainedModel(path, path / chosen / EXPORT, recipe)
 
 
-def tta_of(trained: Trained) -> TTA:
+def tta_of(trained: TrainedModel) -> TTA:
     """The test-time augmentation that a run is scored with."""
     return (trained.recipe.scoring if trained.recipe else Scoring()).tta

@@ -11,7 +11,7 @@ from embae.trainer.inference.calibration import calibrate
 from embae.trainer.model import saved
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.training.initial_model import initial_model
 
 
@@ -32,7 +32,8 @@ def run_calibrate_stage(context: RunContext, name: str) -> None:
     context.monitor.say(f"[{name}] {stage.calibrate.what} calibrated on {len(view):,} images of "
                         f"{', '.join(view.names)}, by {stage.calibrate.per}")
     if world.first:
-        with finish(run / name, Done(0, len(view), (time.perf_counter() - start) * world.world_size)) as folder:
+        cost = StageCost(0, len(view), (time.perf_counter() - start) * world.world_size)
+        with finish_stage(run / name, cost) as folder:
             state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
             saved.write(folder, model, state, keys=recipe.model, spec=spec)
     dist.barrier()

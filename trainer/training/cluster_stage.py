@@ -17,7 +17,7 @@ from embae.trainer.inference.embeddings import embedded, spread_over
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.initial_model import initial_model
 
@@ -47,7 +47,8 @@ def run_cluster_stage(context: RunContext, name: str) -> None:
                        f"stages.{name}.cluster.{stage.cluster.key}")
     _record_clusters(labels, view, name, context.monitor)
     if world.first:
-        with finish(run / name, Done(0, len(view), (time.perf_counter() - start) * world.world_size)) as folder:
+        cost = StageCost(0, len(view), (time.perf_counter() - start) * world.world_size)
+        with finish_stage(run / name, cost) as folder:
             write_labels(folder, view.indexes[0], "train", labels)
     dist.barrier()
 

@@ -17,9 +17,12 @@ from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.monitoring.step_phases import profiled
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs import folder as runfolder
-from embae.trainer.runs.stage_data import can_score, open_stage, scores_target
-from embae.trainer.runs.stage_folder import done, is_done
+from embae.trainer.runs.folder import write_recipe
+from embae.trainer.runs.folder_lock import lock_folder
+from embae.trainer.runs.run_datasets import can_score, scores_target
+from embae.trainer.runs.same_recipe import check_same_recipe
+from embae.trainer.runs.stage_data import open_sampler
+from embae.trainer.runs.stage_folder import is_done, read_cost
 from embae.trainer.runtime.distributed import World, broadcast_object, on_first_rank
 from embae.trainer.runtime.signals import StopSignals, forget_end
 from embae.trainer.training.calibrate_stage import run_calibrate_stage
@@ -66,7 +69,7 @@ def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
         target = Index.open(recipe.data.root / recipe.data.target) if scores_target(recipe) else None
         for name in recipe.run:
             if is_done(folder, name):
-                context.monitor.say(f"[{name}] done before, {done(folder, name).steps} steps")
+                context.monitor.say(f"[{name}] done before, {read_cost(folder, name).steps} steps")
             else:
                 run_stage(context, name, target, profile=options.profile and world.first)
             if name == options.last:
@@ -83,12 +86,12 @@ def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
 
 
 def _take_folder(folder: Path, recipe: Recipe, world: World, resume: Path | None) -> IO[str]:
-    lock = runfolder.lock(folder)
+    lock = lock_folder(folder)
     try:
-        runfolder.check_same(folder, recipe)
+        check_same_recipe(folder, recipe)
         if resume:
             _adopt_checkpoint(resume, recipe, folder)
-        runfolder.write_recipe(folder, recipe, world.world_size)
+        write_recipe(folder, recipe, world.world_size)
         forget_end(folder)
     except BaseException:
         lock.close()
@@ -138,7 +141,7 @@ def run_stage(context: RunContext, name: str, target: Index | None, *, profile: 
 def _train_stage(context: RunContext, name: str, target: Index | None, *, profile: bool) -> None:
     recipe, monitor, signals = context.recipe, context.monitor, context.signals
     try:
-        plan = open_stage(recipe, name, context.folder)
+        plan = open_sampler(recipe, name, context.folder)
     except DataError as error:
         if not (labels := recipe.stages[name].data.labels):
             raise

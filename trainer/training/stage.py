@@ -24,10 +24,10 @@ from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import load_into
-from embae.trainer.monitoring.monitor import Clock, line
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.monitoring.step_phases import LoaderAround, Phase
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.monitoring.step_rates import Clock, line
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
@@ -249,8 +249,8 @@ class StageRun:
 
         def write() -> None:
             self.keeper.wait()
-            took = Done(self.stop, self.stop * self.sampler.batch, self.keeper.spent())
-            with finish(self.run / self.name, took) as folder:
+            took = StageCost(self.stop, self.stop * self.sampler.batch, self.keeper.spent())
+            with finish_stage(self.run / self.name, took) as folder:
                 export.write(folder, self.model, state, keys=self.recipe.model, spec=self.spec)
 
         on_first_rank(self.world, write)

@@ -7,7 +7,7 @@ from pathlib import Path
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runtime.distributed import World
 from embae.trainer.runtime.signals import StopSignals
 from embae.trainer.training.checkpoint import Checkpoint
@@ -19,4 +19,4 @@ def context(recipe: Recipe, run: Path, world: World) -> RunContext:
 
 
 def begin_stage(recipe: Recipe, name: str, run: Path, world: World, resume: Checkpoint | None = None) -> StageRun:
-    return StageRun(context(recipe, run, world), name, open_stage(recipe, name, run), resume)
+    return StageRun(context(recipe, run, world), name, open_sampler(recipe, name, run), resume)

@@ -17,7 +17,7 @@ from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.commands.app import app
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.load import load
-from embae.trainer.runs.folder import check_same
+from embae.trainer.runs.same_recipe import check_same_recipe
 
 SHORT = ["rounds=1", "stages.adapt.data.P=2", "stages.adapt.data.K=2", "stages.adapt.steps=2", "data.threads=1",
          "stages.group.cluster.linkage.distance=0.5", "stages.adapt.data.augment.pad=2"]  # fmt: skip
@@ -57,9 +57,9 @@ def test_other_words_are_told_what_goes_on(desk: Path, monkeypatch: pytest.Monke
     with pytest.raises(RecipeError) as refused:
         CliRunner().invoke(app, words, catch_exceptions=False)
     said = str(refused.value).splitlines()
-    assert len(said) < 13 and f"To go on with what the folder holds: embae train {run}/recipe.yaml --out {run}" in said
+    assert len(said) < 13 and f"To resume the run in the folder: embae train {run}/recipe.yaml --out {run}" in said
     assert not [line for line in said if "adapt-2." in line]  # `run` says that there are more rounds
-    check_same(run, load(str(run / "recipe.yaml")))
+    check_same_recipe(run, load(str(run / "recipe.yaml")))
     (desk / "footage" / "door" / "new.jpg").write_bytes(Drawn(1, 1).read())
     try:
         with pytest.raises(RecipeError, match=r"it began with other images\).*embae train .*recipe.yaml --out runs"):

@@ -22,8 +22,8 @@ from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.commands.app import app
 from embae.trainer.recipe.load import check as recipe_of
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.preflight import check
-from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.preflight import check_run
+from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runs.stage_key import stage_keys
 
 
@@ -42,7 +42,7 @@ def recipe(root: Path, *sources: str, **changes: Any) -> Recipe:
 
 def batches(found: Recipe, stage: str) -> list[list[tuple[str, str]]]:
     """(dataset, key) of every image of the first 30 batches."""
-    plan, said = open_stage(found, stage), []
+    plan, said = open_sampler(found, stage), []
     for step in range(30):
         places = zip(*plan.view.locate(plan.plan(step)), strict=True)
         said.append([(plan.view.indexes[number].name, plan.view.indexes[number].key(row)) for number, row in places])
@@ -52,8 +52,8 @@ def batches(found: Recipe, stage: str) -> list[list[tuple[str, str]]]:
 @pytest.mark.parametrize("stage", ["embedding", "autoencoder"])
 def test_a_merged_set_trains_the_batches_of_its_members(root: Path, stage: str) -> None:
     named, merged = recipe(root, "square", "tower"), recipe(root, "merged")
-    check(merged, world_size=2)
-    plans = [open_stage(found, stage) for found in (named, merged)]
+    check_run(merged, world_size=2)
+    plans = [open_sampler(found, stage) for found in (named, merged)]
     assert all(np.array_equal(plans[0].plan(step), plans[1].plan(step)) for step in range(30))
     assert batches(named, stage) == batches(merged, stage)
     assert {name for batch in batches(merged, stage) for name, _ in batch} == {"square", "tower"}
@@ -91,20 +91,20 @@ def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> No
 
 def test_members_and_other_sources_do_not_clash(root: Path) -> None:
     with pytest.raises(DataError, match=r"the dataset square \(.*\) is there twice; name it once, by itself or by one"):
-        check(recipe(root, "merged", "square"), 1)
+        check_run(recipe(root, "merged", "square"), 1)
     merge([root / "tower", root / "park"], root / "others", {}, duplicates=False)
     with pytest.raises(DataError, match=r"the dataset tower \(.*\) is there twice"):
-        check(recipe(root, "merged", "others"), 1)
-    check(recipe(root, "square", "others"), 1)
+        check_run(recipe(root, "merged", "others"), 1)
+    check_run(recipe(root, "square", "others"), 1)
     found = batches(recipe(root, "square", "others"), "embedding")
     assert {batch[0][0] for batch in found} == {"square", "tower", "park"}
 
 
 def test_a_merged_set_is_no_target(root: Path) -> None:
     with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
-        check(recipe(root, "square", "tower", data__target="merged"), 1)
+        check_run(recipe(root, "square", "tower", data__target="merged"), 1)
     with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
-        check(recipe(root, "square", "tower", data__target="merged", evaluate={}), 1)
+        check_run(recipe(root, "square", "tower", data__target="merged", evaluate={}), 1)
 
 
 def test_a_changed_member_is_refused_before_anything_starts(root: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_changed_member_is_refused_before_anything_starts(root: Path) -> None:
     card = root / "tower" / CARD
     card.write_text(card.read_text().replace("name: park", "name: tower"))
     with pytest.raises(DataError) as caught:
-        check(recipe(root, "merged"), 1)
+        check_run(recipe(root, "merged"), 1)
     assert "merged.yaml: tower: " in str(caught.value) and "has changed since" in str(caught.value)
     assert "\n" not in str(caught.value)
     merge([root / "square", root / "tower"], root / "merged", {}, duplicates=False)

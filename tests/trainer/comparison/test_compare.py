@@ -20,7 +20,7 @@ from PIL import Image
 from embae.trainer.comparison.compare import plan, prepare, results
 from embae.trainer.comparison.results import from_json
 from embae.trainer.errors import RecipeError
-from embae.trainer.runs.stage_folder import EXPORT, done
+from embae.trainer.runs.stage_folder import EXPORT, read_cost
 from embae.trainer.runtime.distributed import World
 from embae.trainer.runtime.signals import StopSignals
 
@@ -103,7 +103,7 @@ def test_results_say_what_each_row_took(desk: tuple[Path, subprocess.CompletedPr
     made = str(next(folder.glob("small-*.yaml")))
     runs = plan(["embae-new", "embae-fix", "bn-camera"], overrides, [made], 2, folder / "cmp")
     run = runs[0]
-    cost = {name: done(run.folder, name) for name in STAGES}
+    cost = {name: read_cost(run.folder, name) for name in STAGES}
     base, new = results(run)
     assert (base.row, base.start, base.adaptation) == ("Baseline", None, 0)
     assert base.seconds == pytest.approx(cost["embedding"].rank_seconds) and base.images == cost["embedding"].images

@@ -53,7 +53,7 @@ def stage(folder: Path, *, of: Model = KEYS, calibrated: bool = False, head: boo
                 norm.register_buffer(name, torch.stack([value * 1.5, value * 0.7]))
         made.backbone.register_buffer(SHIFT, 0.1 * torch.ones(2, made.features))
         made.backbone.register_buffer(SCALE, torch.tensor([[0.5], [2.0]]).repeat(1, made.features))
-    with stage_folder.finish(folder, stage_folder.Done(1, 2, 3.0)) as partial:
+    with stage_folder.finish_stage(folder, stage_folder.StageCost(1, 2, 3.0)) as partial:
         exports.write(partial, made, made.state_dict(), keys=of, spec=SPEC)
     return folder / "export"
 

@@ -35,7 +35,7 @@ from embae.trainer.retrieval.expansion import expanded_queries
 from embae.trainer.retrieval.ranking import rank_embeddings
 from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 from embae.trainer.retrieval.rerank import rank_again
-from embae.trainer.runs.stage_data import can_score
+from embae.trainer.runs.run_datasets import can_score
 from embae.trainer.runtime.distributed import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from embae.trainer.runs.scratch import meanwhile
+from embae.trainer.runs.scratch import scratch_folder
 
 
 def test_beside_the_models_nothing_is_made(tmp_path: Path) -> None:
-    with meanwhile(tmp_path) as folder:
+    with scratch_folder(tmp_path) as folder:
         assert folder == tmp_path / "cache" and not list(tmp_path.iterdir())
 
 
@@ -22,6 +22,6 @@ def test_where_that_is_read_only_they_lie_in_the_launchers_folder(
     (tmp_path / held).mkdir(parents=True)
     monkeypatch.setenv("EMBAE_STORE", str(tmp_path / "launcher" / "store"))
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / held)  # root may write anywhere
-    with meanwhile(tmp_path / "run") as folder:
+    with scratch_folder(tmp_path / "run") as folder:
         assert folder.is_dir() and folder.parent == tmp_path / "launcher"
     assert not folder.exists()

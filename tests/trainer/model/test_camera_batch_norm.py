@@ -25,7 +25,7 @@ from embae.trainer.model.camera_tables import MEAN, TABLES, VAR, fill_up, using_
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.initial_model import initial_model
 
@@ -214,7 +214,7 @@ VIEW = ToyView(pid=[0] * 12, camid=[4, 0, 4, 4, 0, 0, 1, 4, 0, 4, 0, 4])
 
 
 def _write(run: Path, made: EmbAE, name: str) -> None:
-    with finish(run / name, Done(0, 1, 1.0)) as partial:
+    with finish_stage(run / name, StageCost(0, 1, 1.0)) as partial:
         export.write(partial, made, made.state_dict(), keys=KEYS, spec=ImageSpec(32, 32))
 
 

@@ -22,7 +22,7 @@ from embae.trainer.model.camera_tables import MEAN, SCALE, SHIFT, TABLES, VAR, h
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.training.initial_model import initial_model
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
@@ -161,7 +161,7 @@ def test_stale_tables_are_left_out_by_name() -> None:
 
 
 def write(run: Path, made: EmbAE, name: str = "calibrate") -> Path:
-    with finish(run / name, Done(0, 1, 1.0)) as partial:
+    with finish_stage(run / name, StageCost(0, 1, 1.0)) as partial:
         export.write(partial, made, made.state_dict(), keys=KEYS, spec=ImageSpec(32, 16))
     return run / name / "export"
 

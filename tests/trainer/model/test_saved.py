@@ -23,7 +23,7 @@ FOUR = ["backbone", "embedding", "nuisance", "decoder"]
 
 def _write(folder: Path) -> EmbAE:
     made = model(parts_in("train", "train", "train", "train"), heads(3)).eval()
-    with stage_folder.finish(folder, stage_folder.Done(17, 34, 1.5)) as partial:
+    with stage_folder.finish_stage(folder, stage_folder.StageCost(17, 34, 1.5)) as partial:
         export.write(partial, made, made.state_dict(), keys=KEYS, spec=SPEC)
     return made
 
@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert not any(module.training for module in back.modules())
     assert not any(weight.requires_grad for weight in back.parameters())
     assert stage_folder.is_done(tmp_path, "stage")
-    assert stage_folder.done(tmp_path, "stage") == stage_folder.Done(17, 34, 1.5)
+    assert stage_folder.read_cost(tmp_path, "stage") == stage_folder.StageCost(17, 34, 1.5)
 
 
 def test_an_export_says_how_a_model_pools_and_ends(tmp_path: Path) -> None:

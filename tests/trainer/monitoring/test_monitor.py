@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.monitoring import monitor
-from embae.trainer.monitoring.monitor import Clock, Monitor, line, memory_gib
+from embae.trainer.monitoring.monitor import Monitor
+from embae.trainer.monitoring.step_rates import Clock, line, memory_gib
 
 VALUES = {
     "loss": 0.12345,

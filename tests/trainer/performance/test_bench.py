@@ -57,7 +57,7 @@ def stages_alone(world: World, folder: Path) -> dict[str, Any]:
     """Stages of every kind, none of which has what it starts from; and what is in their folder afterwards."""
     from embae.trainer.performance.bench import bench
     from embae.trainer.recipe.load import load
-    from embae.trainer.runs.stage_data import open_plan
+    from embae.trainer.runs.stage_data import open_trial_sampler
 
     root, found = noise_datasets.shared_shards(world, folder), {}
     for recipe, name in (("embae-cam", "target-nuisance"), ("aae", "adversarial"), ("pul", "retrain"),
@@ -67,7 +67,7 @@ def stages_alone(world: World, folder: Path) -> dict[str, Any]:
         name = next(stage for stage in loaded.run if stage.startswith(name))
         empty = folder / f"bench-{recipe}"
         empty.mkdir()
-        found[recipe] = bench(loaded, name, open_plan(loaded, name), world, empty, steps=2).tree()
+        found[recipe] = bench(loaded, name, open_trial_sampler(loaded, name), world, empty, steps=2).tree()
         found[recipe]["left"] = [path.name for path in empty.iterdir()]
     return found
 

@@ -15,7 +15,7 @@ from embae.trainer.report.curves import curves
 from embae.trainer.report.loops import Loop, fold
 from embae.trainer.report.records import read_records
 from embae.trainer.report.stages import stages
-from embae.trainer.runs.stage_folder import Done
+from embae.trainer.runs.stage_folder import StageCost
 from embae.trainer.runs.summary import RunSummary
 
 THREE = ("group", "adapt", "recalibrate")
@@ -47,7 +47,7 @@ def test_what_differs_is_no_round() -> None:
 def facts(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """A run of five rounds, of which four are done and written down: n of them has 100 + n clusters, and so on."""
     run, recipe = tmp_path_factory.mktemp("run"), adapting("rounds=5")
-    took = {name: None if name.endswith("-5") else Done(10 * name.startswith(("adapt", "embedding")), 640, 30.0)
+    took = {name: None if name.endswith("-5") else StageCost(10 * name.startswith(("adapt", "embedding")), 640, 30.0)
             for name in recipe.run}
     lines = []
     for number in range(1, 5):

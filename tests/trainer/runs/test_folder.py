@@ -15,7 +15,9 @@ from helpers import tiny_run
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.load import check, load
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.folder import check_same, lock, write_recipe
+from embae.trainer.runs.folder import write_recipe
+from embae.trainer.runs.folder_lock import lock_folder
+from embae.trainer.runs.same_recipe import check_same_recipe
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -55,7 +57,7 @@ def test_the_recipe_in_the_folder_loads_again_and_says_what_it_ran_with(run: Pat
     ],
 )
 def test_evaluation_and_the_length_of_unfinished_stages_may_change(run: Path, changes: dict[str, Any]) -> None:
-    check_same(run, recipe(**changes))
+    check_same_recipe(run, recipe(**changes))
 
 
 MARKS = ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "rank_seconds": 0}']
@@ -65,7 +67,7 @@ MARKS = ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "ran
 def test_a_damaged_mark_of_a_stage_is_told(run: Path, mark: str) -> None:
     (run / "embedding" / "done").write_text(mark)
     with pytest.raises(RecipeError, match="embedding/done: does not say what the stage took"):
-        check_same(run, recipe())
+        check_same_recipe(run, recipe())
 
 
 @pytest.mark.parametrize(
@@ -87,13 +89,13 @@ def test_a_damaged_mark_of_a_stage_is_told(run: Path, mark: str) -> None:
         ({"data__target": "lake"}, ["data.target: park in the folder, lake now"]),
         (
             {"stages__embedding__deepspeed": {"wall_clock_breakdown": True}},
-            ["stages.embedding.deepspeed.wall_clock_breakdown: not there in the folder, True now"],
+            ["stages.embedding.deepspeed.wall_clock_breakdown: not set in the folder, True now"],
         ),
     ],
 )
 def test_other_changes_are_refused_by_name(run: Path, changes: dict[str, Any], keys: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
-        check_same(run, recipe(**changes))
+        check_same_recipe(run, recipe(**changes))
     lines = str(caught.value).splitlines()
     assert str(run) in lines[0] and "another recipe" in lines[0]
     assert all(any(line.startswith(f"  {key}") for line in lines) for key in keys), lines
@@ -101,13 +103,13 @@ def test_other_changes_are_refused_by_name(run: Path, changes: dict[str, Any], k
 
 
 def test_a_new_folder_takes_any_recipe(tmp_path: Path) -> None:
-    check_same(tmp_path / "nothing", recipe())
+    check_same_recipe(tmp_path / "nothing", recipe())
     assert not (tmp_path / "nothing").exists()
 
 
 HOLD = (
-    "import sys, pathlib, time; from embae.trainer.runs.folder import lock; held = lock(pathlib.Path(sys.argv[1])); "
-    "print('held', flush=True); time.sleep(60)"
+    "import sys, pathlib, time; from embae.trainer.runs.folder_lock import lock_folder; "
+    "held = lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 )
 
 
@@ -117,11 +119,11 @@ def test_one_run_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, capsys: Any)
         assert holder.stdout and holder.stdout.readline() == "held\n"
         start = time.monotonic()
         with pytest.raises(RecipeError, match=f"process {holder.pid} on .* is running in this folder.*--out"):
-            lock(tmp_path, wait_s=0.5)
+            lock_folder(tmp_path, wait_s=0.5)
         assert 0.5 <= time.monotonic() - start < 5
         assert f"waiting for process {holder.pid}" in capsys.readouterr().err
         holder.kill()  # as the kernel ends the workers of a killed launcher
-        lock(tmp_path, wait_s=10).close()
+        lock_folder(tmp_path, wait_s=10).close()
     finally:
         holder.kill()
         holder.wait()
@@ -131,7 +133,7 @@ def test_a_start_waits_for_the_last_one_to_end(tmp_path: Path) -> None:
     command = HOLD.replace("time.sleep(60)", "time.sleep(1)")
     with subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        lock(tmp_path, wait_s=30).close()
-    held = lock(tmp_path)
+        lock_folder(tmp_path, wait_s=30).close()
+    held = lock_folder(tmp_path)
     assert (tmp_path / ".lock").read_text().startswith("process ")
     held.close()

@@ -22,8 +22,10 @@ from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.errors import WeightsError
 from embae.trainer.recipe.load import check as recipe_of
 from embae.trainer.recipe.schema import Recipe
-from embae.trainer.runs.preflight import check, check_inits
-from embae.trainer.runs.stage_data import draw_synthetic, open_stage
+from embae.trainer.runs.preflight import check_run
+from embae.trainer.runs.run_datasets import draw_synthetic
+from embae.trainer.runs.stage_data import open_sampler
+from embae.trainer.runs.stage_init import check_inits
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -31,7 +33,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def test_all_is_well() -> None:
-    check(recipe(), world_size=6)  # an image a rank
+    check_run(recipe(), world_size=6)  # an image a rank
 
 
 WRONG: dict[str, tuple[dict[str, Any], int]] = {
@@ -39,28 +41,28 @@ WRONG: dict[str, tuple[dict[str, Any], int]] = {
         {"data__sources": ["square", "lake"]}, 1),
     " identities, but P is 99; wanted 1 to ": ({"stages__embedding__data__P": 99, "data__sources": ["tower"]}, 1),
     " images, but the global batch is 999; wanted 1 to ": ({"stages__target-nuisance__data__batch": 999}, 1),
-    "stages.embedding.data.P: found square; wanted each of square, tower": (
+    "stages.embedding.data.P: found square; expected each of square, tower": (
         {"stages__embedding__data__P": {"square": 3}}, 1),
-    "stages.embedding.data.P: found square, tower, lake; wanted each of square, tower": (
+    "stages.embedding.data.P: found square, tower, lake; expected each of square, tower": (
         {"stages__embedding__data__P": {"square": 3, "tower": 3, "lake": 3}}, 1),
-    "stages.embedding.data.weights: found tower; wanted each of square, tower": (
+    "stages.embedding.data.weights: found tower; expected each of square, tower": (
         {"stages__embedding__data__weights": {"tower": 1.0}}, 1),
     "stages.embedding.data: a global batch of 6 images cannot be shared by 7 ranks; set a larger batch": ({}, 7),
     "stages.embedding.data: a global batch of 4 images cannot be shared by 5 ranks": (
         {"stages__embedding__data__P": {"square": 4, "tower": 2}}, 5),
     "stages.autoencoder.data: a global batch of 8 images cannot be shared by 3 ranks × 4 parts": (
         {"stages__autoencoder__accumulate": 4}, 3),
-    "stages.embedding.init: weights.pth does not exist; wanted hub, random, a weights file": (
+    "stages.embedding.init: weights.pth does not exist; expected hub, random, a weights file": (
         {"stages__embedding__init": "weights.pth"}, 1),
-    "holds no export": ({"stages__embedding__init": "/tmp"}, 1),
+    "contains no export": ({"stages__embedding__init": "/tmp"}, 1),
     "stages.target-nuisance.init: autoencoder has no nuisance head for camera 1 of park, camera 2 of park; let": (
         {"stages__target-nuisance__reinit": []}, 1),
 }  # fmt: skip
 
 
 CLUSTERED: dict[str, dict[str, Any]] = {
-    "stages.both.data.P: found square, lake; wanted each of square, tower, park": {"P": {"square": 2, "lake": 2}},
-    "stages.both.data.weights: found park; wanted each of square, tower, park": {"weights": {"park": 1.0}},
+    "stages.both.data.P: found square, lake; expected each of square, tower, park": {"P": {"square": 2, "lake": 2}},
+    "stages.both.data.weights: found park; expected each of square, tower, park": {"weights": {"park": 1.0}},
     "park: 5 identities, but P is 6; wanted 1 to 5": {"P": {"square": 2, "tower": 2, "park": 6}},
     "square: 8 identities, but P is 99; wanted 1 to 8": {"P": 99},
     "stages.both.data: a global batch of 4 images cannot be shared by 5 ranks": {"P": 2},
@@ -77,7 +79,7 @@ def test_what_a_clustering_can_not_mend_is_told_before_it(message: str) -> None:
                        "loss": {"triplet": {}}}}
     changes = {f"stages__{name}": stage for name, stage in stages.items()}
     with pytest.raises(DataError) as told:
-        check(recipe(run=["embedding", "cluster", "both"], evaluate={"Both": "both"}, **changes), world_size=5)
+        check_run(recipe(run=["embedding", "cluster", "both"], evaluate={"Both": "both"}, **changes), world_size=5)
     assert message in str(told.value)
 
 
@@ -85,28 +87,28 @@ def test_what_a_clustering_can_not_mend_is_told_before_it(message: str) -> None:
 def test_what_is_wrong_is_told(message: str) -> None:
     changes, ranks = WRONG[message]
     with pytest.raises((DataError, WeightsError)) as caught:
-        check(recipe(**changes), ranks)
+        check_run(recipe(**changes), ranks)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)  # one mistake, one sentence, though several stages share it
 
 
 def test_several_mistakes_are_told_at_once() -> None:
     with pytest.raises(DataError) as caught:
-        check(recipe(data__sources=["lake"], data__target="sea"), 1)
+        check_run(recipe(data__sources=["lake"], data__target="sea"), 1)
     assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["lake", "sea"]
 
 
 def test_without_evaluation_the_target_need_not_be_there() -> None:
-    check(recipe(run=["embedding"], evaluate={}, data__target="lake"), 1)
+    check_run(recipe(run=["embedding"], evaluate={}, data__target="lake"), 1)
     with pytest.raises(DataError, match="lake"):
-        check(recipe(run=["embedding"], evaluate={"Baseline": "embedding"}, data__target="lake"), 1)
+        check_run(recipe(run=["embedding"], evaluate={"Baseline": "embedding"}, data__target="lake"), 1)
 
 
 def test_stages_open_their_own_data() -> None:
     found = recipe()
-    assert open_stage(found, "embedding").view.names == ["square", "tower"]
-    assert open_stage(found, "target-nuisance").view.names == ["park"]
-    assert open_stage(found, "embedding").batch == 6 and open_stage(found, "autoencoder").batch == 8
+    assert open_sampler(found, "embedding").view.names == ["square", "tower"]
+    assert open_sampler(found, "target-nuisance").view.names == ["park"]
+    assert open_sampler(found, "embedding").batch == 6 and open_sampler(found, "autoencoder").batch == 8
 
 
 def test_synthetic_data_is_drawn_where_it_is_used_and_missing(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_synthetic_data_is_drawn_where_it_is_used_and_missing(tmp_path: Path) ->
     draw_synthetic(found)
     assert datasets_in(tmp_path) == ["mall", "park"]
     assert (tmp_path / "park").is_symlink()
-    check(found, 1)
+    check_run(found, 1)
     with pytest.raises(DataError, match="unknown option 'people'"):
         draw_synthetic(recipe(data__sources=["lake"], data__synthetic={"lake": {"domain": "mall", "people": 3}}))
 
@@ -173,7 +175,7 @@ def test_damaged_data_are_told_before_the_start(tmp_path: Path, damage: str) -> 
     harm, message = DAMAGE[damage]
     harm(tmp_path / "park")
     with pytest.raises(DataError) as caught:
-        check(recipe(data__root=str(tmp_path)), 1)
+        check_run(recipe(data__root=str(tmp_path)), 1)
     assert message in str(caught.value) and str(tmp_path / "park") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -185,14 +187,14 @@ def test_a_damaged_export_to_start_from_is_told_before_the_start(tmp_path: Path,
         "heads": [], "cameras": [], "classes": 0}))  # fmt: skip
     save_file({"backbone.x": np.zeros((3, 4), np.float32)}, tmp_path / "model.safetensors")
     found = recipe(stages__embedding__init=str(tmp_path))
-    check(found, 1)
+    check_run(found, 1)
     cut(tmp_path / file)
     with pytest.raises(WeightsError, match=rf"^stages\.embedding\.init: {tmp_path / file}: "):
-        check(found, 1)
+        check_run(found, 1)
     weights = recipe(stages__embedding__init=str(tmp_path / "model.safetensors"))
     if file == "model.safetensors":
         with pytest.raises(WeightsError, match=r"^stages\.embedding\.init: .*not a whole safetensors file"):
-            check(weights, 1)
+            check_run(weights, 1)
 
 
 @pytest.mark.parametrize(
@@ -232,17 +234,17 @@ def test_a_target_that_states_no_cameras_is_told_once(
     for name in ("square", "tower"):
         (tmp_path / "shards" / name).symlink_to(tiny_run.shards() / name)
     one = recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={})
-    check(one, world_size=1)
+    check_run(one, world_size=1)
     said = capsys.readouterr().err
-    assert said.count("yard states one camera only: what is done camera by camera is done once for all of it") == 1
-    check(recipe(), world_size=1)
+    assert said.count("yard states one camera only, so what is done camera by camera is done once for all images") == 1
+    check_run(recipe(), world_size=1)
     assert "one camera" not in capsys.readouterr().err
     # A camera-aware clustering knows no others to look at, even where nothing else goes by camera.
     group = {"init": "embedding", "parts": {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent",
              "decoder": "absent"}, "data": {"from": "target", "batch": 8}}
     for cluster, told in (({"linkage": {"distance": 0.5}}, True), ({"dbscan": {"eps": 0.5}}, False)):
-        check(recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={}, run=["embedding", "group"],
-                     stages__group={**group, "cluster": cluster}), world_size=1)  # fmt: skip
+        check_run(recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={},
+                         run=["embedding", "group"], stages__group={**group, "cluster": cluster}), world_size=1)  # fmt: skip
         assert ("states one camera only" in capsys.readouterr().err) == told
 
 

@@ -136,9 +136,9 @@ def test_weights_from_elsewhere_count_by_what_they_hold(keys: Any, tmp_path: Pat
 def test_what_came_later_leaves_the_keys_of_stages_without_it(root: Path, tmp_path: Path) -> None:
     """Else a comparison that is gone on with after an update would train all its stages again."""
     recipe = load("baseline", [], [noise_datasets.settings(tmp_path, root / "labelled")])
-    stage = stage_key._depends(recipe, "embedding", {})["stage"]
+    stage = stage_key.key_content(recipe, "embedding", {})["stage"]
     assert "ema" not in stage and "window" not in stage["data"]
-    model = stage_key._depends(recipe, "embedding", {})["model"]
+    model = stage_key.key_content(recipe, "embedding", {})["model"]
     assert model == {"backbone": "test_byobnet", "embedding": 8, "hidden": 16}
 
 

@@ -15,7 +15,7 @@ from embae.trainer.errors import WeightsError
 from embae.trainer.model import saved as export
 from embae.trainer.model.backbone import build_backbone
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.runs.stage_folder import Done, finish
+from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.training.initial_model import initial_model
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     """A run whose stages ``before`` (all parts) and ``first`` (no nuisance, no decoder) are done."""
     for name, parts, labels in (("before", ALL, heads(4)), ("first", parts_in("train", "train"), [])):
         made = model(parts, labels, seed=5)
-        with finish(tmp_path / name, Done(1, 1, 1.0)) as partial:
+        with finish_stage(tmp_path / name, StageCost(1, 1, 1.0)) as partial:
             export.write(partial, made, made.state_dict(), keys=KEYS, spec=ImageSpec(32, 16))
     return tmp_path
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import tiny_run, web_server
 
 from embae.trainer.recipe.load import load
-from embae.trainer.runs.preflight import check
+from embae.trainer.runs.preflight import check_run
 
 
 def test_a_run_over_http_equals_one_from_a_folder(tmp_path: Path) -> None:
@@ -36,6 +36,6 @@ def test_a_cache_that_is_too_small_is_told_before_the_start(tmp_path: Path, caps
         far = [f"data.root={server.url}", f"data.cache.folder={tmp_path / 'cache'}"]
         for overrides, told in ((["data.cache.gib=0.00003"], True), (["data.cache.gib=1"], False),
                                 (["data.cache.gib=0.00003", "stages.embedding.data.window=2"], False)):
-            check(load(str(path), [*far, *overrides]), 1)
+            check_run(load(str(path), [*far, *overrides]), 1)
             said = capsys.readouterr().err
-            assert ("set stages.embedding.data.window, or let it hold all" in said) == told, said
+            assert ("set stages.embedding.data.window, or enlarge data.cache" in said) == told, said

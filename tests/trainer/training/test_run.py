@@ -15,7 +15,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.pseudo_labels import write_labels
 from embae.trainer.errors import RunError
 from embae.trainer.recipe.load import check
-from embae.trainer.runs.stage_data import open_stage
+from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.run import run_stage
 
@@ -33,7 +33,7 @@ def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too
     index, found = Index.open(tiny_run.shards() / "park"), tmp_path / "group" / "export"
     found.mkdir(parents=True)
     write_labels(found, index, "train", np.arange(index.count("train")) % 2)
-    assert open_stage(recipe, "adapt", tmp_path).batch == 4  # two clusters are all that there are
+    assert open_sampler(recipe, "adapt", tmp_path).batch == 4  # two clusters are all that there are
     write_labels(found, index, "train", np.zeros(index.count("train")))
     world = World(0, 0, 1, torch.device("cpu"))
     with pytest.raises(RunError, match=r"stage adapt, by the clusters of group: .*1 identities, but P is 3.*--out"):

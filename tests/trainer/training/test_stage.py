@@ -264,10 +264,10 @@ def cache_keys(world: World, folder: Path) -> dict[str, Any]:
     """Files after asking for features of one view under several conditions, and the features themselves."""
     from embae.trainer.inference.features import FeatureLoader, cached_features
     from embae.trainer.model.embae import EmbAE
-    from embae.trainer.runs.stage_data import open_stage
+    from embae.trainer.runs.stage_data import open_sampler
 
     recipe = _recipe(folder.parent / "shards" / "labelled")
-    sampler = open_stage(recipe, "target-nuisance")
+    sampler = open_sampler(recipe, "target-nuisance")
     work = Work(
         sampler,
         recipe.data.spec,

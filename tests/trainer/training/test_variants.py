@@ -25,7 +25,7 @@ from embae.trainer.model.camera_tables import COMMON, TABLES
 from embae.trainer.recipe.load import load
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import PARTS
-from embae.trainer.runs.stage_folder import EXPORT, done
+from embae.trainer.runs.stage_folder import EXPORT, read_cost
 from embae.trainer.runtime.distributed import World
 from embae.trainer.runtime.signals import StopSignals
 
@@ -143,7 +143,7 @@ def test_clusters_are_labels_for_the_targets_images(ran: Callable[..., tuple[Rec
         assert 2 <= len(counts) <= 6 and counts.min() >= 2
         card = json.loads((run / f"retrain-{number}" / EXPORT / "model.json").read_text())
         assert card["classes"] == len(counts) and card["parts"] == ["backbone", "classifier"]
-        assert done(run, f"cluster-{number}").steps == 0 and done(run, f"cluster-{number}").images == 141
+        assert read_cost(run, f"cluster-{number}").steps == 0 and read_cost(run, f"cluster-{number}").images == 141
     kinds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     clusters = [line for line in kinds if line["kind"] == "cluster"]
     assert [line["stage"] for line in clusters] == ["cluster-1", "cluster-2"]
