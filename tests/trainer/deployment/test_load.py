@@ -180,7 +180,7 @@ def test_run_stage_and_export_are_found(tmp_path: Path) -> None:
         load(run, stage="no-such")
     with pytest.raises(RecipeError, match="neither a run folder"):
         load(tmp_path)
-    with pytest.raises(RecipeError, match="this is one model"):
+    with pytest.raises(RecipeError, match="contains one model"):
         load(run / "embedding", stage="embedding")
     tiny_run.write(run, tiny_run.tree(evaluate={"Baseline": "embedding"}), "recipe.yaml")
     assert load(run).spec.height == 40

@@ -244,7 +244,8 @@ def test_a_target_that_states_no_cameras_is_told_once(
              "decoder": "absent"}, "data": {"from": "target", "batch": 8}}
     for cluster, told in (({"linkage": {"distance": 0.5}}, True), ({"dbscan": {"eps": 0.5}}, False)):
         check_run(recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={},
-                         run=["embedding", "group"], stages__group={**group, "cluster": cluster}), world_size=1)  # fmt: skip
+                         run=["embedding", "group"], stages__group={**group, "cluster": cluster}),
+                  world_size=1)  # fmt: skip
         assert ("states one camera only" in capsys.readouterr().err) == told
 
 
