@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -186,6 +187,10 @@ def test_no_name_is_empty() -> None:
     assert not more, more
 
 
+def is_private(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+
+
 def private_imports(tree: ast.Module) -> Iterator[str]:
     """Private names of embae that a module takes from another one."""
     modules: set[str] = set()
@@ -196,9 +201,8 @@ def private_imports(tree: ast.Module) -> Iterator[str]:
                 if name.name.startswith("_"):
                     yield f"{node.lineno}: {node.module}.{name.name}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            if node.attr.startswith("_") and not node.attr.startswith("__"):
-                yield f"{node.lineno}: {node.value.id}.{node.attr}"
+        if is_private(node) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield f"{node.lineno}: {node.value.id}.{node.attr}"
 
 
 def test_private_names_stay_in_their_module() -> None:
@@ -244,9 +248,8 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
     yield from private_imports(tree)
     defined = FOREIGN | {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")) and node.attr not in defined:
-                yield f"{node.lineno}: .{node.attr}"
+        if is_private(node) and node.attr not in defined and ast.unparse(node.value) not in ("self", "cls", "os"):
+            yield f"{node.lineno}: .{node.attr}"
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr") and len(node.args) > 1:
             name = node.args[1]
             if isinstance(name, ast.Constant) and str(name.value).startswith("_") and str(name.value)[1:2] != "_":
