@@ -23,8 +23,8 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
 from embae.trainer.evaluation.evaluate import evaluate
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.calibration import calibrate
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.load import load
@@ -69,12 +69,12 @@ def scores(
 ) -> np.ndarray:
     """Rank-1, mAP, and the seconds that calibration took."""
     model = export.restore(["backbone"] if features else None).to(world.device)
-    began = time.perf_counter()
+    inference, began = Inference(export.spec, world, folder, READING), time.perf_counter()
     if view:
         for what in ["batch-norm", "features"][:1 + features]:
-            calibrate(model, Calibrate.model_validate({"what": what}), view, export.spec, world, READING)
+            calibrate(model, Calibrate.model_validate({"what": what}), view, inference)
     took = time.perf_counter() - began
-    found = evaluate(model, index, export.spec, "none", world, READING, folder)
+    found = evaluate(model, index, inference)
     return np.array([found["Rank-1"], found["mAP"], took])
 
 

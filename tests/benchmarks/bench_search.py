@@ -37,8 +37,9 @@ from embae.trainer import load
 from embae.trainer.deployment.extract import extract_to, model_key, origin
 from embae.trainer.deployment.search import Search
 from embae.trainer.deployment.vectors import Origin, Vectors, write_vectors
-from embae.trainer.inference.batches import Reading, read_batches
+from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.embeddings import views
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import write
 from embae.trainer.recipe.model import Model
@@ -56,6 +57,7 @@ def seconds(do: Callable[[], object]) -> float:
 def extraction(folder: Path, threads: int) -> None:
     """Images a second of each way."""
     torch.set_num_threads(threads)
+    reading = Reading(threads=threads)
     options = {"domain": "campus", "identities": "100", "cameras": "3", "images_per_camera": "4"}
     write_shards(
         "campus", read_records("synthetic", None, options), folder, source={"reader": "synthetic"}, workers=threads
@@ -72,7 +74,7 @@ def extraction(folder: Path, threads: int) -> None:
         write(place, model, model.state_dict(), keys=keys, spec=spec)
 
         def decoded(spec: ImageSpec = spec, rows: np.ndarray = rows) -> None:
-            for _ in read_batches(view, rows, spec, ALONE.device, loader="dali", threads=threads, size=256):
+            for _ in read_batches(view, rows, spec, reading, ALONE.device):
                 pass
 
         images = torch.randn(256, 3, height, width).contiguous(memory_format=torch.channels_last)
@@ -87,8 +89,8 @@ def extraction(folder: Path, threads: int) -> None:
         pointed = ImageSource.open(folder / "campus")
         made = origin(model_key(model, spec, "flip"), pointed, ("train", "query", "gallery"))
         out = folder / f"{height}.arrow"
-        whole = len(view) / seconds(lambda: extract_to(out, made, model, pointed, spec, "flip", ALONE,  # noqa: B023
-                                                       Reading(threads=threads)))
+        inference = Inference(spec, ALONE, folder, reading, "flip")
+        whole = len(view) / seconds(lambda: extract_to(out, made, model, pointed, inference))  # noqa: B023
         reader, loaded = ViewReader(view), load(place, device="cpu")
         files = [folder / f"{row}.jpg" for row in range(256)]
         for file, data in zip(files, reader.read(np.arange(256)), strict=True):

@@ -51,7 +51,8 @@ def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | N
     """One rank of it."""
     with gc_paused():
         from embae.datasets.image_source import ImageSource, open_source
-        from embae.trainer.deployment.extract import extract_to, model_key, origin, reading_of
+        from embae.trainer.deployment.extract import extract_to, model_key, origin
+        from embae.trainer.inference.options import Inference
         from embae.trainer.model.saved import SavedModel
         from embae.trainer.runs.scratch import scratch_folder
         from embae.trainer.runtime.distributed import broadcast_object, join, leave, on_first_rank
@@ -68,7 +69,8 @@ def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | N
             there = broadcast_object(str(mine.root) if mine else None)
             found, model = mine or ImageSource.open(location(there)), export.restore().to(world.device)
             made = origin(model_key(model, export.spec, tta), found, SPLITS)
-            new = extract_to(out, made, model, found, export.spec, tta, world, reading_of(trained))
+            inference = Inference.of_export(export, trained.recipe, world, folder, tta=tta)
+            new = extract_to(out, made, model, found, inference)
     finally:
         leave()
     if world.first:

@@ -25,20 +25,20 @@ BATCH = 128
 
 def calibrate_export(export: SavedModel, view: View, recipe: Recipe | None, to: Path, features: bool) -> None:
     """Puts the statistics of images into a copy of a model: by the code of a recipe's stages, in their order."""
-    from embae.trainer.inference.batches import Reading
     from embae.trainer.inference.calibration import calibrate
+    from embae.trainer.inference.options import Inference, Reading
     from embae.trainer.model import saved as exports
     from embae.trainer.recipe.calibration import Calibrate
     from embae.trainer.runtime.distributed import join, leave
     model = export.restore(["backbone"] if features else None)
-    reading = Reading(recipe.data.loader, recipe.data.threads, BATCH) if recipe else Reading(batch=BATCH)
     steps = _steps(model, view, features)
     world = join()
     try:
         model.to(world.device).eval()
+        inference = Inference(export.spec, world, to.parent, Reading.of_recipe(recipe, BATCH))
         for what in steps:
             note(f"calibrating {what} on {len(view):,} images of {len(view.cameras())} cameras")
-            calibrate(model, Calibrate.model_validate({"what": what}), view, export.spec, world, reading)
+            calibrate(model, Calibrate.model_validate({"what": what}), view, inference)
         with atomic_folder(to) as folder:
             state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
             exports.write(folder, model, state, keys=export.model, spec=export.spec)

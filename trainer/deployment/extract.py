@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,12 @@ from embae.datasets.index.records import Split
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.view import View
 from embae.trainer.deployment.vectors import Origin, Vectors, write_vectors
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded, note_unknown_cameras
+from embae.trainer.inference.options import Inference
 from embae.trainer.inference.shared_array import content_key
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.scoring import TTA
-from embae.trainer.runs.trained_model import TrainedModel
-from embae.trainer.runtime.distributed import World, broadcast_object, on_first_rank
+from embae.trainer.runtime.distributed import broadcast_object, on_first_rank
 
 
 def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
@@ -36,8 +36,7 @@ def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
                   str(pointed.root), {name: cameras for name, cameras in named.items() if cameras})
 
 
-def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spec: ImageSpec, tta: TTA, world: World,
-               reading: Reading) -> bool:
+def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, inference: Inference) -> bool:
     """Writes a file of embeddings, each rank computing its share; those that `evaluation.evaluate` would compute.
 
     A start after a kill goes on where the last one was. Nothing is done where the file is there already.
@@ -47,10 +46,7 @@ def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spe
         made: What is to be in it.
         model: In eval mode, on the rank's device.
         pointed: What it is of.
-        spec: What the model takes.
-        tta: Test-time augmentation.
-        world: This rank.
-        reading: How images are read.
+        inference: How images go through the model; its cache plays no part.
 
     Returns:
         Whether anything had to be done.
@@ -59,17 +55,18 @@ def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spe
         DataError: An image cannot be read.
         FloatingPointError: An embedding is not finite.
     """
+    world = inference.world
     views = [View([index for index in pointed.indexes if index.count(split)], split)  # type: ignore[arg-type]
              for split in made.splits]
     if world.first:
         note_unknown_cameras(model, views)
     if broadcast_object(on_first_rank(world, lambda: _is_there(path, made))):
         return False
-    beside = path.with_name(f"{path.name}.partial")
+    inference = replace(inference, cache=path.with_name(f"{path.name}.partial"))
     with ExitStack() as stack:
         pieces = []
         for split, view in zip(made.splits, views, strict=True):
-            found, start = stack.enter_context(embedded(model, view, spec, tta, world, reading, beside)), 0
+            found, start = stack.enter_context(embedded(model, view, inference)), 0
             for index in view.indexes:
                 rows = index.rows(split)  # type: ignore[arg-type]
                 own = np.arange(rows.start, rows.stop)
@@ -77,12 +74,6 @@ def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, spe
                 start += len(own)
         on_first_rank(world, lambda: write_vectors(path, made, pieces))
     return True
-
-
-def reading_of(trained: TrainedModel) -> Reading:
-    """How a run's images are read for scoring."""
-    recipe = trained.recipe
-    return Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
 
 
 def _is_there(path: Path, made: Origin) -> bool:

@@ -60,13 +60,15 @@ def _embedded(pointed: ImageSource, trained: TrainedModel, model: Loaded, tta: T
     import torch
 
     from embae.datasets.index.records import SPLITS
-    from embae.trainer.deployment.extract import extract_to, origin, reading_of
+    from embae.trainer.deployment.extract import extract_to, origin
     from embae.trainer.deployment.vectors import Vectors
+    from embae.trainer.inference.options import Inference, Reading
     from embae.trainer.runtime.distributed import World
     made = origin(model.key, pointed, ("gallery",) if pointed.count("gallery") else SPLITS)
     path = cache / f"search-{model.key[:8]}-{pointed.name}-{pointed.fingerprint[:8]}-{'-'.join(made.splits)}.arrow"
     world = World(0, 0, 1, torch.device(model.device))
-    extract_to(path, made, model.net, pointed, model.spec, tta, world, reading_of(trained))
+    inference = Inference(model.spec, world, cache, Reading.of_recipe(trained.recipe), tta)
+    extract_to(path, made, model.net, pointed, inference)
     return Vectors.open(path)
 
 

@@ -11,12 +11,10 @@ from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import write_atomically
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import ROLES
-from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.view import View
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded, note_unknown_cameras, spread_over
+from embae.trainer.inference.options import Inference
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.recipe.scoring import TTA
 from embae.trainer.retrieval.fixed_point import blocks
 from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 from embae.trainer.retrieval.scores import Labels, PerQuery, interval
@@ -31,18 +29,14 @@ def labels(view: View) -> Labels:
                   role == ROLES.index("junk"))
 
 
-def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path, *,
-             refined: RankingOptions = PLAIN, keep: Path | None = None) -> dict[str, Any]:
+def evaluate(model: EmbAE, index: Index, inference: Inference, *, refined: RankingOptions = PLAIN,
+             keep: Path | None = None) -> dict[str, Any]:
     """Ranks a dataset's gallery for each of its queries: spread over the ranks, the same bit for bit on any number.
 
     Args:
         model: In eval mode, on the rank's device.
         index: The dataset.
-        spec: What the model takes.
-        tta: Test-time augmentation.
-        world: This rank.
-        reading: How images are read.
-        folder: Where embeddings lie meanwhile, on a file system that all ranks see.
+        inference: How images go through the model.
         refined: What is done to the ranking.
         keep: Where to keep the raw embeddings of query and gallery, in the order of the index; .npz.
 
@@ -54,11 +48,11 @@ def evaluate(model: EmbAE, index: Index, spec: ImageSpec, tta: TTA, world: World
         DataError: The dataset has no query or no gallery, or no query has a match.
         FloatingPointError: An embedding is not finite.
     """
-    both = View([index], "query"), View([index], "gallery")
+    world, both = inference.world, (View([index], "query"), View([index], "gallery"))
     if world.first:
         note_unknown_cameras(model, both)
-    with (embedded(model, both[0], spec, tta, world, reading, folder) as query,
-          embedded(model, both[1], spec, tta, world, reading, folder) as gallery):
+    with (embedded(model, both[0], inference) as query,
+          embedded(model, both[1], inference) as gallery):
         for embeddings in (query, gallery):
             _check(embeddings, index, world)
         known = labels(both[0]), labels(both[1])

@@ -106,19 +106,18 @@ def rescore(asked: ScoringJob, to: Path | None) -> None:
     """
     with gc_paused():
         from embae.trainer.evaluation.evaluate import evaluate
-        from embae.trainer.inference.batches import Reading
+        from embae.trainer.inference.options import Inference
         from embae.trainer.model.saved import SavedModel
         from embae.trainer.runtime.distributed import broadcast_object, join, leave
     recipe = asked.recipe
-    reading = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch) if recipe else Reading()
     world = join()
     try:
         with scratch_folder(asked.run) if world.first else nullcontext() as place:
             folder, scores = Path(broadcast_object(str(place))), {}
             for row, export in asked.exports.items():
                 opened = SavedModel.open(export)
-                scores[row] = evaluate(opened.restore().to(world.device), asked.index, opened.spec, asked.tta, world,
-                                       reading, folder, refined=asked.refined)
+                inference = Inference.of_export(opened, recipe, world, folder, tta=asked.tta)
+                scores[row] = evaluate(opened.restore().to(world.device), asked.index, inference, refined=asked.refined)
     finally:
         leave()
     if world.first:

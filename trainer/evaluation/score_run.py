@@ -25,8 +25,8 @@ from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.evaluation.codes import Codes, codes, measure
 from embae.trainer.evaluation.evaluate import evaluate
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.features import cached_features, feature_mean_std
+from embae.trainer.inference.options import Inference
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.monitoring.projector import write_projector
@@ -41,9 +41,8 @@ def score_model(context: RunContext, model: EmbAE, stage: str, step: int, target
                 keep: Path | None = None) -> dict[str, Any]:
     """Scores a model on the target, and records it; see `evaluate` for `keep` and what it returns."""
     recipe, monitor = context.recipe, context.monitor
-    reading, how = Reading(recipe.data.loader, recipe.data.threads, recipe.scoring.batch), recipe.scoring
-    found = evaluate(model, target, recipe.data.spec, how.tta, context.world, reading, context.cache,
-                     refined=how.refined, keep=keep)
+    inference = Inference.of_recipe(recipe, context.world, context.cache)
+    found = evaluate(model, target, inference, refined=recipe.scoring.refined, keep=keep)
     monitor.record("eval", stage, step, {"dataset": target.name, **found})
     monitor.say(_line(found, stage, step, target))
     return found
@@ -145,8 +144,8 @@ class _Scorer:
     def _take_codes(self, stage: str) -> Codes:
         recipe, view, model = self._recipe, View([self._target], "train"), self._model(stage)
         bf16 = recipe.stages[recipe.run[-1]].precision == "bf16"  # so that what a stage has cached serves here
-        cached = cached_features(model, view, recipe.data.spec, self._world, bf16=bf16, folder=self._run / "cache",
-                                 loader=recipe.data.loader, threads=recipe.data.threads)
+        inference = Inference.of_recipe(recipe, self._world, self._run / "cache")
+        cached = cached_features(model, view, inference, bf16=bf16)
         loss, scale = recipe.stages[stage].loss, None
         if loss and loss.reconstruction and loss.reconstruction.standardised:
             scale = feature_mean_std(cached.features, by_content(view), self._world.device)

@@ -31,17 +31,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.plan import by_content, share
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
-from embae.trainer.inference.batches import Reading, read_batches
+from embae.trainer.inference.batches import read_batches
+from embae.trainer.inference.options import Inference
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import COMMON, MEAN, SCALE, SHIFT, VAR, fill_up, forget, has_table
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.recipe.calibration import Calibrate
-from embae.trainer.runtime.distributed import World, gather_rows
+from embae.trainer.runtime.distributed import gather_rows
 
 PRIOR = 32
 """Images that the usual statistics count as: Rank-1 on the drawn campus, by images of each camera, means of 3 draws
@@ -59,16 +59,14 @@ that are mixed afterwards (PRIOR 16, 2 draws, without that term).
 
 
 @torch.no_grad()
-def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world: World, reading: Reading) -> None:
+def calibrate(model: EmbAE, keys: Calibrate, view: View, inference: Inference) -> None:
     """Puts the statistics of a view's images into a model.
 
     Args:
         model: In eval mode, on the rank's device; changed in place, alike on every rank.
         keys: What, and whether camera by camera.
         view: The images; their order and labels play no part.
-        spec: What the model takes.
-        world: This rank.
-        reading: How images are read, and how many at a time.
+        inference: How images go through the model; the test-time augmentation and the cache play no part.
 
     Raises:
         ExportError: There is no batch norm to calibrate, or what earlier cameras' features were moved to is not known.
@@ -81,7 +79,7 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
     if keys.per == "dataset":
         forget(model)
         model.known = KnownCameras()
-        _batch_norm(model, [rows], None, view, spec, world, reading)
+        _batch_norm(model, [rows], None, view, inference)
         return
     at = _admit(model, view)
     which = model.known.numbers(view, rows)
@@ -91,11 +89,11 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, spec: ImageSpec, world:
         if name == "embedding" or keys.what != "embedding":
             _leave_alone(behind, at)
     if keys.what == "batch-norm":
-        _batch_norm(model, groups, at, view, spec, world, reading)
+        _batch_norm(model, groups, at, view, inference)
         return
     part = model.backbone if keys.what == "features" else model.embedding
     run = model.extract if keys.what == "features" else model.encode
-    found = _put_out(run, model, rows, view, spec, world, reading)
+    found = _put_out(run, model, rows, view, inference)
     place = np.empty(len(rows), np.int64)
     place[rows] = np.arange(len(rows))
     own = [found[torch.from_numpy(place[group])] for group in groups]
@@ -152,9 +150,9 @@ def _norms(model: EmbAE) -> list[_BatchNorm]:
             for module in part.modules() if isinstance(module, _BatchNorm)]
 
 
-def _batch_norm(model: EmbAE, groups: list[np.ndarray], at: Tensor | None, view: View, spec: ImageSpec, world: World,
-                reading: Reading) -> None:
+def _batch_norm(model: EmbAE, groups: list[np.ndarray], at: Tensor | None, view: View, inference: Inference) -> None:
     """Gives batch norms the statistics of groups of images: of the cameras at these rows, or the shared ones."""
+    world = inference.world
     use_global_batch_norm(model, sync=False)
     norms = _norms(model)
     shared = [(norm.get_buffer("running_mean").clone(), norm.get_buffer("running_var").clone(), norm.momentum)
@@ -166,7 +164,7 @@ def _batch_norm(model: EmbAE, groups: list[np.ndarray], at: Tensor | None, view:
             norm.get_buffer("running_mean").copy_(mean)
             norm.get_buffer("running_var").copy_(var)
         if number % world.world_size == world.rank:  # a rank takes whole cameras: the same for any world size
-            _see(model, norms, group, view, spec, world, reading)
+            _see(model, norms, group, view, inference)
             for norm, (mean, var, _), (means, variances) in zip(norms, shared, tables, strict=True):
                 means[number], variances[number] = _shrink(norm.get_buffer("running_mean"),
                                                            norm.get_buffer("running_var"), len(group), mean, var)
@@ -196,14 +194,12 @@ def _put(module: nn.Module, name: str, model: EmbAE, at: Tensor, rows: Tensor, u
     module.register_buffer(name, table)
 
 
-def _see(model: EmbAE, norms: list[_BatchNorm], rows: np.ndarray, view: View, spec: ImageSpec, world: World,
-         reading: Reading) -> None:
+def _see(model: EmbAE, norms: list[_BatchNorm], rows: np.ndarray, view: View, inference: Inference) -> None:
     """Shows images to a model in training mode, so that its running statistics become their mean over the images."""
     for norm in norms:
         norm.train()
     seen = 0
-    for batch in read_batches(view, rows, spec, world.device, loader=reading.loader, threads=reading.threads,
-                         size=reading.batch):
+    for batch in read_batches(view, rows, inference.spec, inference.reading, inference.world.device):
         seen += len(batch.rows)
         for norm in norms:
             norm.momentum = len(batch.rows) / seen
@@ -213,14 +209,13 @@ def _see(model: EmbAE, norms: list[_BatchNorm], rows: np.ndarray, view: View, sp
 
 
 def _put_out(run: Callable[[Tensor, Tensor | None], Tensor], model: EmbAE, rows: np.ndarray, view: View,
-             spec: ImageSpec, world: World, reading: Reading) -> Tensor:
+             inference: Inference) -> Tensor:
     """What a model makes of a view's rows, in their order, on every rank: `(N, W)` in double precision."""
+    world = inference.world
     own = rows[share(len(rows), world.rank, world.world_size)]
     found = [
         run(batch.inputs, model.cameras_of(batch)).double()
-        for batch in read_batches(
-            view, own, spec, world.device, loader=reading.loader, threads=reading.threads, size=reading.batch
-        )
+        for batch in read_batches(view, own, inference.spec, inference.reading, world.device)
     ]
     width = model.z if run == model.encode else model.features
     mine = torch.cat(found) if found else torch.empty(0, width, dtype=torch.float64, device=world.device)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -15,10 +13,10 @@ from torch import Tensor
 from embae.datasets.console.progress import note
 from embae.datasets.files.locks import unshared_name
 from embae.datasets.loading.augment import ImageSpec
-from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.view import View
-from embae.trainer.inference.batches import Reading, read_batches
+from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.features import seen_as
+from embae.trainer.inference.options import Inference
 from embae.trainer.inference.shared_array import content_key, fill, finish
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import listed, tell
@@ -52,42 +50,39 @@ def read_size(spec: ImageSpec, tta: TTA) -> tuple[int, int]:
 
 
 @contextmanager
-def embedded(model: EmbAE, view: View, spec: ImageSpec, tta: TTA, world: World, reading: Reading, folder: Path,
-             rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def embedded(model: EmbAE, view: View, inference: Inference, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Embeddings of a view to search by, each rank computing its share: `(images, Z)` float32, on every rank.
 
-    They lie in a memory-mapped file, one copy a node, for as long as the context lasts; a start after a kill goes on
-    where the last one was. The same bit for bit on any number of ranks.
+    A memory-mapped file in the cache folder stores them, one copy on each node, until the context ends. A start after
+    a kill resumes the computation. The embeddings are the same bit for bit on any number of ranks.
 
     Args:
         model: In eval mode, on the rank's device.
         view: The images.
-        spec: What the model takes.
-        tta: Test-time augmentation.
-        world: This rank.
-        reading: How images are read.
-        folder: Where the file lies, on a file system that all ranks see.
-        rows: `(N,)`, which of them, and in which order they are computed and returned; by default all as they lie.
+        inference: How they go through the model.
+        rows: `(N,)`, rows of the view in the order in which they are computed and returned; None takes all in order.
     """
     rows = np.arange(len(view)) if rows is None else rows
-    device, loader, size = world.device, reading.loader, reading.batch
-    through = [spec.size, spec.mean, spec.std, tta, loader, size, device.type, model.cameras, model.last_stride,
-               model.unit]
+    spec, tta, world, reading = inference.spec, inference.tta, inference.world, inference.reading
+    through = [spec.size, spec.mean, spec.std, tta, reading.loader, reading.batch, world.device.type, model.cameras,
+               model.last_stride, model.unit]
     name = f"embeddings-{content_key(through, seen_as(model, view, rows), model)}"
 
-    def compute(batch: Batch) -> Tensor:
-        which = model.cameras_of(batch)
-        mean = torch.stack([model.encode(crop, which) for crop in views(batch.inputs, spec, tta)]).mean(0)
-        return model.for_search(mean).float()
+    def compute(chosen: np.ndarray) -> Generator[Tensor, None, None]:
+        with closing(read_batches(view, chosen, spec, reading, world.device, read_size(spec, tta))) as batches:
+            for batch in batches:
+                with torch.inference_mode():
+                    cameras = model.cameras_of(batch)
+                    mean = torch.stack([model.encode(crop, cameras) for crop in views(batch.inputs, spec, tta)]).mean(0)
+                    embeddings = model.for_search(mean).float()
+                yield embeddings
 
-    # A second evaluation of the same model at the same time has a file of its own.
-    with unshared_name(folder, name) if world.first else nullcontext(name) as held:
-        path = folder / f"{broadcast_object(held)}.npy"
+    # A second evaluation of the same model at the same time has its own file.
+    with unshared_name(inference.cache, name) if world.first else nullcontext(name) as unshared:
+        path = inference.cache / f"{broadcast_object(unshared)}.npy"
         # One rank looks: a network file system remembers for a while that a file was not there.
         if not broadcast_object(path.exists() if world.first else None):
-            batches = partial(read_batches, view, spec=spec, device=device, loader=loader, threads=reading.threads,
-                              read=read_size(spec, tta))
-            fill(path, rows, (model.z,), batches, compute, world, size=size)
+            fill(path, rows, (model.z,), compute, world, reading.batch)
             if world.first:
                 finish(path)
         barrier()

@@ -7,24 +7,26 @@ content: batches in the index's order, which knows identities, would let these r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.loading.batch import Batch, Work
-from embae.datasets.loading.open_loader import LoaderName
 from embae.datasets.loading.to_device import to_device
 from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
-from embae.trainer.inference.batches import EXTRACT, read_batches
+from embae.trainer.inference.batches import read_batches
+from embae.trainer.inference.options import Inference
 from embae.trainer.inference.shared_array import _write_seconds, content_key, fill, finish
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.runtime.distributed import World, barrier, broadcast_object
+from embae.trainer.runtime.distributed import barrier, broadcast_object
+
+BATCH = 128
+"""Images in a batch, whatever the recipe's: stages of several batch sizes share one cache."""
 
 
 class Features:
@@ -73,35 +75,35 @@ class FeatureLoader:
         """Nothing to free: the file is shared."""
 
 
-def cached_features(model: EmbAE, view: View, spec: ImageSpec, world: World, *, bf16: bool, folder: Path,
-                    loader: LoaderName, threads: int | None) -> Cached:
+def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: bool) -> Cached:
     """Features of every image of a view and of its mirror image, each rank computing its share.
 
     Args:
         model: Its backbone in eval mode, on the training device.
         view: The images.
-        spec: What the model takes.
-        world: This rank.
+        inference: How they go through the model; the test-time augmentation and the size of batches play no part.
         bf16: Whether to compute under bfloat16 autocast, as the stage would.
-        folder: Where the cache lies, on a file system that all ranks see.
-        loader: What decodes.
-        threads: Decoding threads.
     """
+    spec, world, reading = inference.spec, inference.world, replace(inference.reading, batch=BATCH)
     order = by_content(view)
-    through = [spec.size, spec.mean, spec.std, bf16, loader, world.device.type, model.cameras, model.last_stride]
+    through = [spec.size, spec.mean, spec.std, bf16, reading.loader, world.device.type, model.cameras,
+               model.last_stride]
     key = content_key(through, seen_as(model, view, order), model.backbone)
-    path = folder / f"features-{key}.npy"
+    path = inference.cache / f"features-{key}.npy"
     took = path.with_suffix(".seconds")
-    # One rank says whether it is there: a network file system may show it to some before others, and those would wait.
-    if not broadcast_object(path.exists()):
-        def compute(batch: Batch) -> torch.Tensor:
-            which = model.cameras_of(batch)
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                return torch.stack([model.extract(images, which).float()
-                                    for images in (batch.inputs, batch.inputs.flip(3))], 1)
 
-        batches = partial(read_batches, view, spec=spec, device=world.device, loader=loader, threads=threads)
-        fill(path, order, (2, model.features), batches, compute, world)
+    def compute(chosen: np.ndarray) -> Generator[torch.Tensor, None, None]:
+        with closing(read_batches(view, chosen, spec, reading, world.device)) as batches:
+            for batch in batches:
+                with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                    cameras = model.cameras_of(batch)
+                    features = torch.stack([model.extract(images, cameras).float()
+                                            for images in (batch.inputs, batch.inputs.flip(3))], 1)
+                yield features
+
+    # One rank decides: a network file system may show the file to some ranks before others, and those would wait.
+    if not broadcast_object(path.exists()):
+        fill(path, order, (2, model.features), compute, world, reading.batch)
         if world.first:
             chunks = path.with_suffix(".chunks")
             _write_seconds(took, sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix))
@@ -127,8 +129,8 @@ def feature_mean_std(features: Features, rows: np.ndarray, device: torch.device)
         device: Where they go.
     """
     total = np.zeros((2, features.shape[2]))
-    for start in range(0, len(rows), EXTRACT):
-        chunk = features[rows[start:start + EXTRACT]].reshape(-1, features.shape[2]).astype(np.float64)
+    for start in range(0, len(rows), BATCH):
+        chunk = features[rows[start:start + BATCH]].reshape(-1, features.shape[2]).astype(np.float64)
         total += chunk.sum(0), np.square(chunk).sum(0)
     mean, square = total / (2 * len(rows))
     variance = square - mean**2

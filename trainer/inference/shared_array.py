@@ -16,11 +16,9 @@ import numpy as np
 import torch
 
 from embae.datasets.files.atomic import write_text
-from embae.datasets.loading.batch import Batch
-from embae.trainer.inference.batches import EXTRACT
 from embae.trainer.runtime.distributed import World, barrier, broadcast_object
 
-CHUNK = 8 * EXTRACT  # images whose features are lost at most where a rank is killed
+CHUNK = 8  # batches in a chunk, which is the most work that is lost when a rank is killed
 
 
 def content_key(through: list[Any], fingerprints: np.ndarray, weights: torch.nn.Module) -> str:
@@ -33,43 +31,41 @@ def content_key(through: list[Any], fingerprints: np.ndarray, weights: torch.nn.
     return key.hexdigest()[:16]
 
 
-def fill(path: Path, rows: np.ndarray, shape: tuple[int, ...], batches: Callable[..., Generator[Batch, None, None]],
-         compute: Callable[[Batch], torch.Tensor], world: World, *, size: int = EXTRACT) -> None:
-    """Fills a file, chunk by chunk over the ranks; chunks that an earlier start has computed are kept.
+def fill(path: Path, rows: np.ndarray, shape: tuple[int, ...],
+         compute: Callable[[np.ndarray], Generator[torch.Tensor, None, None]], world: World, batch: int) -> None:
+    """Fills a file, chunk by chunk over the ranks; chunks that an earlier start has computed are not computed again.
 
-    Batches are those of a chunk whatever the world size, so that what is computed is the same to the last bit.
+    Batches never cross chunks, whatever the world size, so that the values are the same bit for bit.
 
     Args:
-        path: The file, on a file system that all ranks see; it is there once `finish` has been called.
+        path: The file, on a file system that all ranks see; it exists once `finish` has been called.
         rows: `(N,)`, the images in the order of the file.
-        shape: Of what is computed of an image.
-        batches: Given `rows` and `size`, batches of them.
-        compute: Given a batch, `(B, *shape)` float32.
+        shape: Shape of an image's values.
+        compute: Given rows, yields their values batch by batch: `(B, *shape)` float32.
         world: This rank.
-        size: Images at a time.
+        batch: Images in a batch.
     """
     part, chunks = path.with_suffix(".partial"), path.with_suffix(".chunks")
     if world.first and not chunks.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(rows), *shape))
-        chunks.mkdir()  # last: where it is, the file is there
-    chunk = CHUNK // EXTRACT * size
+        chunks.mkdir()  # last: where this folder exists, the file does too
+    chunk = CHUNK * batch
     missing = broadcast_object([number for number in range(-(-len(rows) // chunk))
                                 if not (chunks / f"{number}").exists()] if world.first else None)
-    own = missing[world.rank::world.world_size]
-    if own:
-        pieces = {number: rows[number * chunk:(number + 1) * chunk] for number in own}
-        out = np.load(part, mmap_mode="r")
-        begin, row_bytes = out.offset, out.strides[0]
-        read = batches(rows=np.concatenate(list(pieces.values())), size=size)
+    this_rank = missing[world.rank::world.world_size]
+    if this_rank:
+        pieces = {number: rows[number * chunk:(number + 1) * chunk] for number in this_rank}
+        stored = np.load(part, mmap_mode="r")
+        begin, row_bytes = stored.offset, stored.strides[0]
+        batches = compute(np.concatenate(list(pieces.values())))
         # Not through the memory map: on a network file system, pages that two ranks write get lost.
-        with part.open("r+b", buffering=0) as file, contextlib.closing(read):
+        with part.open("r+b", buffering=0) as file, contextlib.closing(batches):
             for number, piece in pieces.items():
                 since = time.perf_counter()
                 file.seek(begin + number * chunk * row_bytes)
-                for _ in range(-(-len(piece) // size)):
-                    with torch.inference_mode():
-                        file.write(compute(next(read)).cpu().numpy().tobytes())
+                for _ in range(-(-len(piece) // batch)):
+                    file.write(next(batches).cpu().numpy().tobytes())
                 os.fsync(file.fileno())
                 _write_seconds(chunks / f"{number}", time.perf_counter() - since)
     barrier()

@@ -125,11 +125,11 @@ def _kept(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evi
 
 def _taken(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores]:
     from embae.trainer.evaluation.evaluate import evaluate
-    from embae.trainer.inference.batches import Reading
+    from embae.trainer.inference.options import Inference
     from embae.trainer.model.saved import SavedModel
     from embae.trainer.runtime.distributed import join, leave
     recipe, how = facts.recipe, facts.recipe.scoring
-    reading, world = Reading(recipe.data.loader, recipe.data.threads, how.batch), join()
+    world = join()
     try:
         with tempfile.TemporaryDirectory(prefix="embae-") as folder:
             files: dict[str, Path] = {}
@@ -137,8 +137,9 @@ def _taken(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Ev
             for row in rows_shown(facts):
                 files[row] = Path(folder) / f"{len(files)}.npz"
                 opened = SavedModel.open(facts.run / recipe.evaluate[row] / "export")
-                rows[row] = evaluate(opened.restore().to(world.device), index, opened.spec, how.tta, world, reading,
-                                     Path(folder), refined=refined, keep=files[row])
+                inference = Inference.of_export(opened, recipe, world, Path(folder), tta=how.tta)
+                rows[row] = evaluate(opened.restore().to(world.device), index, inference, refined=refined,
+                                     keep=files[row])
             return _evidence(facts, index, files, refined)[0], DatasetScores(index.name, how.tta, refined, rows)
     finally:
         leave()

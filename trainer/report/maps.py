@@ -16,6 +16,7 @@ from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
 from embae.trainer.inference.batches import read_batches
+from embae.trainer.inference.options import Reading
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.heads import head_numbers
 from embae.trainer.model.manifest import META
@@ -27,6 +28,7 @@ from embae.trainer.runs.summary import RunSummary
 
 POINTS, IDENTITIES = 600, 40  # at most
 _PERPLEXITY = 30
+_BATCH = 128  # images
 
 
 def maps(facts: RunSummary, index: Index | str) -> Markup:
@@ -96,8 +98,8 @@ def codes_of(
     dataset, camid = view.locate(chosen)[0], view.column("camid", chosen)
     heads = _heads(model, view, dataset, camid)
     z, v, done = [], [], 0
-    with torch.inference_mode(), closing(read_batches(view, chosen, export.spec, device, loader=data.loader,
-                                                 threads=data.threads)) as batches:
+    reading = Reading(data.loader, data.threads, _BATCH)
+    with torch.inference_mode(), closing(read_batches(view, chosen, export.spec, reading, device)) as batches:
         for batch in batches:
             which = model.cameras_of(batch)
             features = model.extract(batch.inputs, which)

@@ -6,8 +6,8 @@ import time
 
 import torch.distributed as dist
 
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.calibration import calibrate
+from embae.trainer.inference.options import Inference
 from embae.trainer.model import saved
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
@@ -27,13 +27,13 @@ def run_calibrate_stage(context: RunContext, name: str) -> None:
     assert stage.calibrate is not None and stage.data.batch is not None  # checked by the recipe's schema
     model = initial_model(recipe.model, stage, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
     model.to(world.device).eval()
-    spec, reading = recipe.data.spec, Reading(recipe.data.loader, recipe.data.threads, stage.data.batch)
-    calibrate(model, stage.calibrate, view, spec, world, reading)
+    inference = Inference.of_recipe(recipe, world, context.cache, tta="none", batch=stage.data.batch)
+    calibrate(model, stage.calibrate, view, inference)
     context.monitor.say(f"[{name}] {stage.calibrate.what} calibrated on {len(view):,} images of "
                         f"{', '.join(view.names)}, by {stage.calibrate.per}")
     if world.first:
         cost = StageCost(0, len(view), (time.perf_counter() - start) * world.world_size)
         with finish_stage(run / name, cost) as folder:
             state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-            saved.write(folder, model, state, keys=recipe.model, spec=spec)
+            saved.write(folder, model, state, keys=recipe.model, spec=recipe.data.spec)
     dist.barrier()

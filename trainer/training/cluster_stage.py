@@ -12,8 +12,8 @@ from embae.datasets.sampling.pseudo_labels import agreement, write_labels
 from embae.datasets.sampling.view import View
 from embae.trainer.clustering.registry import Cluster
 from embae.trainer.errors import RunError
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded, spread_over
+from embae.trainer.inference.options import Inference
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
@@ -35,11 +35,11 @@ def run_cluster_stage(context: RunContext, name: str) -> None:
     assert stage.cluster is not None and stage.data.batch is not None  # checked by the recipe's schema
     model = initial_model(recipe.model, stage, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
     model.to(world.device).eval()
-    reading = Reading(recipe.data.loader, recipe.data.threads, stage.data.batch)
+    inference = Inference.of_recipe(recipe, world, run / "cache", tta="none", batch=stage.data.batch)
     # The order of the index depends on pids, which would then change how sums round, where k-means starts and how ties
     # are broken.
     order, labels = by_content(view), np.empty(len(view), np.int64)
-    with embedded(model, view, recipe.data.spec, "none", world, reading, run / "cache", rows=order) as embeddings:
+    with embedded(model, view, inference, rows=order) as embeddings:
         cameras = view.column("camid", order)
         labels[order] = pseudo_labels(embeddings, cameras, stage.cluster, view.names[0], recipe.seed, world)
     if not (labels >= 0).any():

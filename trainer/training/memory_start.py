@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded
+from embae.trainer.inference.options import Inference
 from embae.trainer.losses.cluster_memory import ClusterMemory, persons
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.runtime.distributed import World
 
+BATCH = 256  # images to embed at a time
 AT_ONCE = 256  # entries whose images are averaged at a time
 
 
-def fill(memories: Collection[ClusterMemory], model: EmbAE, view: View, spec: ImageSpec, world: World,
-         reading: Reading, folder: Path) -> None:
+def fill(memories: Collection[ClusterMemory], model: EmbAE, view: View, inference: Inference) -> None:
     """Makes each entry the mean of its images' unit embeddings, at unit length; the same bit for bit on any ranks.
 
     Args:
         memories: Of the view.
         model: The stage's initial model in eval mode, on the rank's device.
         view: The images.
-        spec: What the model takes.
-        world: This rank.
-        reading: How images are read.
-        folder: Where embeddings lie meanwhile, on a file system that all ranks see.
+        inference: How images go through the model.
     """
     order = by_content(view)  # the index's order knows pids, and rounding would tell
     known = np.zeros(len(view), bool)
     known[persons(view)] = True
     rows = order[known[order]]
-    with embedded(model, view, spec, "none", world, reading, folder, rows=rows) as found:
+    with embedded(model, view, inference, rows=rows) as found:
         for memory in memories:
             _average(memory, memory.entry(view, rows), found)
 

@@ -16,8 +16,8 @@ from embae.datasets.loading.batch import Batch, Loader, Work
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, by_content
 from embae.trainer.errors import Stopped, WeightsError
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.features import FeatureLoader, cached_features, feature_mean_std
+from embae.trainer.inference.options import Inference
 from embae.trainer.losses.cluster_memory import ClusterMemory, memories
 from embae.trainer.losses.objective import Objective
 from embae.trainer.model import saved as export
@@ -32,7 +32,7 @@ from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
 from embae.trainer.training.initial_model import initial_model
-from embae.trainer.training.memory_start import fill
+from embae.trainer.training.memory_start import BATCH, fill
 from embae.trainer.training.schedule import learning_rate, steps
 from embae.trainer.training.stage_checkpoints import StageCheckpoints
 from embae.trainer.training.updates import StepUpdates
@@ -110,9 +110,8 @@ class StageRun:
         return found
 
     def _fill(self, memories: Collection[ClusterMemory]) -> None:
-        data = self.recipe.data
-        fill(memories, self.model.eval(), self.sampler.view, self.spec, self.world, Reading(data.loader, data.threads),
-             self.run / "cache")
+        inference = Inference.of_recipe(self.recipe, self.world, self.run / "cache", tta="none", batch=BATCH)
+        fill(memories, self.model.eval(), self.sampler.view, inference)
         self.model.train()
 
     def _take_turns(self, resume: Checkpoint | None, largest: int) -> StepUpdates:
@@ -167,10 +166,9 @@ class StageRun:
 
     def _features(self, work: Work) -> tuple[FeatureLoader, float]:
         """The loader of cached features, and the rank-seconds that these took elsewhere: they are this stage's too."""
-        data, began = self.recipe.data, time.perf_counter()
+        began, inference = time.perf_counter(), Inference.of_recipe(self.recipe, self.world, self.run / "cache")
         bf16 = self.keys.precision == "bf16"
-        cached = cached_features(self.model, self.sampler.view, self.spec, self.world, bf16=bf16,
-                                 folder=self.run / "cache", loader=data.loader, threads=data.threads)
+        cached = cached_features(self.model, self.sampler.view, inference, bf16=bf16)
         if self.keys.loss and self.keys.loss.reconstruction and self.keys.loss.reconstruction.standardised:
             self._standard = feature_mean_std(cached.features, by_content(self.sampler.view), self.world.device)
         elsewhere = cached.rank_seconds - (time.perf_counter() - began) * self.world.world_size

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.commands.app import app
 from embae.trainer.evaluation.evaluate import evaluate
-from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.runs.score_table import SHOWN
 from embae.trainer.runtime.distributed import World
@@ -268,7 +268,7 @@ def test_two_ranks_embed_as_one_does(
 ) -> None:
     opened, keep = SavedModel.open(desk / "runs" / "tiny" / "embedding" / "export"), tmp_path / "park.npz"
     alone, park = World(0, 0, 1, torch.device("cpu")), Index.open(desk / "shards" / "park")
-    evaluate(opened.restore(), park, opened.spec, "flip", alone, Reading(threads=1), tmp_path, keep=keep)
+    evaluate(opened.restore(), park, Inference(opened.spec, alone, tmp_path, Reading(threads=1), "flip"), keep=keep)
     kept, found = np.load(desk / "runs" / "tiny" / "evaluation" / "park-embedding.npz"), np.load(keep)
     np.testing.assert_array_equal(found["query"], kept["query"])
     np.testing.assert_array_equal(found["gallery"], kept["gallery"])

@@ -26,7 +26,7 @@ from embae.trainer.deployment.search_picture import Shown, draw, size
 from embae.trainer.deployment.vectors import Vectors
 from embae.trainer.errors import RecipeError
 from embae.trainer.evaluation.evaluate import evaluate
-from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.options import Inference
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.runtime.distributed import World
 
@@ -74,7 +74,8 @@ def test_extracted_are_the_embeddings_of_evaluate(desk: Path) -> None:
     said = run("extract", "stage", "shards/park", "-o", "out/park.arrow")
     assert said == f"out/park.arrow: {len(park())} embeddings of 8 numbers\n"
     opened = SavedModel.open(Path("stage/export"))
-    evaluate(opened.restore(), park(), opened.spec, "flip", ALONE, Reading(), Path("cache"), keep=Path("kept.npz"))
+    inference = Inference(opened.spec, ALONE, Path("cache"), tta="flip")
+    evaluate(opened.restore(), park(), inference, keep=Path("kept.npz"))
     found = Vectors.open(Path("out/park.arrow"))
     with np.load("kept.npz") as kept:
         for split in ("query", "gallery"):

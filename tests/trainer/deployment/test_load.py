@@ -23,8 +23,8 @@ from embae.datasets.loading.augment import ImageSpec
 from embae.trainer import load
 from embae.trainer.deployment.pixels import pixels
 from embae.trainer.errors import RecipeError
-from embae.trainer.inference.batches import Reading
 from embae.trainer.inference.embeddings import embedded
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.runtime.distributed import World
 
@@ -33,7 +33,8 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 
 def evaluated(path: Path, tta: Any, folder: Path) -> np.ndarray:
     opened = SavedModel.open(path / "export")
-    with embedded(opened.restore(), park(), opened.spec, tta, ALONE, Reading("dali", 1), folder) as found:
+    inference = Inference(opened.spec, ALONE, folder, Reading("dali", 1), tta)
+    with embedded(opened.restore(), park(), inference) as found:
         return np.array(found)
 
 

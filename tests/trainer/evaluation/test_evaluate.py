@@ -25,9 +25,9 @@ from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.evaluation.evaluate import evaluate, labels
-from embae.trainer.inference import embeddings as inference
-from embae.trainer.inference.batches import Reading
+from embae.trainer.inference import embeddings
 from embae.trainer.inference.embeddings import embedded, read_size, spread_over, views
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.scoring import TTA
@@ -41,6 +41,11 @@ from embae.trainer.runtime.distributed import World
 ALONE = World(0, 0, 1, torch.device("cpu"))
 SPEC = ImageSpec(36, 18)  # at 9/8 of it the tiny datasets are stored, 40 × 20, so that nothing is resized for ten-crop
 READING = Reading("webdataset", 1, batch=7)
+
+
+def alone(spec: ImageSpec, cache: Path, reading: Reading = READING, tta: TTA = "none") -> Inference:
+    """Inference on one rank."""
+    return Inference(spec, ALONE, cache, reading, tta)
 
 
 def model(unit: bool = False) -> EmbAE:
@@ -77,7 +82,7 @@ def plain_loop(index: Index, spec: ImageSpec, tta: TTA) -> np.ndarray:
 
 def embed(split: Split, spec: ImageSpec, tta: TTA, folder: Path, reading: Reading = READING) -> np.ndarray:
     """A copy of what is in the file, which is gone with the context."""
-    with embedded(model(), View([park()], split), spec, tta, ALONE, reading, folder / "here") as found:
+    with embedded(model(), View([park()], split), alone(spec, folder / "here", reading, tta)) as found:
         assert isinstance(found, np.memmap) and not found.flags.writeable
         copy = np.array(found)
     assert not (folder / "here").exists()
@@ -97,7 +102,8 @@ def test_embeddings_are_those_of_a_plain_loop(tta: TTA, spec: ImageSpec, tmp_pat
 
 def test_the_mean_of_all_ways_of_looking_has_length_1_where_the_model_says_so(tmp_path: Path) -> None:
     wanted = plain_loop(park(), SPEC, "ten-crop")
-    with embedded(model(unit=True), View([park()], "gallery"), SPEC, "ten-crop", ALONE, READING, tmp_path) as found:
+    inference = alone(SPEC, tmp_path, tta="ten-crop")
+    with embedded(model(unit=True), View([park()], "gallery"), inference) as found:
         np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-4)
 
 
@@ -167,7 +173,7 @@ def test_labels(tmp_path: Path) -> None:
 )
 def test_scores_are_those_of_the_embeddings(refined: RankingOptions, tmp_path: Path) -> None:
     keep = tmp_path / "new" / "park.npz"
-    found = evaluate(model(), park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path, refined=refined, keep=keep)
+    found = evaluate(model(), park(), alone(ImageSpec(40, 20), tmp_path), refined=refined, keep=keep)
     known = [labels(View([park()], split)) for split in ("query", "gallery")]  # type: ignore[arg-type]
     with np.load(keep) as kept:
         query, gallery = kept["query"], kept["gallery"]
@@ -195,10 +201,11 @@ WAYS = {
 def ways(world: World, folder: Path) -> dict[str, Any]:
     """Scores, and the embeddings that they are of, plain and refined."""
     shards, found = shared_park(world, folder), {}
+    reading = Reading("webdataset", 1, batch=1)
+    inference = Inference(ImageSpec(40, 20), world, folder / "meanwhile", reading, "flip")
     for name, refined in WAYS.items():
         keep = folder / f"{name}.npz"
-        found[name] = evaluate(model(), Index.open(shards / "park"), ImageSpec(40, 20), "flip", world,
-                               Reading("webdataset", 1, batch=1), folder / "meanwhile", refined=refined, keep=keep)
+        found[name] = evaluate(model(), Index.open(shards / "park"), inference, refined=refined, keep=keep)
         dist.barrier()
         with np.load(keep) as kept:
             found[f"{name} embeddings"] = [torch.from_numpy(kept[split]) for split in ("query", "gallery")]
@@ -217,21 +224,21 @@ def shared_park(world: World, folder: Path) -> Path:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_score_as_one_process_does(computed: Callable[..., Any], world_size: int) -> None:
-    (alone,) = computed(ways, 1)
+    (single,) = computed(ways, 1)
     for found in computed(ways, world_size):
         for name in WAYS:
-            assert found[name] == alone[name] and found[name]["queries"] == 8
-            pairs = zip(found[f"{name} embeddings"], alone[f"{name} embeddings"], strict=True)
+            assert found[name] == single[name] and found[name]["queries"] == 8
+            pairs = zip(found[f"{name} embeddings"], single[f"{name} embeddings"], strict=True)
             assert all(torch.equal(*pair) for pair in pairs)
         assert not found["left"]
-    assert all(alone[one] != alone[other] for one, other in combinations(WAYS, 2))
+    assert all(single[one] != single[other] for one, other in combinations(WAYS, 2))
 
 
 def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks whose marker is there are kept, all others are computed anew."""
     wanted = embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
     calls = []
-    views_of = inference.views
+    views_of = embeddings.views
 
     def dying(*given: Any) -> Any:
         calls.append(1)
@@ -239,7 +246,7 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return views_of(*given)
 
-    monkeypatch.setattr(inference, "views", dying)
+    monkeypatch.setattr(embeddings, "views", dying)
     with pytest.raises(KeyboardInterrupt):
         embed("gallery", SPEC, "none", tmp_path, Reading("webdataset", 1, batch=1))
     assert [path.suffix for path in sorted((tmp_path / "here").iterdir())] == [".chunks", ".partial"]
@@ -249,7 +256,7 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_two_evaluations_at_once_have_files_of_their_own(tmp_path: Path) -> None:
     def again() -> Any:
-        return embedded(model(), View([park()], "gallery"), SPEC, "none", ALONE, READING, tmp_path / "here")
+        return embedded(model(), View([park()], "gallery"), alone(SPEC, tmp_path / "here"))
 
     with again() as first:
         wanted = np.array(first)
@@ -284,7 +291,7 @@ def test_what_can_be_scored(tmp_path: Path) -> None:
 def test_a_dataset_without_a_match_is_told(tmp_path: Path) -> None:
     index = make(tmp_path, [("query", 1, 1, "person"), ("gallery", 1, 1, "person"), ("gallery", 2, 2, "person")])
     with pytest.raises(DataError, match="none of 1 queries has an image of its identity on another camera"):
-        evaluate(model(), index, ImageSpec(40, 20), "none", ALONE, READING, tmp_path)
+        evaluate(model(), index, alone(ImageSpec(40, 20), tmp_path))
 
 
 def test_a_model_that_diverged_is_told(tmp_path: Path) -> None:
@@ -292,4 +299,4 @@ def test_a_model_that_diverged_is_told(tmp_path: Path) -> None:
     with torch.no_grad():
         next(broken.embedding.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"park: embeddings of \d+ of \d+ images are not finite"):
-        evaluate(broken, park(), ImageSpec(40, 20), "none", ALONE, READING, tmp_path)
+        evaluate(broken, park(), alone(ImageSpec(40, 20), tmp_path))

@@ -20,7 +20,7 @@ from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
-from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.camera_tables import COMMON, MEAN, SCALE, SHIFT, VAR
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.calibration import Calibrate
@@ -51,19 +51,20 @@ def calibrations(world: World, folder: Path) -> dict[str, Any]:
     from embae.trainer.inference.calibration import calibrate
 
     root, reading = shared_shards(world, folder), Reading("webdataset", 1, BATCH)
+    inference = Inference(SPEC, world, folder, reading)
     found: dict[str, Any] = {}
     for name in ("labelled", "nulled", "fewer"):
         view = target(root / name)
         for kind, steps in KINDS.items():
             made = fresh()
             for keys in steps:
-                calibrate(made, Calibrate.model_validate(keys), view, SPEC, world, reading)
+                calibrate(made, Calibrate.model_validate(keys), view, inference)
             assert not any(module.training for module in made.modules())
             found[f"{name} {kind}"] = {"state": made.state_dict(), "cameras": made.cameras,
                                        "momentum": {norm.momentum for norm in norms(made).values()}}
         if world.world_size == 1:
             every = np.arange(len(view))
-            pieces = read_batches(view, every, SPEC, world.device, loader="webdataset", threads=1)
+            pieces = read_batches(view, every, SPEC, Reading("webdataset", 1, 128), world.device)
             found[name] = {"images": torch.cat([batch.inputs for batch in pieces]),
                            "order": torch.from_numpy(by_content(view)),
                            "camera": torch.from_numpy(view.column("camid", every))}
@@ -289,10 +290,11 @@ def additions(world: World, folder: Path) -> dict[str, Any]:
     """The model's state after cameras came one after the other; what is refused."""
     from embae.trainer.inference.calibration import calibrate
 
-    view, reading = target(shared_shards(world, folder) / "labelled"), Reading("webdataset", 1, BATCH)
+    view = target(shared_shards(world, folder) / "labelled")
+    inference = Inference(SPEC, world, folder, Reading("webdataset", 1, BATCH))
 
     def put(made: EmbAE, what: str, cameras: tuple[int, ...]) -> EmbAE:
-        calibrate(made, Calibrate.model_validate({"what": what}), Of(view, cameras), SPEC, world, reading)
+        calibrate(made, Calibrate.model_validate({"what": what}), Of(view, cameras), inference)
         return made
 
     found: dict[str, Any] = {}

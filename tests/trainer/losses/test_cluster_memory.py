@@ -244,16 +244,17 @@ def _views(root: Path) -> dict[str, View]:
 @on_ranks(1, 2)
 def filled(world: World, folder: Path) -> dict[str, Any]:
     """The entries at a stage's begin, by view and term, and what one process finds each image to be."""
-    from embae.trainer.inference.batches import Reading, read_batches
+    from embae.trainer.inference.batches import read_batches
+    from embae.trainer.inference.options import Inference, Reading
 
     found: dict[str, Any] = {}
     made = model(parts_in("train", "train")).eval()
     for name, view in _views(shared_shards(world, folder) / "labelled").items():
         both = {term: ClusterMemory(kind(), view, made.z) for term, kind in KINDS.items()}
-        fill(both.values(), made, view, SPEC, world, Reading("webdataset", 1, 16), folder / "cache")
+        fill(both.values(), made, view, Inference(SPEC, world, folder / "cache", Reading("webdataset", 1, 16)))
         found |= {f"{name} {term}": memory.entries for term, memory in both.items()}
         if world.world_size == 1:
-            batches = read_batches(view, np.arange(len(view)), SPEC, world.device, loader="webdataset", threads=1)
+            batches = read_batches(view, np.arange(len(view)), SPEC, Reading("webdataset", 1, 128), world.device)
             with torch.inference_mode():
                 found[name] = torch.cat([made(batch.inputs) for batch in batches]).clone()
     return found

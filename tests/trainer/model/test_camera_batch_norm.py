@@ -16,7 +16,7 @@ from helpers.toy_models import KEYS, RECONSTRUCTION, Seen, ToyView, distance, im
 from torch import Tensor, nn
 
 from embae.datasets.loading.augment import ImageSpec
-from embae.trainer.inference.batches import Reading
+from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.losses.cluster_memory import memories
 from embae.trainer.losses.objective import Objective
 from embae.trainer.model import saved as export
@@ -184,18 +184,16 @@ def calibrated(world: World, folder: Path) -> dict[str, Any]:
     from embae.trainer.recipe.calibration import Calibrate
 
     view = target(shared_shards(world, folder) / "labelled")
+    reading = Reading("webdataset", 1, len(view))
     wanted = model(parts_in("frozen", "frozen")).eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "PRIOR", 0)
-        calibration.calibrate(wanted, Calibrate(what="batch-norm"), view, SPEC, world,
-                              Reading("webdataset", 1, len(view)))
+        calibration.calibrate(wanted, Calibrate(what="batch-norm"), view, Inference(SPEC, world, folder, reading))
     trained = _trained_by_camera(view.cameras())
     for module in trained.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
-    (batch,) = read_batches(
-        view, np.arange(len(view)), SPEC, world.device, loader="webdataset", threads=1, size=len(view)
-    )
+    (batch,) = read_batches(view, np.arange(len(view)), SPEC, reading, world.device)
     trained(batch.inputs, trained.cameras_of(batch))
     states = [{key: value for key, value in made.state_dict().items() if key.endswith((MEAN, VAR))}
               for made in (wanted, trained)]

@@ -263,6 +263,7 @@ def test_one_cache_serves_the_stages_of_a_backbone_and_a_dataset(computed: Calla
 def cache_keys(world: World, folder: Path) -> dict[str, Any]:
     """Files after asking for features of one view under several conditions, and the features themselves."""
     from embae.trainer.inference.features import FeatureLoader, cached_features
+    from embae.trainer.inference.options import Inference, Reading
     from embae.trainer.model.embae import EmbAE
     from embae.trainer.runs.stage_data import open_sampler
 
@@ -285,9 +286,8 @@ def cache_keys(world: World, folder: Path) -> dict[str, Any]:
     own = folder / "cache-keys"
 
     def ask(work: Work = work, bf16: bool = False) -> np.ndarray:
-        cached = cached_features(
-            model, sampler.view, work.spec, world, bf16=bf16, folder=own, loader="webdataset", threads=1
-        )
+        inference = Inference(work.spec, world, own, Reading("webdataset", 1))
+        cached = cached_features(model, sampler.view, inference, bf16=bf16)
         assert cached.rank_seconds > 0
         return cached.features
 

@@ -257,21 +257,21 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     """Cached features, and embeddings to cluster, of the target with and without labels, by image."""
     from embae.datasets.sampling.plan import by_content
     from embae.trainer.clustering.registry import Cluster
-    from embae.trainer.inference.batches import Reading
     from embae.trainer.inference.embeddings import embedded
     from embae.trainer.inference.features import cached_features
+    from embae.trainer.inference.options import Inference, Reading
     from embae.trainer.training.cluster_stage import pseudo_labels
 
     root, found = shared_shards(world, folder), {}
     for labels in ("labelled", "nulled"):
         view, recipe = target(root / labels), small("baseline", folder, root / labels)
         made = model(parts_in("frozen", "frozen")).eval()
-        cached = cached_features(made, view, recipe.data.spec, world, bf16=False, folder=folder / "order",
-                                 loader="webdataset", threads=1)
+        inference = Inference(recipe.data.spec, world, folder / "order", Reading("webdataset", 1, 16))
+        cached = cached_features(made, view, inference, bf16=False)
         order = np.argsort(view.fingerprints(), kind="stable")
         assert len(np.unique(view.fingerprints())) == len(view)
-        reading, rows = Reading("webdataset", 1, 16), by_content(view)
-        with embedded(made, view, recipe.data.spec, "none", world, reading, folder / "order", rows=rows) as memmap:
+        rows = by_content(view)
+        with embedded(made, view, inference, rows=rows) as memmap:
             vectors = torch.from_numpy(memmap.copy())
         found[labels] = [torch.from_numpy(cached.features[order].copy()), vectors]
         cameras = view.column("camid", rows)
