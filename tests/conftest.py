@@ -24,7 +24,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+_OF_RANKS = {"computed", "rank_folder", "rank_logs", "undisturbed"}  # fixtures
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _OF_RANKS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("ranks")
+        if "slurm" in item.path.relative_to(config.rootpath).parts:
+            item.add_marker("slurm")
     if config.stash[_VISIBLE]:  # then tests/test_gpu.py runs them
         marked = [item for item in items if item.get_closest_marker(_MARKED)]
         items[:] = [item for item in items if item not in marked]

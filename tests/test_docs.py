@@ -196,6 +196,7 @@ def mistakes(page: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     return wrong
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_works(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mistakes(page.read_text(encoding="utf-8"), workspace, monkeypatch)

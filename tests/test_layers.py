@@ -57,3 +57,22 @@ def test_every_folder_states_its_purpose_and_holds_several_files(package: str) -
         assert len(files) > 1 and folder.name not in files, folder
         purpose = import_module(f"embae.{package}.{folder.name}").__doc__
         assert purpose and purpose.splitlines()[0].endswith("."), folder
+
+
+def folder_table(package: str) -> str:
+    """The folders as docs/architecture.md shows them: purpose, and what each imports of the same package."""
+    imported: dict[str, set[str]] = {folder: set() for folder in LAYERS[package]}
+    for folder, other, _ in arrows(package):
+        imported[folder].add(other)
+    rows = ["| folder | purpose | imports |", "| --- | --- | --- |"]
+    for folder in LAYERS[package]:
+        purpose = (import_module(f"embae.{package}.{folder}").__doc__ or "").split("\n")[0]
+        name = f"{folder}/" if (root(package) / folder).is_dir() else f"{folder}.py"
+        rows.append(f"| `{name}` | {purpose} | {', '.join(sorted(imported[folder], key=LAYERS[package].index)) or '–'} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_architecture_page_shows_the_folders_as_they_are(package: str) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert folder_table(package) in page

@@ -1,1 +1,1 @@
-"""Files: written whole, locked, read with care, and progress shown."""
+"""Files: written whole, locked, and read with care."""

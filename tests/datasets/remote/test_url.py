@@ -182,6 +182,7 @@ def child(far: Url, cache: Cache) -> Iterator[Callable[..., subprocess.Popen[str
         process.communicate()
 
 
+@pytest.mark.ranks
 def test_processes_fetch_a_shard_once_between_them(
     stored: Index, web: served.Web, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -197,6 +198,7 @@ def test_processes_fetch_a_shard_once_between_them(
     assert {web.gets[f"set/{name}"] for name in (*stored.shards, "index.arrow")} == {1}
 
 
+@pytest.mark.ranks
 def test_a_kill_while_fetching_leaves_nothing_that_looks_whole(
     stored: Index, far: Url, web: served.Web, cache: Cache, child: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -57,6 +57,7 @@ def all_written(records: list[Record], out: Path, monkeypatch: pytest.MonkeyPatc
     return out / "set.partial"
 
 
+@pytest.mark.ranks
 def test_processes_share_the_shards(records: list[Record], whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     processes = [start(records, out, "fast", "join") for _ in range(3)]
@@ -66,6 +67,7 @@ def test_processes_share_the_shards(records: list[Record], whole: dict[str, byte
     assert os.listdir(out) == ["set"]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("fate", ["killed", "stuck"])
 def test_shards_of_one_that_is_lost_are_written_by_another(
     records: list[Record], whole: dict[str, bytes], tmp_path: Path, fate: str
@@ -111,6 +113,7 @@ def test_exactly_one_of_those_who_find_all_finished_renames(
             assert os.listdir(out) == ["set"]
 
 
+@pytest.mark.ranks
 def test_a_late_writer_of_a_shard_leaves_the_complete_dataset_alone(
     records: list[Record], whole: dict[str, bytes], tmp_path: Path
 ) -> None:

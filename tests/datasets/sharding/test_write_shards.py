@@ -146,6 +146,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 # A run in a process of its own, to be killed: reading an image of an identity above 1 takes long.
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("how", ["SIGKILL of the parent", "Ctrl-C"])
 def test_what_was_interrupted_goes_on(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     records = make_images(tmp_path / "images")

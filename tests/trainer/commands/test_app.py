@@ -34,6 +34,8 @@ from embae.trainer.runs.score_table import SHOWN
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.ranks
+
 
 def sentence(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """What an error said after what went before: no traceback, and this exit code."""

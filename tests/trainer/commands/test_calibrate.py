@@ -205,6 +205,7 @@ def test_features_of_one_camera_alone_do_not_go_with_batch_norm_of_others(desk: 
         calibrate(desk, "--camera", f"hall={desk / 'station' / 'hall'}", "--features", start="first/export")
 
 
+@pytest.mark.ranks
 def test_killed_it_leaves_nothing_and_bad_input_ends_with_2(desk: Path) -> None:
     command = [sys.executable, "-c", "from embae.trainer.commands.app import main; main()", "calibrate", "start/export",
                "--camera", "door=station/door", "--out", "killed/export"]  # fmt: skip

@@ -109,6 +109,7 @@ def test_extraction_is_not_done_twice_and_goes_on_after_a_kill(desk: Path, monke
     assert Path("again.arrow").read_bytes() != Path("whole.arrow").read_bytes()
 
 
+@pytest.mark.ranks
 def test_two_ranks_extract_the_same_from_a_folder_as_one(desk: Path) -> None:
     run("extract", "stage", "footage", "-o", "one.arrow")
     done = tiny_run.embae("extract", "stage", "footage", "-o", "two.arrow", "--nproc", 2, cwd=desk)
@@ -307,6 +308,7 @@ def test_places_that_are_read_only_are_told_at_once(desk: Path, monkeypatch: pyt
     assert sorted(os.listdir()) == ["footage", "shards", "stage"]
 
 
+@pytest.mark.ranks
 def test_bad_input_ends_with_code_2(desk: Path) -> None:
     done = tiny_run.embae("search", "shards", "--query", "missing.jpg", "--gallery", "shards/park", cwd=desk)
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -24,6 +24,8 @@ from embae.trainer.runs.stage_folder import EXPORT, read_cost
 from embae.trainer.runtime.distributed import World
 from embae.trainer.runtime.signals import StopSignals
 
+pytestmark = pytest.mark.ranks
+
 STAGES = ("embedding", "autoencoder", "target-nuisance", "target-embedding")
 
 

@@ -20,6 +20,8 @@ from helpers.toy_models import RECONSTRUCTION, ToyView, heads, images, model, pa
 from embae.trainer.performance.bench_report import Bench, Exchanges, Timing
 from embae.trainer.runtime.distributed import World
 
+pytestmark = pytest.mark.ranks
+
 ALONE = {"loader", "model", "forward", "backward", "optimizer", "step"}
 
 

@@ -22,6 +22,8 @@ from embae.trainer.losses.objective import Objective
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runtime.distributed import World
 
+pytestmark = pytest.mark.ranks
+
 BUCKET = 300_000  # elements; more than the model has
 LARGEST = 4096  # elements of a parameter
 # By world size, cases and ZeRO stages: not all of them, since each engine takes a second.

@@ -113,6 +113,7 @@ HOLD = (
 )
 
 
+@pytest.mark.ranks
 def test_one_run_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, capsys: Any) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -129,6 +130,7 @@ def test_one_run_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, capsys: Any)
         holder.wait()
 
 
+@pytest.mark.ranks
 def test_a_start_waits_for_the_last_one_to_end(tmp_path: Path) -> None:
     command = HOLD.replace("time.sleep(60)", "time.sleep(1)")
     with subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:

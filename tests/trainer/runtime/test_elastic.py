@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers import tiny_run
 
+pytestmark = pytest.mark.ranks
+
 STEPS = "stages.embedding.epochs=2"
 
 

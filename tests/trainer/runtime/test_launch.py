@@ -16,6 +16,8 @@ import pytest
 import embae.trainer
 from embae.trainer.runtime.launch import launch
 
+pytestmark = pytest.mark.ranks
+
 # Stands in for `python -m embae.trainer`: each argument is a line of Python.
 WORKER = """
 import os, signal, sys, time

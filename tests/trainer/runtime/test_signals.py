@@ -13,6 +13,8 @@ from helpers.fault_injection import Command, Fault, exports, records
 
 from embae.trainer.training.checkpoint import Checkpoint, found
 
+pytestmark = pytest.mark.ranks
+
 SAVED = r"rename .*/embedding/checkpoints/step-"
 # In the order that a run meets them: moment, and what is said of it. What one rank alone gets, all hear of.
 SIGNALS = [

@@ -25,6 +25,8 @@ from embae.trainer.recipe.load import load
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.checkpoint import Checkpoint, found
 
+pytestmark = pytest.mark.ranks
+
 SAVED = r"rename .*/embedding/checkpoints/step-"
 TIMEOUT = 12  # seconds; a rank that imports much on a busy machine is silent for some
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers.fault_injection import TIMEOUT, Command, Ended, Fault, exports, records
 
+pytestmark = pytest.mark.ranks
+
 KILLS = int(os.environ.get("EMBAE_FAULTS", "0"))
 SEED = int(os.environ.get("EMBAE_SEED", "0"))
 

@@ -10,6 +10,8 @@ from helpers import tiny_run, web_server
 from embae.trainer.recipe.load import load
 from embae.trainer.runs.preflight import check_run
 
+pytestmark = pytest.mark.ranks
+
 
 def test_a_run_over_http_equals_one_from_a_folder(tmp_path: Path) -> None:
     """A labelled stage with a window: the same weights to the last bit, and no url twice."""

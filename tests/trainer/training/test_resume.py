@@ -23,6 +23,8 @@ from embae.trainer.recipe import load as recipes
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.distributed import World
 
+pytestmark = pytest.mark.ranks
+
 HALF, STEPS = 2, 4
 ADAM = {"name": "adam", "lr": 1e-3}
 RECONSTRUCTION: dict[str, Any] = {

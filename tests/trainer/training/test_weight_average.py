@@ -16,6 +16,8 @@ from torch import Tensor
 from embae.trainer.recipe import load as recipes
 from embae.trainer.runtime.distributed import World
 
+pytestmark = pytest.mark.ranks
+
 DECAY, STEPS = 0.4, 9  # (1 + t) / (10 + t) reaches it at step 6
 
 
