@@ -68,7 +68,9 @@ def folder_table(package: str) -> str:
     for folder in LAYERS[package]:
         purpose = (import_module(f"embae.{package}.{folder}").__doc__ or "").split("\n")[0]
         name = f"{folder}/" if (root(package) / folder).is_dir() else f"{folder}.py"
-        rows.append(f"| `{name}` | {purpose} | {', '.join(sorted(imported[folder], key=LAYERS[package].index)) or '–'} |")
+        rows.append(
+            f"| `{name}` | {purpose} | {', '.join(sorted(imported[folder], key=LAYERS[package].index)) or '–'} |"
+        )
     return "\n".join(rows)
 
 
