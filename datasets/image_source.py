@@ -27,7 +27,7 @@ from embae.datasets.index.card import CARD, MERGED, datasets_in
 from embae.datasets.index.merged import Merged, is_merged
 from embae.datasets.index.records import FileImage, Record, Split, camera_names
 from embae.datasets.readers.read import read_records
-from embae.datasets.remote.url import Url, location
+from embae.datasets.remote.url import Url, parse_location
 from embae.datasets.sharding.index import SKIPPED
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -146,7 +146,7 @@ def _refuse_options(where: str, own: str, name: str | None, pattern: str | None)
 
 def is_sharded(where: str) -> Path | Url | None:
     """The place of a sharded dataset, or of a merged set; None where there is none."""
-    place = location(where)
+    place = parse_location(where)
     if isinstance(place, Url) or any(os.path.isfile(place / card) for card in (CARD, MERGED)):
         return place
     return None

@@ -1,124 +1,140 @@
-"""A lock that keeps two processes from writing the same dataset, unless they are told to share the work."""
+"""Locks on files between processes (``flock``). The kernel releases a lock when its process ends, however it ends."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO
-
-from embae.datasets.console.progress import note
-from embae.datasets.errors import DataError
-
-_MOMENT_S = 5.0
 
 
-@contextmanager
-def sole_writer(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds ``path`` as a lock file. The kernel lets go of it when this process ends, however it ends.
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Locks an open file, without waiting, until it is closed.
 
     Args:
-        path: The lock file.
-        shared: Keep out only those who want it for themselves. What writers that share do is right without any lock,
-            as not every file system of several machines keeps one.
+        descriptor: The open file.
+        shared: Exclude only processes that want the lock for themselves.
+
+    Returns:
+        Whether the file is locked now; False where another process has a lock that excludes this one.
 
     Raises:
-        DataError: Another process holds it.
+        OSError: The file system has no locks.
     """
-    descriptor = _acquire(path, shared)
     try:
-        os.ftruncate(descriptor, 0)
-        if not shared:
-            os.write(descriptor, str(os.getpid()).encode())
-        yield
-    finally:
-        if not shared or _is_last(descriptor):
-            path.unlink(missing_ok=True)  # while held: whoever waits for this file finds it gone and makes another
-        os.close(descriptor)
-
-
-def _acquire(path: Path, shared: bool) -> int:
-    give_up = time.monotonic() + _MOMENT_S
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode("ascii", "replace")
-            os.close(descriptor)
-            if shared and not holder and time.monotonic() < give_up:
-                time.sleep(0.01)  # the last of those who share holds it alone for a moment, to remove it
-                continue
-            raise DataError(
-                f"{path}: {f'process {holder} is' if holder else 'others are'} writing this dataset; wait until it is "
-                "done, or stop it; where several are to write one dataset, all of them want --join"
-            ) from None
-        except FileNotFoundError:
-            pass  # the last holder removed it in this moment
-        except OSError as error:
-            if not shared:
-                note(f"{path}: this file system has no locks ({error.strerror}); see that only one process writes here")
-            return descriptor
-        os.close(descriptor)
-
-
-def _is_last(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        pass  # no locks here
     return True
 
 
+def wait_for_shared_lock(descriptor: int) -> None:
+    """Locks an open file together with others, after waiting for a process that has it for itself.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def is_current(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path: another process may have renamed or removed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A locked file that exists only while processes have it locked.
+
+    Attributes:
+        path: The file.
+        descriptor: The open file.
+        shared: Whether other processes may share the lock.
+        unsupported: Why the file system cannot lock, where it cannot: then the file is open and nobody is excluded.
+    """
+
+    path: Path
+    descriptor: int
+    shared: bool
+    unsupported: str | None = None
+
+    @classmethod
+    def acquire(cls, path: Path, *, shared: bool = False) -> LockFile | None:
+        """Creates and locks a file, without waiting.
+
+        Returns:
+            None where another process has a lock that excludes this one.
+
+        Raises:
+            OSError: The file cannot be created.
+        """
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                locked = try_lock(descriptor, shared=shared)
+            except OSError as error:
+                return cls(path, descriptor, shared, error.strerror or str(error))
+            if locked and is_current(path, descriptor):
+                return cls(path, descriptor, shared)
+            os.close(descriptor)
+            if not locked:
+                return None
+            # Its last holder removed the file between the two calls.
+
+    def write(self, text: str) -> None:
+        """Replaces the content of the file, which other processes may show in messages."""
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, text.encode(), 0)
+
+    def release(self) -> None:
+        """Unlocks the file; its last holder removes it."""
+        # Removed while locked: a process that opened the file meanwhile finds that it is not current.
+        if not self.shared or self._is_last_holder():
+            self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+    def _is_last_holder(self) -> bool:
+        try:
+            return try_lock(self.descriptor)
+        except OSError:
+            return True  # no locks
+
+
 @contextmanager
-def unshared_name(folder: Path, name: str) -> Iterator[str]:
-    """Within it no other process is given the same name, which begins as asked; of those that are free it is the first.
+def unique_name(folder: Path, name: str) -> Iterator[str]:
+    """Yields a name that no other process is given at the same time: ``name`` if it is free, else ``name-1``, ….
 
     Args:
-        folder: Made if need be, and removed again where nothing else is in it.
+        folder: Where lock files are stored. It is created if it does not exist, and removed if it is empty at the end.
         name: Of a file.
+
+    Raises:
+        OSError: A lock file cannot be created.
     """
-    taken, path, file = next(_free(folder, name))
+    unique, lock = next(_free_names(folder, name))
     try:
-        yield taken
+        yield unique
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who waits for nothing finds either this lock or none
-        file.close()
-        with suppress(OSError):  # the folder holds other things
+        lock.release()
+        with suppress(OSError):  # the folder contains other files
             folder.rmdir()
 
 
-def _free(folder: Path, name: str) -> Iterator[tuple[str, Path, IO[bytes]]]:
+def _free_names(folder: Path, name: str) -> Iterator[tuple[str, LockFile]]:
     for number in count():
-        taken = f"{name}-{number}" if number else name
-        if file := _held(path := folder / f"{taken}.lock"):
-            yield taken, path, file
+        candidate = f"{name}-{number}" if number else name
+        if lock := _acquire_in(folder, f"{candidate}.lock"):
+            yield candidate, lock
 
 
-def _held(path: Path) -> IO[bytes] | None:
-    """The lock, held until it is closed or the process ends; None where another process holds it."""
+def _acquire_in(folder: Path, name: str) -> LockFile | None:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("ab")
-        except FileNotFoundError:  # another one removed the folder just now
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        except OSError:  # a file system without locks
-            return file
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # its holder removed it just now
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder
+            return LockFile.acquire(folder / name)

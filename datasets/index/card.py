@@ -1,4 +1,4 @@
-"""``dataset.yaml``, the card of a sharded dataset: written last, it marks a complete one."""
+"""``dataset.yaml``, the card of a sharded dataset. It is written last, so it marks a complete dataset."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from embae.datasets.files.yaml_files import parse_yaml
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import Url
 
-# Files of scores and embeddings bear a dataset's name.
+# Files of scores and embeddings are named after a dataset.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 FORMAT = 1
 CARD = "dataset.yaml"
-MERGED = "merged.yaml"  # instead of it: the card of a merged set, see `merged.py`
+MERGED = "merged.yaml"  # the card of a merged set, see `merged_card.py`
 PARTIAL = ".partial"  # suffix of the folder that `embae shard` works in
-AGAIN = "remove the folder and shard the dataset again (embae shard)"  # a remedy
+REMEDY = "remove the folder and shard the dataset again (embae shard)"
 
 
 def datasets_in(root: Path) -> list[str]:
-    """Names of the complete datasets in a folder, sorted; empty where there is no such folder."""
+    """Names of the complete datasets in a folder, sorted; empty if the folder does not exist."""
     if not os.path.isdir(root):
         return []
     return sorted(p.name for p in root.iterdir() if (p / CARD).is_file() and not p.name.endswith(PARTIAL))
@@ -34,18 +34,18 @@ def read_card(folder: Path | Url) -> dict[str, Any]:
     """Reads and checks ``dataset.yaml``.
 
     Raises:
-        DataError: Missing (the message names the datasets nearby), unreadable, or of another format.
+        DataError: The card is missing (the message names other datasets), unreadable, or of another format.
     """
     path = folder / CARD
-    if isinstance(path, Path) and not os.path.isfile(path):  # not Path.is_file, which a name too long makes raise
+    if isinstance(path, Path) and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise DataError(_missing(path.parent))
     try:
         data = path.read(MOST) if isinstance(path, Url) else read_bytes(path, MOST)
         card = parse_yaml(data.decode(), number_keys=True)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from error
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); {REMEDY}") from error
     if not isinstance(card, dict) or "format" not in card:
-        raise DataError(f"{path} is not the card of a sharded dataset: it has no 'format'; {AGAIN}")
+        raise DataError(f"{path} is not the card of a sharded dataset: it has no 'format'; {REMEDY}")
     if card["format"] != FORMAT:
         raise DataError(
             f"{path} has format {card['format']!r}, this version of embae reads format {FORMAT}; "
@@ -53,9 +53,9 @@ def read_card(folder: Path | Url) -> dict[str, Any]:
             + (f" ({card['embae']})" if "embae" in card else "")
         )
     image, name = card.get("image", "missing"), card.get("name")
-    wrong = [
-        wanted
-        for wanted, ok in (
+    missing = [
+        expected
+        for expected, ok in (
             ("name: up to 100 letters, digits, _ and -", isinstance(name, str) and NAME.fullmatch(name)),
             ("fingerprint: text", isinstance(card.get("fingerprint"), str)),
             ("image: [height, width] or null", image is None or _is_size(image)),
@@ -63,8 +63,8 @@ def read_card(folder: Path | Url) -> dict[str, Any]:
         )
         if not ok
     ]
-    if wrong:
-        raise DataError(f"{path} lacks {some(wrong)}; {AGAIN}")
+    if missing:
+        raise DataError(f"{path} does not have {list_some(missing)}; {REMEDY}")
     return card
 
 
@@ -79,19 +79,19 @@ def _has_counts(value: Any) -> bool:
 
 
 def _missing(folder: Path) -> str:
-    inside, beside = datasets_in(folder), datasets_in(folder.parent)
+    contained, siblings = datasets_in(folder), datasets_in(folder.parent)
     if not os.path.exists(folder):
         text = f"{folder}: no such dataset"
     elif not os.path.isdir(folder):
-        text = f"{folder} is a file; wanted the folder of a sharded dataset"
+        text = f"{folder} is a file; expected the folder of a sharded dataset"
     elif os.path.isfile(folder / MERGED):
-        return f"{folder} is a merged set ({MERGED}), which stands for several datasets; wanted one: name a member"
+        return f"{folder} is a merged set ({MERGED}), which stands for several datasets; expected one: name a member"
     else:
         text = f"{folder} is not a complete dataset: it has no {CARD}"
-    if inside:
-        text += f"; it holds the datasets {', '.join(inside)}: name one of them"
-    elif beside:
-        text += f"; datasets beside it: {', '.join(beside)}"
+    if contained:
+        text += f"; it contains the datasets {', '.join(contained)}: name one of them"
+    elif siblings:
+        text += f"; datasets beside it: {', '.join(siblings)}"
     else:
         text += f"; there are no datasets in {folder.parent}"
     if os.path.isdir(folder.parent / (folder.name + PARTIAL)):
@@ -99,6 +99,6 @@ def _missing(folder: Path) -> str:
     return text + "; make one with embae shard"
 
 
-def some(names: list[str], most: int = 5) -> str:
-    """The first few names, for a message."""
+def list_some(names: list[str], most: int = 5) -> str:
+    """The first few names and how many more there are, for a message."""
     return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

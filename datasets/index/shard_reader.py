@@ -8,7 +8,8 @@ from collections import OrderedDict
 
 from embae.datasets.errors import DataError
 from embae.datasets.images.jpeg import MAX_PIXELS, declared_size
-from embae.datasets.index.arrow_index import TABLE, Index
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.table import TABLE
 
 
 class _Damaged(DataError):
@@ -46,7 +47,7 @@ class ShardReader:
         try:
             data = self._bytes(row, shard)
         except _Damaged:
-            if not index.forget_shard(shard, self._files[shard]):
+            if not index.discard_copy(shard, self._files[shard]):
                 raise
             os.close(self._files.pop(shard))
             data = self._bytes(row, shard)

@@ -10,7 +10,7 @@ from embae.datasets.console.tables import format_pairs, format_table
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.merged import Merged
 from embae.datasets.index.records import ROLES, SPLITS
-from embae.datasets.index.writer import counts
+from embae.datasets.index.summary import counts
 
 
 def describe(index: Index) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from embae.datasets.errors import DataError
 from embae.datasets.files.tar import Member, members
 from embae.datasets.images.encoding import decoded
 from embae.datasets.images.jpeg import check_jpeg
-from embae.datasets.index.arrow_index import TABLE, Index
-from embae.datasets.index.card import AGAIN, CARD
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.card import CARD, REMEDY
+from embae.datasets.index.columns import check_columns
 from embae.datasets.index.records import ROLES, SPLITS
 from embae.datasets.index.shard_reader import ShardReader, where
-from embae.datasets.index.writer import check_columns, counts, fingerprint
+from embae.datasets.index.summary import counts, fingerprint
+from embae.datasets.index.table import TABLE
 
 _NAMED = 20  # problems named in one shard
 _SIDECAR = 4096  # bytes of a JSON that are looked at; ours have 100
@@ -61,7 +63,7 @@ def check_rows(index: Index) -> None:
     """
     index.validate()
     if problems := _check_card(index):
-        raise DataError("; ".join(problems) + f"; copy both again, or {AGAIN}")
+        raise DataError("; ".join(problems) + f"; copy both again, or {REMEDY}")
 
 
 def _check_card(index: Index) -> list[str]:

@@ -36,7 +36,7 @@ class Ahead:
         self._work, self._view = replace(work, sampler=copy(work.sampler)), work.sampler.view
         self._starts = np.cumsum([0, *(len(index.shards) for index in self._view.indexes)])
         caches = [index.root.cache for index in self._view.indexes if isinstance(index.root, Url)]
-        self._most = min(cache.most for cache in caches) * SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._most = min(cache.max_bytes for cache in caches) * SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._held: dict[int, Future[int | None]] = {}  # shard, numbered through all datasets
         self._until: dict[int, int] = {}  # the last batch looked at that reads it
         self._at, self._closed, self._changed = 0, False, threading.Condition()
@@ -74,7 +74,7 @@ class Ahead:
 
     def _fits(self, number: int, shards: list[int]) -> bool:
         wanted = {*self._held, *shards}
-        length = sum(index.length(local) for index, local in map(self._index, wanted))
+        length = sum(index.shard_bytes(local) for index, local in map(self._index, wanted))
         return number < self._at + BATCHES and len(wanted) <= FILES and length <= self._most
 
     def _index(self, shard: int) -> tuple[Index, int]:

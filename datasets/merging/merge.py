@@ -17,17 +17,8 @@ from embae.datasets.index.records import ROLES
 
 if TYPE_CHECKING:
     from embae.datasets.merging.duplicates import Duplicates
-from embae.datasets.index.merged import (
-    _WEIGHT,
-    DUPLICATES,
-    Member,
-    Merged,
-    _card,
-    _is_weight,
-    _read,
-    check_apart,
-    is_merged,
-)
+from embae.datasets.index.merged import DUPLICATES, Merged, check_distinct, is_merged
+from embae.datasets.index.merged_card import WEIGHT_RANGE, Member, format_card, is_weight, read_members
 
 
 def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
@@ -54,9 +45,9 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
     for folder in folders:
         if is_merged(folder):
             raise DataError(f"{folder} is a merged set itself; name its members, which stay apart as they are: "
-                            f"{', '.join(member.path for member in _read(folder / MERGED))} (from there)")
+                            f"{', '.join(member.path for member in read_members(folder / MERGED))} (from there)")
     indexes = [Index.open(folder) for folder in folders]
-    check_apart(indexes)
+    check_distinct(indexes)
     home = Path(os.path.realpath(out))
     if home.exists() and (not home.is_dir() or {path.name for path in home.iterdir()} - {MERGED, DUPLICATES}):
         raise DataError(f"{out} exists and holds other things than a merged set; give another name (--out), or remove "
@@ -67,8 +58,8 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
         raise DataError(f"--weight: there is none of {', '.join(lacking)}; give every dataset one, or none at all, and "
                         "they take turns in proportion to their images")
     for name, weight in weights.items():
-        if not _is_weight(weight):
-            raise DataError(f"--weight {name}={weight}: wanted {_WEIGHT}")
+        if not is_weight(weight):
+            raise DataError(f"--weight {name}={weight}: wanted {WEIGHT_RANGE}")
     members = tuple(_described(index, home, weights.get(index.name)) for index in indexes)
     found = None
     if duplicates:
@@ -76,7 +67,7 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
         found = find_duplicates(indexes)
     try:
         with atomic_folder(home) as folder:
-            write_text(folder / MERGED, _card(members))
+            write_text(folder / MERGED, format_card(members))
             if found:
                 found.write(folder / DUPLICATES)
     except OSError as error:

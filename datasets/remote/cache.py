@@ -1,14 +1,13 @@
-"""Copies of far files on this machine, whole, shared by its processes, and limited in bytes.
+"""Local copies of remote files: complete, shared by the processes of this machine, and limited in bytes.
 
-A file lies under its name once it is whole. While it is fetched it is called ``….part``, and whoever fetches it has
-that locked; a killed process leaves a ``.part`` that the next one takes over. Whoever reads a file, or is about to, has
-it open and locked with others, so that it is not removed to make room. The kernel lets go of locks however a process
-ends.
+A copy has its name once it is complete. While it is downloaded it is called ``….part``, and the process that downloads
+it has that file locked; after a process was killed, the next one takes over its ``.part``. A process that reads a copy,
+or is about to, has it open with a shared lock, so that it is not removed to make room. The kernel releases locks when
+their process ends, however it ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
@@ -20,9 +19,10 @@ from pathlib import Path
 from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.fields import Positive, Strict
+from embae.datasets.files.locks import is_current, try_lock, wait_for_shared_lock
 
 PART = ".part"
-DAMAGED = 2  # times that a file which comes too short is fetched
+DOWNLOADS = 2  # attempts to download a file that arrives too short
 
 
 class Cache(Strict):
@@ -34,8 +34,8 @@ class Cache(Strict):
     """At most so many GiB. Files that are being fetched or read stay, even if they exceed the limit."""
 
     @property
-    def most(self) -> int:
-        """Most bytes."""
+    def max_bytes(self) -> int:
+        """The limit in bytes."""
         return int(self.gib * 2**30)
 
     @cached_property
@@ -45,74 +45,77 @@ class Cache(Strict):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = root.stat()
         except OSError as error:
-            raise DataError(f"{root}: cannot hold copies of far data ({error.strerror}); set data.cache.folder to a "
-                            "folder on a disk of this machine") from error
+            raise DataError(f"{root}: cannot store copies of remote data ({error.strerror}); set data.cache.folder to "
+                            "a folder on a disk of this machine") from error
         if not self.folder and (status.st_uid != os.getuid() or status.st_mode & 0o022 or root.is_symlink()):
             raise DataError(f"{root}: others may write there; set data.cache.folder to a folder of your own")
         return root
 
-    def hold(self, name: str, size: int, fetch: Callable[[Path], None]) -> int:
-        """Opens a copy, after fetching it if there is none; it stays while the file descriptor is open.
+    @cached_property
+    def _printed_notes(self) -> list[str]:
+        """Notes of this process, so that each is printed once."""
+        return []
 
-        Of several processes that ask, one fetches and the others wait.
+    def open_copy(self, name: str, size: int, download: Callable[[Path], None]) -> int:
+        """Opens a copy, after downloading it if it does not exist. It is not removed while it is open.
+
+        Of several processes that open the same copy, one downloads it and the others wait.
 
         Args:
-            name: What the copy is called: a folder of the cache and a name in it.
-            size: Bytes that the file has at least; 0 if that is not known.
-            fetch: Writes the file at a path.
+            name: Name of the copy: a folder of the cache and a file in it.
+            size: The least number of bytes that the file has; 0 if that is not known.
+            download: Writes the file to a path.
 
         Returns:
-            A file descriptor to read from.
+            A file descriptor for reading.
 
         Raises:
-            DataError: What came is shorter than `size`, twice; the cache cannot hold it, or the disk is full.
-            Exception: What `fetch` raises.
+            DataError: The download is shorter than ``size`` twice, the file does not fit into the cache, or the disk is
+                full.
+            Exception: What ``download`` raises.
         """
         path = self._root / name
-        if size > self.most:
+        if size > self.max_bytes:
             raise DataError(f"{path}: {size:,} bytes are more than data.cache may hold ({self.gib:g} GiB); raise "
                             "data.cache.gib")
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             while True:
-                if (held := _open_whole(path, size)) is not None:
-                    return held
+                if (descriptor := _open_complete(path, size)) is not None:
+                    return descriptor
                 with _locked(path.with_name(path.name + PART)) as part:
                     if part is None:
                         continue
                     if path.exists():
                         path.with_name(path.name + PART).unlink()
                     else:
-                        self._fetch(path, part, size, fetch)
+                        self._download(path, part, size, download)
         except OSError as error:
-            raise DataError(f"{path}: cannot be written or read ({error.strerror or error}); see that the disk of "
-                            "data.cache.folder has room and locks") from error
+            raise DataError(f"{path}: cannot be written or read ({error.strerror or error}); check that the disk of "
+                            "data.cache.folder has space and supports locks") from error
 
-    def _fetch(self, path: Path, part: int, size: int, fetch: Callable[[Path], None]) -> None:
+    def _download(self, path: Path, part: int, size: int, download: Callable[[Path], None]) -> None:
         partial = path.with_name(path.name + PART)
-        for left in reversed(range(DAMAGED)):
-            self.make_room(size)
-            fetch(partial)
-            found = os.fstat(part).st_size
-            if found >= max(size, 1):
+        for attempts_left in reversed(range(DOWNLOADS)):
+            self._make_room(size)
+            download(partial)
+            received = os.fstat(part).st_size
+            if received >= max(size, 1):
                 break
-            if not left:
-                raise DataError(f"{path.name}: {found:,} bytes came, {DAMAGED} times, wanted at least "
-                                f"{max(size, 1):,}; it is cut short where it comes from")
+            if not attempts_left:
+                raise DataError(f"{path.name}: {received:,} bytes arrived, {DOWNLOADS} times, expected at least "
+                                f"{max(size, 1):,}; the file is cut short at its source")
         os.replace(partial, path)
-        self.make_room(0)
+        self._make_room(0)
 
-    def forget(self, name: str, held: int) -> None:
-        """Removes a copy that turned out damaged, if it is still the one that was held."""
+    def discard(self, name: str, descriptor: int) -> None:
+        """Removes a damaged copy, unless another process has replaced the one that is open here."""
         path = self._root / name
-        try:
-            if os.path.samestat(os.stat(path), os.fstat(held)):
-                path.unlink()
-        except FileNotFoundError:
-            pass
+        if is_current(path, descriptor):
+            path.unlink(missing_ok=True)
 
-    def make_room(self, size: int) -> None:
-        """Removes copies until so many bytes fit, those first that were opened longest ago, and none that is in use."""
+    def _make_room(self, size: int) -> None:
+        """Removes copies until ``size`` bytes fit: the least recently opened first, and none that is in use."""
         with _locked(self._root / ".lock"):
             files = []
             for path in (path for folder in self._root.iterdir() if folder.is_dir() for path in folder.iterdir()):
@@ -120,77 +123,64 @@ class Cache(Strict):
                     status = path.stat()
                 except FileNotFoundError:
                     continue
-                # What is being fetched grows: it counts as large as what is to come.
-                bytes_ = max(status.st_size, size) if path.name.endswith(PART) else status.st_size
-                files.append((status.st_mtime_ns, path, bytes_))
-            # The file to come has a ``.part`` by now, which counts.
-            over = sum(size for _, _, size in files) - self.most
-            for _, path, bytes_ in sorted(files):
-                if over <= 0:
+                # A download grows: it counts with its final size.
+                file_bytes = max(status.st_size, size) if path.name.endswith(PART) else status.st_size
+                files.append((status.st_mtime_ns, path, file_bytes))
+            # The file to make room for has a ``.part`` already, which is counted.
+            excess = sum(file_bytes for _, _, file_bytes in files) - self.max_bytes
+            for _, path, file_bytes in sorted(files):
+                if excess <= 0:
                     return
-                if _removed(path):
-                    over -= bytes_
-        if over > 0 and not _told.intersection([self]):
-            _told.add(self)
-            note(f"{self._root}: what is read at a time is {over:,} bytes more than data.cache may hold "
-                 f"({self.gib:g} GiB); raise data.cache.gib, or set data.window of the stages")
+                if _remove_unused(path):
+                    excess -= file_bytes
+        if excess > 0 and not self._printed_notes:
+            text = (f"{self._root}: the files that are read at the same time have {excess:,} bytes more than "
+                    f"data.cache may hold ({self.gib:g} GiB); raise data.cache.gib, or set data.window of the stages")
+            self._printed_notes.append(text)
+            note(text)
 
 
-_told: set[Cache] = set()
-
-
-def _open_whole(path: Path, size: int) -> int | None:
-    """The file, locked against removal, and marked as used now; None if it is not there."""
+def _open_complete(path: Path, size: int) -> int | None:
+    """Opens a copy with a shared lock and updates its time of use; None if there is no copy."""
     while True:
         try:
-            held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
-        fcntl.flock(held, fcntl.LOCK_SH)
-        status = os.fstat(held)
+        wait_for_shared_lock(descriptor)
+        status = os.fstat(descriptor)
         if status.st_nlink and status.st_size >= size:
-            os.utime(held)
-            return held
-        if status.st_nlink:  # a crash of the machine may have cut it
+            os.utime(descriptor)
+            return descriptor
+        if status.st_nlink:  # cut short, perhaps by a crash of the machine
             path.unlink(missing_ok=True)
-        os.close(held)
+        os.close(descriptor)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
-    """Holds a file alone, made if it is missing; None if another process renamed or removed it meanwhile."""
+    """Creates a file if it is missing and locks it; None if another process renamed or removed it while this waited."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        while _same(path, descriptor):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.01)  # not in flock: once it is renamed, readers hold it for as long as they like
-        yield descriptor if _same(path, descriptor) else None
+        # Polls instead of waiting in flock: once the file is renamed, readers lock it for as long as they like.
+        while is_current(path, descriptor) and not try_lock(descriptor):
+            time.sleep(0.01)
+        yield descriptor if is_current(path, descriptor) else None
     finally:
         os.close(descriptor)
 
 
-def _same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _removed(path: Path) -> bool:
-    """Removes a file that nobody holds."""
+def _remove_unused(path: Path) -> bool:
+    """Removes a file unless a process has it locked; returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _same(path, descriptor):
+        if not try_lock(descriptor):
+            return False
+        if is_current(path, descriptor):
             path.unlink()
         return True
-    except BlockingIOError:
-        return False
     finally:
         os.close(descriptor)

@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import sync_folder, write_text
-from embae.datasets.index.arrow_index import TABLE
 from embae.datasets.index.card import CARD
+from embae.datasets.index.columns import Columns
 from embae.datasets.index.records import ROLES, SPLITS, Record
-from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.index.table import TABLE
+from embae.datasets.index.writer import write_index
 from embae.datasets.sharding.plan import ShardPlan
 from embae.datasets.sharding.writer import TEMPORARY, part_path, stamp
 

@@ -22,10 +22,10 @@ from embae.datasets.console.progress import Report, note, progress
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import sync_folder, write_text
 from embae.datasets.files.json_files import format_json, read_json
-from embae.datasets.files.locks import sole_writer
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, PARTIAL, read_card
 from embae.datasets.index.records import Record, camera_names
+from embae.datasets.sharding.dataset_lock import dataset_lock
 from embae.datasets.sharding.index import SKIPPED, write_shard_index
 from embae.datasets.sharding.plan import ShardPlan, plan_shards
 from embae.datasets.sharding.queue import CLAIM, ShardQueue
@@ -95,7 +95,7 @@ def write_shards(
     about: dict[str, Any] = {key: value for key, value in (("licence", licence), ("notes", notes)) if value is not None}
     told = {"size": size, "images_per_shard": images_per_shard, "source": dict(source), **about, "images": plan.images,
             "plan": plan.digest}
-    with writing(partial), sole_writer(out / f".{name}.lock", shared=join):
+    with writing(partial), dataset_lock(out / f".{name}.lock", join=join):
         if _is_there(folder):
             return _finished(folder, plan, skip_bad)
         _prepare(partial, told, join)

@@ -38,7 +38,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.index.columns import Columns
+from embae.datasets.index.writer import write_index
 from embae.trainer.inference.features import Cached
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.index.columns import Columns
+from embae.datasets.index.writer import write_index
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Work
 from embae.datasets.sampling.plan import PKSampler

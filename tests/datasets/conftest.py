@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.columns import Columns
 from embae.datasets.index.records import ROLES, FileImage, Record, Role
-from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.index.writer import write_index
 from embae.datasets.sharding.write_shards import write_shards
 
 Row = tuple[int | None, int] | tuple[int | None, int, Role]

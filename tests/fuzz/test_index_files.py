@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embae.datasets.errors import DataError
-from embae.datasets.index.arrow_index import TABLE, Index
+from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD
 from embae.datasets.index.shard_reader import ShardReader
+from embae.datasets.index.table import TABLE
 from embae.datasets.inspection.describe import describe
 from embae.datasets.inspection.verification import check_rows, verify
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler

@@ -11,7 +11,7 @@ import typer
 
 from embae.datasets.console.progress import note
 from embae.datasets.index.records import SPLITS
-from embae.datasets.remote.url import location
+from embae.datasets.remote.url import parse_location
 from embae.trainer.commands.on_ranks import run_on_ranks
 from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
 from embae.trainer.errors import RecipeError
@@ -67,7 +67,7 @@ def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | N
 
             mine = on_first_rank(world, point)  # a folder of images is sharded by one of them
             there = broadcast_object(str(mine.root) if mine else None)
-            found, model = mine or ImageSource.open(location(there)), export.restore().to(world.device)
+            found, model = mine or ImageSource.open(parse_location(there)), export.restore().to(world.device)
             made = origin(model_key(model, export.spec, tta), found, SPLITS)
             inference = Inference.of_export(export, trained.recipe, world, folder, tta=tta)
             new = extract_to(out, made, model, found, inference)

@@ -31,8 +31,8 @@ def inspect(
     from embae.datasets.inspection.contact_sheet import contact_sheet
     from embae.datasets.inspection.describe import describe, format_description
     from embae.datasets.inspection.verification import verify as find_problems
-    from embae.datasets.remote.url import location
-    place = location(shards)
+    from embae.datasets.remote.url import parse_location
+    place = parse_location(shards)
     if is_merged(place):
         _inspect_merged(place, as_json, looked_into=verify or bool(sheet))
         return

@@ -75,8 +75,8 @@ def _embedded(pointed: ImageSource, trained: TrainedModel, model: Loaded, tta: T
 def _origin_of(vectors: Vectors) -> ImageSource:
     """The dataset or merged set that embeddings are of, where it was."""
     from embae.datasets.image_source import ImageSource
-    from embae.datasets.remote.url import location
-    pointed = ImageSource.open(location(vectors.origin.root))
+    from embae.datasets.remote.url import parse_location
+    pointed = ImageSource.open(parse_location(vectors.origin.root))
     if pointed.fingerprint != vectors.origin.fingerprint:
         raise DataError(f"{pointed.root}: the images are others than those that were extracted; extract them again")
     return pointed

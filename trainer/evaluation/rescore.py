@@ -11,7 +11,7 @@ from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.inspection.verification import check_rows
-from embae.datasets.remote.url import Url, location
+from embae.datasets.remote.url import Url, parse_location
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.scoring import TTA, Scoring
@@ -135,4 +135,4 @@ def _dataset(dataset: str | None, root: Path | Url | None, target: str | None) -
         return Index.open(root / name)
     if dataset is None:
         raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
-    return Index.open(location(dataset))
+    return Index.open(parse_location(dataset))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embae.datasets.console.progress import note
-from embae.datasets.files.locks import unshared_name
+from embae.datasets.files.locks import unique_name
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.batches import read_batches
@@ -78,8 +78,8 @@ def embedded(model: EmbAE, view: View, inference: Inference, rows: np.ndarray | 
                 yield embeddings
 
     # A second evaluation of the same model at the same time has its own file.
-    with unshared_name(inference.cache, name) if world.first else nullcontext(name) as unshared:
-        path = inference.cache / f"{broadcast_object(unshared)}.npy"
+    with unique_name(inference.cache, name) if world.first else nullcontext(name) as unique:
+        path = inference.cache / f"{broadcast_object(unique)}.npy"
         # One rank looks: a network file system remembers for a while that a file was not there.
         if not broadcast_object(path.exists() if world.first else None):
             fill(path, rows, (model.z,), compute, world, reading.batch)

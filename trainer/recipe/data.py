@@ -10,7 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, mod
 from embae.datasets.fields import Count, Flag, Name, Positive, Strict, checked
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.remote.cache import Cache
-from embae.datasets.remote.url import Url, location
+from embae.datasets.remote.url import Url, parse_location
 
 
 class StageData(Strict):
@@ -58,7 +58,7 @@ class StageData(Strict):
 def _located(value: Any, given: ValidationInfo) -> Path | Url:
     if not isinstance(value, (str, Path)):
         raise ValueError(f"found {value!r:.80}; wanted the path of a folder, or a url")
-    return location(value, given.data.get("cache", Cache()))
+    return parse_location(value, given.data.get("cache", Cache()))
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels

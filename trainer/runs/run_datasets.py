@@ -7,8 +7,9 @@ from pathlib import Path
 
 from embae.datasets.console.progress import progress
 from embae.datasets.errors import DataError
-from embae.datasets.index.arrow_index import CARD, Index
-from embae.datasets.index.merged import Merged, check_apart, is_merged
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.card import CARD
+from embae.datasets.index.merged import Merged, check_distinct, is_merged
 from embae.trainer.recipe.schema import Recipe
 
 
@@ -68,5 +69,5 @@ def open_indexes(recipe: Recipe, datasets: Sequence[str]) -> list[Index]:
     for dataset in datasets:
         folder = recipe.data.root / dataset
         indexes += Merged.open(folder).indexes if is_merged(folder) else [open_index(recipe, dataset)]
-    check_apart(indexes)
+    check_distinct(indexes)
     return indexes

@@ -28,7 +28,7 @@ def note_small_cache(recipe: Recipe, views: Mapping[str, View]) -> None:
     for name, view in views.items():
         data = recipe.stages[name].data
         size = sum(int(index.size[index.rows("train")].sum()) for index in view.indexes)
-        if data.window or size <= root.cache.most:
+        if data.window or size <= root.cache.max_bytes:
             continue
         window = f"set stages.{name}.data.window, or " if data.labelled and not data.labels else ""
         note(f"stage {name} reads {size / 2**30:.1f} GiB in random order, but data.cache may store only "

@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from embae.datasets.errors import DataError
-from embae.datasets.index import writer as index_writer
+from embae.datasets.index import columns as index_columns
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.index.writer import Columns, fingerprint, write_index
+from embae.datasets.index.columns import Columns
+from embae.datasets.index.summary import fingerprint
+from embae.datasets.index.writer import write_index
 
 SIZE = 1000  # bytes of every pretended image
 
@@ -169,7 +171,7 @@ def swap(values: np.ndarray, a: int, b: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: {"keys": pa.array(["k0000001", *c.keys.to_pylist()[1:]])}, "1 keys are there more than once"),
+        (lambda c: {"keys": pa.array(["k0000001", *c.keys.to_pylist()[1:]])}, "1 keys appear more than once"),
         (lambda c: {"keys": c.keys.take(pa.array(swap(np.arange(120), 0, 1)))}, "row 1 .* out of order"),
         (lambda c: {"camid": swap(c.camid, 0, 3)}, "row 1 .* out of order"),
         (lambda c: {"pid": swap(c.pid, 0, 4)}, "out of order"),
@@ -226,14 +228,14 @@ def no_split(folder: Path) -> None:
         (lambda f: (f / "dataset.yaml").write_bytes(b"\xff\xfe\xff"), "dataset.yaml cannot be read"),
         (lambda f: (f / "dataset.yaml").write_text("some: thing"), "not the card of a sharded dataset"),
         (lambda f: edit_card(f, format=2), r"format 2, this version of embae reads format 1.*shard the dataset again"),
-        (lambda f: edit_card(f, image=[256]), r"lacks image: \[height, width\] or null"),
-        (no_split, "lacks counts: a mapping with 'images' for each split"),
-        (lambda f: edit_card(f, fingerprint="0" * 64), "has the fingerprint .* says 000000000000: they are not of one"),
+        (lambda f: edit_card(f, image=[256]), r"does not have image: \[height, width\] or null"),
+        (no_split, "does not have counts: a mapping with 'images' for each split"),
+        (lambda f: edit_card(f, fingerprint="0" * 64), "has the fingerprint .* says 0{12}: they do not belong to"),
         (lambda f: (f / "index.arrow").unlink(), "index.arrow is missing, though dataset.yaml is there"),
         (lambda f: cut(f / "index.arrow", 3000), "index.arrow is not a whole Arrow file"),
         (lambda f: (f / "index.arrow").write_bytes(b""), "index.arrow is not a whole Arrow file"),
-        (other_schema, "other columns than format 1: found .*camid: int64.* wanted camid: int32"),
-        (two_batches, "3 record batches, wanted one"),
+        (other_schema, "other columns than format 1: found .*camid: int64.* expected camid: int32"),
+        (two_batches, "3 record batches, expected one"),
         (lambda f: (f / "query-000001.tar").unlink(), r"1 of 9 shards are missing \(query-000001.tar\)"),
         (lambda f: cut(f / "query-000001.tar", 4000), "query-000001.tar has 4,000 bytes, its last image ends at"),
     ],
@@ -252,7 +254,7 @@ def test_refuses_the_index_of_another_dataset(tmp_path: Path, wrong: str) -> Non
     content = columns(80) if wrong == "images" else replace(columns(), crc32=np.zeros(120, np.uint32))
     other = make(tmp_path / "two", content, "two")
     (other / "index.arrow").rename(folder / "index.arrow")
-    message = "has 240 rows, dataset.yaml counts 120" if wrong == "images" else "they are not of one dataset"
+    message = "has 240 rows, dataset.yaml counts 120" if wrong == "images" else "they do not belong to the same dataset"
     with pytest.raises(DataError, match=message):
         Index.open(folder)
 
@@ -263,7 +265,7 @@ def test_names_the_datasets_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "msmt17.partial").mkdir()
     with pytest.raises(DataError, match="market1510: no such dataset; datasets beside it: dukemtmc, market1501;"):
         Index.open(tmp_path / "market1510")
-    with pytest.raises(DataError, match="it holds the datasets dukemtmc, market1501: name one of them"):
+    with pytest.raises(DataError, match="it contains the datasets dukemtmc, market1501: name one of them"):
         Index.open(tmp_path)
     with pytest.raises(DataError, match=r"its sharding was interrupted .*run the same embae shard again"):
         Index.open(tmp_path / "msmt17")
@@ -282,7 +284,7 @@ def test_a_card_cannot_run_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pipe:touch ran", "http://localhost/x.tar", "/etc/x.tar", "../one/x.tar"])
 def test_a_shard_name_is_never_a_url_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     content = columns()
-    monkeypatch.setattr(index_writer, "SHARD_NAME", re.compile(".*"))  # a writer that is not ours
+    monkeypatch.setattr(index_columns, "SHARD_NAME", re.compile(".*"))  # a writer that is not ours
     folder = make(tmp_path / "one", content)
     write_index(folder, "one", replace(content, shards=[name, *content.shards[1:]]), source={})
     with pytest.raises(DataError, match=f"{re.escape(repr(name))} is not the name of a tar beside it"):

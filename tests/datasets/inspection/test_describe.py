@@ -17,9 +17,10 @@ from embae.datasets.console import progress as progress_module
 from embae.datasets.console.progress import progress
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.columns import Columns
 from embae.datasets.index.records import FileImage, Record
 from embae.datasets.index.shard_reader import ShardReader
-from embae.datasets.index.writer import Columns, write_index
+from embae.datasets.index.writer import write_index
 from embae.datasets.inspection.contact_sheet import contact_sheet
 from embae.datasets.inspection.describe import describe, format_description
 from embae.datasets.inspection.verification import verify

@@ -95,15 +95,15 @@ def test_what_cannot_be_merged_is_told(tree: Path, tabled: Callable[..., Index])
 
     refused("found 1 dataset to merge; wanted two at least", "one")
     refused("lake: no such dataset; datasets beside it: one, three, two", "one", "lake")
-    refused(r"the dataset one \(.*\) is there twice", "one", "two", "one")
+    refused(r"the dataset one \(.*\) is listed twice", "one", "two", "one")
     (tree / "alias").symlink_to(tree / "one")
-    refused(r"the dataset one \(.*\) is there twice", "one", "alias")
+    refused(r"the dataset one \(.*\) is listed twice", "one", "alias")
     shutil.copytree(tree / "one", tree / "other" / "one")
     refused("two datasets have the name one .*embae shard --name", "one", "other/one")
     shutil.copytree(tree / "one", tree / "copy")
     card = tree / "copy" / CARD
     card.write_text(card.read_text().replace("name: one", "name: copy"))
-    refused("one and .*copy hold the same images with the same labels", "one", "copy")
+    refused("one and .*copy contain the same images with the same labels", "one", "copy")
     refused("--weight lake: is none of the datasets one, two", "one", "two", lake=1)
     refused("--weight: there is none of two; give every dataset one", "one", "two", one=1)
     refused("--weight two=0: wanted a number from", "one", "two", one=1, two=0)
@@ -116,7 +116,7 @@ def test_what_cannot_be_merged_is_told(tree: Path, tabled: Callable[..., Index])
 
 def test_a_merged_set_is_no_dataset(tree: Path) -> None:
     merge([tree / "one", tree / "two"], tree / "merged", {})
-    with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
+    with pytest.raises(DataError, match=r"merged is a merged set .*; expected one: name a member"):
         Index.open(tree / "merged")
 
 
@@ -134,12 +134,12 @@ def test_a_changed_member_is_refused_by_name(tree: Path, tabled: Callable[..., I
 
 DAMAGED = {
     "has format 2, this version of embae reads format 1": {"format": 2},
-    "members: wanted a list of two datasets at least": {"members": []},
-    r"members\[0\].name: wanted up to 100 letters": {"name": "../x"},
-    r"members\[0\].path: wanted the path": {"path": 3},
-    r"members\[0\].images: wanted a whole number from 0": {"images": -1},
-    r"members\[0\].weight: wanted a number from .*, or null": {"weight": 0},
-    r"members\[0\].more: wanted no such key": {"more": 1},
+    "members: expected a list of at least two datasets": {"members": []},
+    r"members\[0\].name: expected up to 100 letters": {"name": "../x"},
+    r"members\[0\].path: expected the path": {"path": 3},
+    r"members\[0\].images: expected an integer from 0": {"images": -1},
+    r"members\[0\].weight: expected a number from .*, or null": {"weight": 0},
+    r"members\[0\].more: unknown key": {"more": 1},
     "some members have a weight and some have none": {"weight": 2},
     "two members have the name two": {"name": "two"},
 }

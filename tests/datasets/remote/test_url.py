@@ -32,7 +32,7 @@ from embae.datasets.loading.open_loader import LoaderName, open_loader
 from embae.datasets.merging.merge import merge
 from embae.datasets.remote import url as remote
 from embae.datasets.remote.cache import Cache
-from embae.datasets.remote.url import Url, location
+from embae.datasets.remote.url import Url, parse_location
 from embae.datasets.sampling import plan
 from embae.datasets.sampling.plan import PKSampler, SequentialSampler, ShuffledSampler
 from embae.datasets.sampling.view import View
@@ -89,14 +89,14 @@ def batches(index: Index, loader: LoaderName, **options: object) -> list[Batch]:
 @pytest.mark.parametrize("text", ["s3://bucket/shards", "gs://b", "http://h:80/a%20b", "https://h/x", "file:///data",
                                   "memory://x", "http://h/~me/x"])
 def test_urls_of_stores_are_taken(text: str) -> None:
-    found = location(text + "/", Cache(folder=None, gib=3))
+    found = parse_location(text + "/", Cache(folder=None, gib=3))
     assert isinstance(found, Url) and str(found) == text and str(found / "set") == f"{text}/set"
     assert (found / "set").cache == Cache(folder=None, gib=3)
 
 
 @pytest.mark.parametrize("text", ["shards", "/data/shards", "a::b", "pipe:cat x", "c:/x", ""])
 def test_other_text_is_a_path(text: str) -> None:
-    assert location(text) == Path(text)
+    assert parse_location(text) == Path(text)
 
 
 @pytest.mark.parametrize("text", [
@@ -106,7 +106,7 @@ def test_other_text_is_a_path(text: str) -> None:
 ])  # fmt: skip
 def test_other_urls_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(DataError) as refusal:
-        location(text)
+        parse_location(text)
     assert "hidden" not in str(refusal.value) and "url" in str(refusal.value)
 
 
@@ -145,7 +145,7 @@ def test_file_and_memory_urls(stored: Index, cache: Cache) -> None:
 
 
 def test_a_folder_is_not_copied(stored: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cache, "hold", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(Cache, "open_copy", lambda *_: pytest.fail("copied"))
     assert stored.copies == "" and len(batches(stored, "webdataset")) == 6
 
 
@@ -252,7 +252,7 @@ def test_the_limit_is_kept_and_the_least_recently_read_goes(many: tuple[Index, s
                 names = [path.name for path in copies(cache)]
                 assert near.shards[0] in names and near.shards[1] not in names
     assert near.shards[7] in [path.name for path in copies(cache)] and 3 <= len(copies(cache)) <= 4
-    assert most <= cache.most and web.gets["set/train-000000.tar"] == 1
+    assert most <= cache.max_bytes and web.gets["set/train-000000.tar"] == 1
 
 
 def test_what_is_about_to_be_read_is_not_removed(many: tuple[Index, served.Web], tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_what_is_about_to_be_read_is_not_removed(many: tuple[Index, served.Web],
     for descriptor in held:
         os.close(descriptor)
     everything(index)
-    assert on_disk(cache) <= cache.most
+    assert on_disk(cache) <= cache.max_bytes
 
 
 def test_shards_are_fetched_ahead_and_what_is_past_is_let_go(many: tuple[Index, served.Web], tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_damaged_download_is_fetched_once_more(
     shutil.rmtree(far.cache.folder)  # type: ignore[arg-type]
     far.cache.folder.mkdir()  # type: ignore[union-attr]
     web.gets.clear()
-    with pytest.raises(DataError, match=r"train-000000.tar.*(cut short where it comes from|checksum)"):
+    with pytest.raises(DataError, match=r"train-000000.tar.*(cut short at its source|checksum)"):
         everything(index)
     assert web.gets["set/train-000000.tar"] == 2
 
@@ -497,5 +497,5 @@ def test_a_merged_set_stands_for_its_members_there_too(
 @pytest.mark.parametrize("path", ["../../elsewhere", "/etc", "../../127.0.0.1:1/set"])
 def test_a_merged_set_stays_on_its_server(far: Url, path: str) -> None:
     with pytest.raises(DataError, match=r"leads out of http://127\.0\.0\.1"):
-        far.beside(path)
-    assert str(far.beside("../other")) == str(far).removesuffix("set") + "other"
+        far.resolve(path)
+    assert str(far.resolve("../other")) == str(far).removesuffix("set") + "other"

@@ -18,7 +18,6 @@ import pytest
 from helpers.sharding_session import contents, make_images, session, shard, start, until
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.locks import sole_writer
 from embae.datasets.index.card import CARD
 from embae.datasets.index.records import Record
 from embae.datasets.inspection.verification import verify
@@ -26,6 +25,7 @@ from embae.datasets.sharding import index as shard_index
 from embae.datasets.sharding import queue as shard_queue
 from embae.datasets.sharding import write_shards as sharding
 from embae.datasets.sharding import writer as shard_writer
+from embae.datasets.sharding.dataset_lock import dataset_lock
 from embae.datasets.sharding.plan import plan_shards
 from embae.datasets.sharding.writer import ShardTask, write_shard
 
@@ -155,11 +155,11 @@ def test_other_options_are_refused_by_name(
 def test_nobody_joins_who_was_not_told_to(records: list[Record], tmp_path: Path) -> None:
     lock = tmp_path / "out" / ".set.lock"
     lock.parent.mkdir()
-    said = f"process {os.getpid()} is writing .*all of them want --join"
-    with sole_writer(lock), pytest.raises(DataError, match=said):
+    said = f"process {os.getpid()} is writing .*start all of them with --join"
+    with dataset_lock(lock), pytest.raises(DataError, match=said):
         shard(records, tmp_path / "out", join=True)
-    with sole_writer(lock, shared=True):
-        with sole_writer(lock, shared=True), pytest.raises(DataError, match="others are writing this dataset"):
+    with dataset_lock(lock, join=True):
+        with dataset_lock(lock, join=True), pytest.raises(DataError, match="others are writing this dataset"):
             shard(records, tmp_path / "out")
         with pytest.raises(DataError, match="others are writing"):  # one of them has ended
             shard(records, tmp_path / "out")
@@ -178,7 +178,7 @@ def test_who_joins_while_the_last_one_removes_the_lock_waits_a_moment(tmp_path: 
 
     thread = threading.Thread(target=end)
     thread.start()
-    with sole_writer(lock, shared=True):
+    with dataset_lock(lock, join=True):
         assert lock.exists()
     thread.join()
 

@@ -19,12 +19,12 @@ from helpers.sharding_session import contents, make_images, session, shard, star
 from PIL import Image
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.locks import sole_writer
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import FileImage, Record
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.sharding import write_shards as sharding
 from embae.datasets.sharding import writer as shard_writer
+from embae.datasets.sharding.dataset_lock import dataset_lock
 from embae.datasets.sharding.plan import plan_shards
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -303,7 +303,7 @@ def test_what_a_reader_did_not_foresee_is_an_error_by_name(tmp_path: Path) -> No
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     records = make_images(tmp_path / "images")
     (tmp_path / "out").mkdir()
-    with sole_writer(tmp_path / "out" / ".set.lock"):
+    with dataset_lock(tmp_path / "out" / ".set.lock"):
         with pytest.raises(DataError, match=f"process {os.getpid()} is writing this dataset"):
             shard(records, tmp_path / "out")
         assert not (tmp_path / "out" / "set.partial").exists()

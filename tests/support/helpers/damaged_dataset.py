@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embae.datasets.index.arrow_index import SCHEMA, TABLE, Index
+from embae.datasets.index.arrow_index import Index
+from embae.datasets.index.table import SCHEMA, TABLE
 from helpers import tiny_run
 
 

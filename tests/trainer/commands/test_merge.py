@@ -90,10 +90,10 @@ def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> No
 
 
 def test_members_and_other_sources_do_not_clash(root: Path) -> None:
-    with pytest.raises(DataError, match=r"the dataset square \(.*\) is there twice; name it once, by itself or by one"):
+    with pytest.raises(DataError, match=r"the dataset square \(.*\) is listed twice; name it once, directly or in one"):
         check_run(recipe(root, "merged", "square"), 1)
     merge([root / "tower", root / "park"], root / "others", {}, duplicates=False)
-    with pytest.raises(DataError, match=r"the dataset tower \(.*\) is there twice"):
+    with pytest.raises(DataError, match=r"the dataset tower \(.*\) is listed twice"):
         check_run(recipe(root, "merged", "others"), 1)
     check_run(recipe(root, "square", "others"), 1)
     found = batches(recipe(root, "square", "others"), "embedding")
@@ -101,9 +101,9 @@ def test_members_and_other_sources_do_not_clash(root: Path) -> None:
 
 
 def test_a_merged_set_is_no_target(root: Path) -> None:
-    with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
+    with pytest.raises(DataError, match=r"merged is a merged set .*; expected one: name a member"):
         check_run(recipe(root, "square", "tower", data__target="merged"), 1)
-    with pytest.raises(DataError, match=r"merged is a merged set .*; wanted one: name a member"):
+    with pytest.raises(DataError, match=r"merged is a merged set .*; expected one: name a member"):
         check_run(recipe(root, "square", "tower", data__target="merged", evaluate={}), 1)
 
 
