@@ -1,8 +1,8 @@
-"""What goes wrong with a user's data, said so that the user can mend it."""
+"""The error for problems with a user's data, with a message that says how to solve them."""
 
 
 class DataError(ValueError):
     """Bad images, shards or indexes.
 
-    The message names the file or key, what was found, what was wanted, and the remedy.
+    The message names the file or key, what was found, what was expected, and the remedy.
     """

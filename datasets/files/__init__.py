@@ -1,1 +1,1 @@
-"""Files: written whole, locked, and read with care."""
+"""Files: written atomically, locked, read with limits."""

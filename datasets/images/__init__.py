@@ -1,1 +1,1 @@
-"""One image: encoded for a shard, and checked before it is decoded."""
+"""One encoded image: checked before it is decoded, and encoded for a shard."""

@@ -1,1 +1,1 @@
-"""The index of a dataset: its records, its card, its file, and several of them merged."""
+"""The index of a dataset: its records, table, card and shard files, and merged sets of several datasets."""

@@ -1,1 +1,1 @@
-"""Batches as tensors: read, decoded, augmented and on the device."""
+"""Images of a batch, decoded and augmented, by one of two loaders."""

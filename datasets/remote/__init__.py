@@ -1,1 +1,1 @@
-"""Datasets behind urls, and the cache of their shards on each machine."""
+"""Datasets behind urls, and the cache of their files on each machine."""

@@ -1,1 +1,1 @@
-"""Which images are in which batch: views, the batch plan and keyed random numbers."""
+"""Which images make up the batch of a step: views of datasets, samplers, pseudo-labels."""
