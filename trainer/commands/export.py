@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from embae.trainer.commands.options import Debug
+from embae.trainer.deployment.formats.registry import FORMATS, format_by_name
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.runs.summary import RunSummary, read_summary
 from embae.trainer.runtime.fast_imports import gc_paused
 
-FORMATS = ("onnx", "torch-export", "safetensors")
 ABOUT = "embae.json"
-"""What a model says of itself, beside the file; only a folder that has it is written over."""
+"""The contract of a model in JSON, in the folder of its file; only a folder that has it is replaced."""
 
 
 def export(
@@ -30,33 +30,28 @@ def export(
 
     Example: embae export runs/embae-cam --format onnx --out model
     """
-    if form not in FORMATS:
-        raise WeightsError(f"--format {form}: wanted {', '.join(FORMATS)}")
+    export_format = format_by_name(form)
     name, source, facts = _chosen(run, stage)
     to = out or source.parent / form
     _check_free(to)
     with gc_paused():
         from embae.datasets.files.atomic import atomic_folder, write_text
         from embae.datasets.files.json_files import write_json
-        from embae.trainer.deployment import formats as export_formats
         from embae.trainer.deployment.deployed_model import Deployed, contract
+        from embae.trainer.deployment.formats.verify import write_verified
         from embae.trainer.deployment.model_card import model_card
-        from embae.trainer.deployment.timm import beyond
         from embae.trainer.model.saved import SavedModel
-    export_formats.check_installed(form)  # type: ignore[arg-type]
+    export_format.check_installed()
     opened = SavedModel.open(source)
     deployed = Deployed(opened)
     about: dict[str, Any] = {
         "name": f"{facts.recipe.name}-{name}" if facts else name, "embae": version("embae"), "format": form,
         "stage": name, "backbone": opened.model.backbone, **contract(opened, deployed)}
-    if form == "safetensors":
-        about["normalisation"] = {**about["normalisation"], "inside": False}
-        about["input"] = {**about["input"], "range": "(0 … 1 − mean) / deviation"}
-        about["beyond"] = beyond(opened, deployed)
+    about |= export_format.describe(about, opened, deployed)
     with atomic_folder(to) as partial:
-        about["difference"] = export_formats.write(partial, form, opened, deployed, about)  # type: ignore[arg-type]
+        about["difference"] = write_verified(partial, export_format, opened, deployed, about)
         write_json(partial / ABOUT, about, ascii_only=False)
-        write_text(partial / "README.md", model_card(about, form, facts))  # type: ignore[arg-type]
+        write_text(partial / "README.md", model_card(about, export_format, facts))
     for batch, difference in about["difference"].items():
         print(f"batch {batch}: differs from PyTorch by {difference:.1e} of an embedding's length at most")
     print(f"{name} as {form}: {to}")

@@ -6,25 +6,24 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from embae.trainer.deployment.formats import Format
+from embae.trainer.deployment.formats.format import ExportFormat
 from embae.trainer.runs.score_table import SHOWN
 from embae.trainer.runs.summary import DatasetSummary, RunSummary
 
 _UNKNOWN = "not stated"
 
 
-def model_card(about: dict[str, Any], form: Format, facts: RunSummary | None) -> str:
+def model_card(about: dict[str, Any], export_format: ExportFormat, facts: RunSummary | None) -> str:
     """The card as the text of ``README.md``, with the front matter that the Hugging Face hub reads.
 
     Args:
-        about: What the exported file says of itself.
-        form: Its format.
-        facts: The run that the model comes from; None where only its export was given.
+        about: What the exported file says about the model.
+        export_format: Its format.
+        facts: The run that the model comes from; None if only its export was given.
     """
-    library = {"onnx": "onnx", "torch-export": "pytorch", "safetensors": "timm"}[form]
-    parts = [f"---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\n"
+    parts = [f"---\nlibrary_name: {export_format.library}\npipeline_tag: image-feature-extraction\n"
              "tags:\n- person-re-identification\n- embae\n---\n", f"# {_text(about['name'])}\n", _what(about),
-             "## Use\n", _use(about, form)]
+             "## Use\n", _use(about, export_format)]
     if facts is not None:
         parts += ["## Scores\n", *_scores(about, facts), "## Data\n", *_data(facts.data), "## Training\n",
                   *_stages(about, facts)]
@@ -42,81 +41,23 @@ def _what(about: dict[str, Any]) -> str:
             f"stage `{_text(about['stage'])}`.\n")
 
 
-def _use(about: dict[str, Any], form: Format) -> str:
-    given, norm = about["input"], about["normalisation"]
-    height, width = given["shape"][2:]
-    lines = [f"- `{given['name']}`: float32, (batch, 3, {height}, {width}), RGB, 0 to 1. Resize {about['resize']}."]
+def _use(about: dict[str, Any], export_format: ExportFormat) -> str:
+    images, norm = about["input"], about["normalisation"]
+    height, width = images["shape"][2:]
+    lines = [f"- `{images['name']}`: float32, (batch, 3, {height}, {width}), RGB, 0 to 1. Resize {about['resize']}."]
     if about["camera"]:
         lines.append("- `camera`: int64, (batch), each image's place in `cameras` of `embae.json`; −1 for a camera "
                      "that is not among them.")
     lines.append(f"- mean {norm['mean']} and deviation {norm['std']} are "
-                 + ("taken inside; do not normalise before." if norm["inside"] else "not taken inside: normalise."))
+                 + ("applied inside; do not normalise before." if norm["inside"] else "not applied inside: normalise."))
     lines.append(f"- `{about['output']['name']}`: compare by {about['output']['compare']}.")
     worst = max(about["difference"].values())
     lines.append(f"- Largest difference from PyTorch, relative to an embedding's length: {worst:.1e} "
                  f"(batches of {', '.join(about['difference'])}).")
-    fed = ', "camera": np.array([-1])', ", torch.tensor([-1])"
-    onnx, torch = fed if about["camera"] else ("", "")
-    code = (_CODE[form] if form != "safetensors" else "\n".join(_with_timm(about["beyond"]))).format(
-        height=height, width=width, mean=norm["mean"], std=norm["std"], onnx=onnx, torch=torch)
-    text = "\n".join(lines) + f"\n\n```python\n{code.strip()}\n```\n"
-    if about["camera"] and form == "safetensors":
-        text += ("\nThis code uses the statistics that all cameras share. Those of each camera are in "
-                 "`cameras.safetensors`; the scores below were taken with them. Export as onnx to have them used.\n")
+    text = "\n".join(lines) + f"\n\n```python\n{export_format.example(about).strip()}\n```\n"
+    if about["camera"] and export_format.card_note:
+        text += f"\n{export_format.card_note}\n"
     return text
-
-
-_RESIZE = """
-image = Image.open("person.jpg").convert("RGB").resize(({width}, {height}), Image.Resampling.BILINEAR)
-images = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
-"""
-_CODE = {
-    "onnx": "import numpy as np\nimport onnxruntime\nfrom PIL import Image\n" + _RESIZE
-            + 'session = onnxruntime.InferenceSession("model.onnx")\n'
-              'embedding = session.run(["embedding"], {{"images": images{onnx}}})[0]',
-    "torch-export": "import numpy as np\nimport torch\nfrom PIL import Image\n" + _RESIZE
-                    + 'images = torch.from_numpy(images)\nmodel = torch.export.load("model.pt2").module()\n'
-                      "embedding = model(images{torch})",
-}
-
-
-def _with_timm(beyond: dict[str, Any]) -> Iterator[str]:
-    """Code that gives embeddings with timm; what timm's model lacks is set in it line by line."""
-    yield "import numpy as np\nimport timm\nimport torch\nfrom PIL import Image"
-    if beyond["head"]:
-        yield "from safetensors.torch import load_file"
-    if beyond["head"] or beyond["unit"]:
-        yield "from torch import nn"
-    yield _RESIZE
-    yield "mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))"
-    yield 'backbone = timm.create_model("local-dir:.", pretrained=True, num_classes=0).eval()'
-    if names := beyond["stride_1"]:
-        yield "# The last stage keeps the size of its feature map."
-        yield "".join(f"{_as_code(name)}.stride = " for name in names) + "(1, 1)"
-    if gem := beyond["gem"]:
-        yield "# Generalised mean pooling: powers before the average, the root after it."
-        yield f"pool, p = {_as_code(gem['module'])}, {gem['p']}"
-        yield f"pool.register_forward_pre_hook(lambda _, given: (given[0].clamp(min={gem['eps']}) ** p,))"
-        yield "pool.register_forward_hook(lambda *of: of[2] ** (1 / p))"
-    yield "embedding = backbone((torch.from_numpy(images) - mean) / std)"
-    if beyond["head"]:
-        yield 'weights = load_file("head.safetensors")'
-        yield _TOP[beyond["head"]]
-        yield "head.load_state_dict(weights)\nembedding = head(embedding)"
-    if beyond["unit"]:
-        yield "embedding = nn.functional.normalize(embedding)"
-
-
-def _as_code(path: str) -> str:
-    return "backbone." + re.sub(r"\.(\d+)", r"[\1]", path)
-
-
-_TOP = {
-    "bnneck": 'head = nn.BatchNorm1d(len(weights["weight"])).eval()',
-    "mlp": """hidden, features = weights["0.weight"].shape
-head = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.BatchNorm1d(hidden),
-                     nn.Linear(hidden, len(weights["3.weight"]))).eval()""",
-}
 
 
 def _scores(about: dict[str, Any], facts: RunSummary) -> Iterator[str]:

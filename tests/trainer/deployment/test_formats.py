@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer import load
 from embae.trainer.commands.app import app
-from embae.trainer.deployment import timm as export_timm
+from embae.trainer.deployment.formats import timm_files
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model import saved as exports
 from embae.trainer.model.batch_norm import use_global_batch_norm
@@ -208,12 +208,12 @@ def test_the_code_of_the_card_runs(made: Made, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_difference_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = stage(tmp_path / "stage"), export_timm.save_weights
+    source, real = stage(tmp_path / "stage"), timm_files.save_weights
 
     def off(state: dict[str, torch.Tensor], path: Path) -> None:
         real({key: value * 1.001 if key == "3.weight" else value for key, value in state.items()}, path)
 
-    monkeypatch.setattr(export_timm, "save_weights", off)
+    monkeypatch.setattr(timm_files, "save_weights", off)
     with pytest.raises(WeightsError, match=r"differ from PyTorch's by .* at batch 1.*nothing is written"):
         run(source, "--format", "safetensors", "--out", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
@@ -242,7 +242,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "error", "message"), [
-    (["--format", "tflite"], WeightsError, "--format tflite: wanted onnx, torch-export, safetensors"),
+    (["--format", "tflite"], WeightsError, "--format tflite: expected onnx, torch-export, safetensors"),
     (["--format", "onnx", "--stage", "embedding"], RecipeError, "is the export of one stage; leave --stage out"),
 ])
 def test_wrong_words(tmp_path: Path, words: list[str], error: type[Exception], message: str) -> None:

@@ -1,12 +1,13 @@
-"""A model's weights as timm loads them, and what timm's own model lacks beside them.
+"""The files of a model for timm, and how they are read back.
 
-    model.safetensors       the backbone, all of it by timm's names
-    config.json             timm's description of it; under ``embae`` what goes with it, `beyond` among it
+    model.safetensors       the backbone, by timm's names
+    config.json             timm's description of it; under ``embae`` the contract, with `beyond`
     head.safetensors        the embedding head, if there is one
     cameras.safetensors     statistics by camera, if there are any
 
 `beyond` is a tree that says how a backbone of timm's gives the embeddings: which convolutions keep the size of the
-feature map, how it is pooled, what follows. The model card shows it as code (`model_card.py`), `as_timm` does the same.
+feature map, how the map is pooled, what follows. The model card shows it as code (`timm.py`); `read_with_timm` does the
+same.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from embae.trainer.model.saved import SavedModel, save_weights
 
 
 def beyond(export: SavedModel, deployed: Deployed) -> dict[str, Any]:
-    """What a model has that timm's own backbone has not, JSON-ready.
+    """What a model has that timm's own backbone does not have, JSON-ready.
 
     Returns:
         ``stride_1``: modules of the backbone that have this stride instead of timm's; ``gem``: where generalised mean
-        pooling stands in for the average, its exponent p and the least value, or null; ``head``: ``mlp``, ``bnneck`` or
+        pooling replaces the average, its exponent p and the least value, or null; ``head``: ``mlp``, ``bnneck`` or
         null; ``unit``: whether embeddings have length 1.
     """
     backbone, keys = deployed.model.backbone, export.model
@@ -52,57 +53,51 @@ def _plain(export: SavedModel, deployed: Deployed) -> nn.Module:
     return timm.create_model(export.model.backbone, num_classes=0, **sized)
 
 
-def write_for_timm(
-    folder: Path, export: SavedModel, deployed: Deployed, about: dict[str, Any]
-) -> Callable[..., Tensor]:
-    """Writes the files, and reads them back.
+def write_for_timm(folder: Path, export: SavedModel, deployed: Deployed, about: dict[str, Any]) -> None:
+    """Writes the files.
 
     Args:
-        folder: Is there.
+        folder: An existing folder.
         export: The model on disk.
-        deployed: The same as it is used.
-        about: What goes into ``config.json`` under ``embae``; `beyond` is among it, under this name.
-
-    Returns:
-        What gives embeddings from the files.
+        deployed: The same model as it is used.
+        about: What goes into ``config.json`` under ``embae``; it contains `beyond`, under this name.
     """
     state = deployed.model.state_dict()
     tables = {key: value for key, value in state.items() if key.rpartition(".")[2] in TABLES}
     if tables:
         save_weights(tables, folder / "cameras.safetensors")
-    named = {part: {key.partition(".")[2]: value for key, value in state.items()
+    weights = {part: {key.partition(".")[2]: value for key, value in state.items()
                     if key.startswith(f"{part}.") and key not in tables} for part in ("backbone", "embedding")}
-    if named["embedding"]:
-        save_weights(named["embedding"], folder / "head.safetensors")
+    if weights["embedding"]:
+        save_weights(weights["embedding"], folder / "head.safetensors")
     if gem := about["beyond"]["gem"]:
-        del named["backbone"][f"{gem['module']}.p"]
+        del weights["backbone"][f"{gem['module']}.p"]
     backbone = _plain(export, deployed)
-    backbone.load_state_dict(named["backbone"])
-    how = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
-           "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-    save_for_hf(backbone, str(folder), model_config={"embae": about}, safe_serialization=True, data_config=how)
+    backbone.load_state_dict(weights["backbone"])
+    data_config = {"input_size": (3, *export.spec.size), "mean": export.spec.mean, "std": export.spec.std,
+                   "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    save_for_hf(backbone, str(folder), model_config={"embae": about}, safe_serialization=True, data_config=data_config)
     config = read_json(folder / "config.json")
     for key in ("tag", "license", "paper_ids", "origin_url"):  # of the weights that timm ships, not of these
         config["pretrained_cfg"].pop(key, None)
     write_json(folder / "config.json", config, indent=2)
-    return as_timm(folder)
 
 
-def as_timm(folder: Path) -> Callable[..., Tensor]:
-    """What the model card tells people to do with the files: images from 0 to 1, not normalised, to embeddings."""
+def read_with_timm(folder: Path) -> Callable[..., Tensor]:
+    """The code of the model card as a function: images from 0 to 1, not normalised, to embeddings."""
     config = read_json(folder / "config.json")
-    more, norm = config["embae"]["beyond"], config["pretrained_cfg"]
+    beyond_timm, norm = config["embae"]["beyond"], config["pretrained_cfg"]
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-    for name in more["stride_1"]:
+    for name in beyond_timm["stride_1"]:
         backbone.get_submodule(name).stride = (1, 1)  # type: ignore[assignment]
-    if gem := more["gem"]:
+    if gem := beyond_timm["gem"]:
         pool, p, eps = backbone.get_submodule(gem["module"]), gem["p"], gem["eps"]
-        pool.register_forward_pre_hook(lambda _, given: (given[0].clamp(min=eps) ** p,))
-        pool.register_forward_hook(lambda *of: of[2] ** (1 / p))
+        pool.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(min=eps) ** p,))
+        pool.register_forward_hook(lambda *call: call[2] ** (1 / p))
     top: nn.Module = nn.Identity()
-    if more["head"]:
+    if beyond_timm["head"]:
         weights = load_file(folder / "head.safetensors")
-        if more["head"] == "bnneck":
+        if beyond_timm["head"] == "bnneck":
             top = nn.BatchNorm1d(len(weights["weight"]))
         else:
             hidden, features = weights["0.weight"].shape
@@ -112,7 +107,7 @@ def as_timm(folder: Path) -> Callable[..., Tensor]:
     mean, std = (torch.tensor(norm[name]).view(3, 1, 1) for name in ("mean", "std"))
 
     def run(images: Tensor, camera: Tensor | None = None) -> Tensor:
-        found = top(backbone((images - mean) / std))
-        return F.normalize(found, dim=1) if more["unit"] else found
+        embeddings = top(backbone((images - mean) / std))
+        return F.normalize(embeddings, dim=1) if beyond_timm["unit"] else embeddings
 
     return run
