@@ -102,8 +102,6 @@ LEFT: dict[str, int] = {
     "trainer/model/manifest.py": 1,
     "trainer/model/norm_statistics.py": 2,
     "trainer/model/saved.py": 7,
-    "trainer/monitoring/monitor.py": 2,
-    "trainer/monitoring/projector.py": 1,
     "trainer/performance/bench.py": 4,
     "trainer/performance/bench_report.py": 7,
     "trainer/performance/dry_run.py": 4,
@@ -136,13 +134,6 @@ LEFT: dict[str, int] = {
     "trainer/retrieval/ranking_options.py": 3,
     "trainer/retrieval/rerank.py": 8,
     "trainer/retrieval/scores.py": 3,
-    "trainer/runs/folder.py": 3,
-    "trainer/runs/preflight.py": 5,
-    "trainer/runs/stage_data.py": 3,
-    "trainer/runs/stage_folder.py": 1,
-    "trainer/runs/stage_key.py": 1,
-    "trainer/runs/summary.py": 3,
-    "trainer/runs/trained_model.py": 2,
     "trainer/runtime/rendezvous.py": 4,
     "trainer/runtime/step_flags.py": 1,
     "trainer/training/checkpoint.py": 5,
@@ -208,8 +199,7 @@ def test_private_names_stay_in_their_module() -> None:
     assert not {name: lines for name, lines in wrong.items() if len(lines) > IMPORTS_LEFT.get(name, 0)}
 
 
-IMPORTS_LEFT = {"datasets/merging/merge.py": 4, "trainer/commands/search.py": 6, "trainer/inference/features.py": 1,
-                "trainer/runs/preflight.py": 1}
+IMPORTS_LEFT = {"datasets/merging/merge.py": 4, "trainer/commands/search.py": 6, "trainer/inference/features.py": 1}
 PRIVATE_LEFT: dict[str, int] = {
     "benchmarks/bench_adaptation.py": 8,
     "benchmarks/bench_batchnorm.py": 2,
@@ -226,7 +216,6 @@ PRIVATE_LEFT: dict[str, int] = {
     "trainer/retrieval/test_jaccard.py": 5,
     "trainer/retrieval/test_rerank.py": 1,
     "trainer/retrieval/test_scores.py": 2,
-    "trainer/runs/test_stage_key.py": 4,
     "trainer/runtime/test_launch.py": 2,
     "trainer/training/test_bad_luck.py": 2,
     "trainer/training/test_checkpoint.py": 6,

@@ -123,7 +123,7 @@ class Bench:
         if self.world.first:
             run.mkdir(parents=True)
         torch.distributed.barrier()
-        context = RunContext(alone, run, self.world, Monitor(run, first=self.world.first), StopSignals())
+        context = RunContext(alone, run, self.world, Monitor.open(run, first=self.world.first), StopSignals())
         return stages.StageRun(context, stage, open_sampler(alone, stage))
 
     def say(self, text: str) -> None:

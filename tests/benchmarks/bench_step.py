@@ -84,7 +84,7 @@ def main() -> None:
                         "stages": {"embedding": STAGE}}, "bench")
         world = join()
         run = Path(folder) / "run"
-        context = RunContext(recipe, run, world, Monitor(run, first=True), StopSignals())
+        context = RunContext(recipe, run, world, Monitor.open(run, first=True), StopSignals())
         stage = StageRun(context, "embedding", open_sampler(recipe, "embedding"))
         loops = {"bare": iter(Bare(stage)), "embae": stage.train()}
         wall: dict[str, list[float]] = {name: [] for name in loops}

@@ -96,10 +96,10 @@ class _Scorer:
         path, steps = self.path(stage), read_cost(self._run, stage).steps
 
         def take() -> dict[str, Any]:
-            self._monitor.take_back("eval", stage, steps)
+            self._monitor.drop_record("eval", stage, steps)
             keys = self._recipe.model_dump(mode="json", by_alias=True, include=_TOLD)
             own = self._recipe.stages[stage].model_dump(mode="json", by_alias=True, exclude_none=True)
-            self._monitor.keys(stage, {**keys, "stage": own})
+            self._monitor.record_settings(stage, {**keys, "stage": own})
             found = score_model(self._context, self._model(stage), stage, steps, self._target,
                                 path.with_suffix(".npz"))
             if self._world.first:
@@ -121,7 +121,7 @@ class _Scorer:
             view = View([self._target], "train")
             found = measure(self._codes(stage), self._codes(before) if before else None, view, self._recipe.seed)
             steps = read_cost(self._run, stage).steps
-            self._monitor.take_back("probe", stage, steps)
+            self._monitor.drop_record("probe", stage, steps)
             self._monitor.record("probe", stage, steps, found)
             return found
 

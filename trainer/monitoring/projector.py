@@ -1,11 +1,12 @@
-"""Embeddings for TensorBoard's projector: points that can be turned, coloured by camera or person, and looked at.
+"""Embeddings for TensorBoard's projector: points that can be turned, and coloured by camera or person.
 
-    tensorboard/<stage>/projector_config.pbtxt              what there is
+    tensorboard/<stage>/projector_config.pbtxt              lists the files
     tensorboard/<stage>/projector/<dataset>.tsv             embeddings of unit length, a line each
-    tensorboard/<stage>/projector/<dataset>-metadata.tsv    pid, camid, key, split and dataset, under a header
-    tensorboard/<stage>/projector/<dataset>-images.jpg      the images, small, in rows that make a square
+    tensorboard/<stage>/projector/<dataset>-metadata.tsv    pid, camid, key, split and dataset, below a header
+    tensorboard/<stage>/projector/<dataset>-images.jpg      the images, small, in rows that form a square
 
-A sample: all images of some people. Twice as many would show no more, and take TensorBoard as much longer to load.
+They show a sample: all images of some people. Twice as many points would show no more, and would take TensorBoard twice
+as long to load.
 """
 
 from __future__ import annotations
@@ -26,37 +27,39 @@ from embae.datasets.sampling.for_display import choose
 from embae.datasets.sampling.view import View
 
 POINTS, IDENTITIES = 2000, 200  # at most
-SIDE = 64  # pixels of a small image, which the projector draws as a square: 45 × 45 are far from the 8,192 of a browser
-_COLUMNS = ("pid", "camid", "key", "split", "dataset")  # the first of words is what it labels points by
+SIDE = 64
+"""Pixels of a small image, which the projector draws as a square. 45 × 45 images stay far below the 8,192 pixels that a
+browser can show."""
+_COLUMNS = ("pid", "camid", "key", "split", "dataset")  # the projector labels points by the first column of words
 
 
 def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.ndarray, seed: int) -> None:
-    """Writes what the projector shows of a scored dataset.
+    """Writes the files by which the projector shows a sample of a scored dataset.
 
     Args:
         folder: The log folder of the stage.
         index: The dataset.
         query: `(Q, Z)` raw embeddings, in the order of the index.
-        gallery: `(N, Z)` raw embeddings.
-        seed: Of the sample.
+        gallery: `(N, Z)` raw embeddings, in the order of the index.
+        seed: Seed of the sample.
 
     Raises:
         DataError: An image cannot be read.
     """
     view = View([index], "query", "gallery")
     chosen = choose(view, seed, images=POINTS, identities=IDENTITIES)
-    some = np.stack([query[row] if row < len(query) else gallery[row - len(query)] for row in chosen])
-    some = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
+    embeddings = np.stack([query[row] if row < len(query) else gallery[row - len(query)] for row in chosen])
+    embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     rows = view.locate(chosen)[1]
-    inside = folder / "projector"
-    inside.mkdir(parents=True, exist_ok=True)
-    files = {"tensors": (".tsv", _lines(some)), "images": ("-images.jpg", _sprite(index, rows)),
+    subfolder = folder / "projector"
+    subfolder.mkdir(parents=True, exist_ok=True)
+    files = {"tensors": (".tsv", _lines(embeddings)), "images": ("-images.jpg", _sprite(index, rows)),
              "metadata": ("-metadata.tsv", _metadata(index, rows, chosen < len(query)))}
     for end, content in files.values():
-        write_bytes(inside / f"{index.name}{end}", content)
+        write_bytes(subfolder / f"{index.name}{end}", content)
     path = {key: json.dumps(f"projector/{index.name}{end}") for key, (end, _) in files.items()}
     config = (f"embeddings {{\n  tensor_name: {json.dumps(index.name)}\n"
-              f"  tensor_shape: {some.shape[0]}\n  tensor_shape: {some.shape[1]}\n"
+              f"  tensor_shape: {embeddings.shape[0]}\n  tensor_shape: {embeddings.shape[1]}\n"
               f"  tensor_path: {path['tensors']}\n  metadata_path: {path['metadata']}\n"
               f"  sprite {{\n    image_path: {path['images']}\n"
               f"    single_image_dim: {SIDE}\n    single_image_dim: {SIDE}\n  }}\n}}\n")
@@ -69,12 +72,12 @@ def _lines(embeddings: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _metadata(index: Index, rows: np.ndarray, of_query: np.ndarray) -> bytes:
+def _metadata(index: Index, rows: np.ndarray, is_query: np.ndarray) -> bytes:
     lines = ["\t".join(_COLUMNS)]
-    for row, asked in zip(rows.tolist(), of_query.tolist(), strict=True):
+    for row, query in zip(rows.tolist(), is_query.tolist(), strict=True):
         pid = str(int(index.pid[row])) if index.labelled[row] else "unknown"
-        key = " ".join(index.key(row).split())  # a tab would be another column
-        lines.append("\t".join([pid, str(int(index.camid[row])), key, "query" if asked else "gallery", index.name]))
+        key = " ".join(index.key(row).split())  # a tab would start another column
+        lines.append("\t".join([pid, str(int(index.camid[row])), key, "query" if query else "gallery", index.name]))
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""The phases of a training step by name, for who measures them: nothing is in the way of a run that nobody measures."""
+"""The phases of a training step by name, for profiles and benchmarks. A run that is not measured has no overhead."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule,
 from embae.datasets.loading.batch import Batch, Loader
 
 Phase = Callable[[str], AbstractContextManager[Any]]
-"""Gives the context that a phase is in: load, forward, backward or optimizer."""
+"""Gives the context in which a phase runs: load, forward, backward or optimizer."""
 
 
-class LoaderAround:
-    """A loader each of whose batches is waited for within the phase ``load``."""
+class TimedLoader:
+    """A loader whose batches are waited for inside the phase ``load``."""
 
     def __init__(self, loader: Loader, phase: Phase):
         self._loader, self._phase, self.name = loader, phase, loader.name
@@ -37,49 +37,49 @@ class LoaderAround:
         self._loader.close()
 
 
-def timed_by(owner: Any, phase: Phase, **names: str) -> None:
-    """Has methods of one object run within phases from now on.
+def time_methods(owner: Any, phase: Phase, **phases: str) -> None:
+    """From now on, runs methods of one object inside phases.
 
     Args:
         owner: The object.
         phase: Gives the context.
-        names: Method → phase.
+        phases: Method → phase.
     """
-    for method, name in names.items():
-        setattr(owner, method, _within(phase, name, getattr(owner, method)))
+    for method, name in phases.items():
+        setattr(owner, method, _inside(phase, name, getattr(owner, method)))
 
 
-def _within(phase: Phase, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(act)
-    def within(*words: Any, **keys: Any) -> Any:
+def _inside(phase: Phase, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
         with phase(name):
-            return act(*words, **keys)
+            return function(*args, **kwargs)
 
-    return within
+    return inside
 
 
-class Measured(Protocol):
-    """What runs in phases."""
+class Phased(Protocol):
+    """Something that can run its work inside phases."""
 
-    def around(self, phase: Phase) -> None:
-        """Has its work run within phases from now on."""
+    def time_phases(self, phase: Phase) -> None:
+        """From now on, runs its work inside phases."""
 
 
 SKIP, WARM_UP, RECORD = 5, 1, 4  # steps
 
 
 @contextmanager
-def profiled(stage: Measured, folder: Path) -> Iterator[Callable[[], None]]:
-    """Within it steps 7 to 10 of a stage's start are recorded; later ones are not.
+def profile_steps(stage: Phased, folder: Path) -> Iterator[Callable[[], None]]:
+    """Records steps 7 to 10 after a stage's start; the steps after them are not recorded.
 
     Args:
-        stage: Before it trains.
-        folder: Where the trace goes, ``<host>_<process>.<time>.pt.trace.json``.
+        stage: Has not trained yet.
+        folder: Where the trace is written, as ``<host>_<process>.<time>.pt.trace.json``.
 
     Yields:
-        What to call after each step.
+        A function to call after each step.
     """
-    stage.around(record_function)
+    stage.time_phases(record_function)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities, schedule=schedule(wait=SKIP, warmup=WARM_UP, active=RECORD, repeat=1),
                  on_trace_ready=tensorboard_trace_handler(str(folder))) as recorder:

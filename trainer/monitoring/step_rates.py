@@ -1,61 +1,69 @@
-"""TODO step_rates."""
+"""How fast a stage trains: its rates over each logging interval, and the console line that shows them."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 
 
 class Clock:
-    """Rates over a logging interval: images/s, shares of time spent waiting for data and on checkpoints, time left.
+    """Measures a logging interval: images/s, shares of time spent on waiting for data and on checkpoints, time left.
 
     Args:
         start: First step of the stage in this process.
-        stop: Step past the last one.
+        stop: Step after the last one.
     """
 
     def __init__(self, start: int, stop: int):
         self._begin = self._last = time.perf_counter()
         self._start, self._stop = start, stop
-        self._images, self.waited, self._saving = 0, 0.0, 0.0
+        self._images, self._waiting, self._saving = 0, 0.0, 0.0
 
-    def wait(self, seconds: float) -> None:
-        """Time spent waiting for a batch."""
-        self.waited += seconds
+    def add_waiting(self, seconds: float) -> None:
+        """Adds time that the step loop waited for a batch."""
+        self._waiting += seconds
 
-    def save(self, seconds: float) -> None:
-        """Time that a checkpoint kept the loop waiting."""
+    def add_saving(self, seconds: float) -> None:
+        """Adds time that the step loop waited for a checkpoint."""
         self._saving += seconds
 
-    def seen(self, images: int) -> None:
-        """Images of the global batch that a step took."""
+    def add_images(self, images: int) -> None:
+        """Adds the images of a step's global batch."""
         self._images += images
 
     def read(self, step: int) -> dict[str, float]:
-        """The interval's rates; the next interval starts."""
+        """Gives the interval's rates, and starts the next interval."""
         now = time.perf_counter()
-        took = max(now - self._last, 1e-9)
+        interval = max(now - self._last, 1e-9)
         rates = {
-            "images_per_s": self._images / took, "waiting_percent": 100 * self.waited / took,
-            "saving_percent": 100 * self._saving / took, "memory_gib": memory_gib(),
+            "images_per_s": self._images / interval, "waiting_percent": 100 * self._waiting / interval,
+            "saving_percent": 100 * self._saving / interval, "memory_gib": memory_gib(),
             "seconds_left": (now - self._begin) / (step - self._start) * (self._stop - step),
         }
-        self._last, self._images, self.waited, self._saving = now, 0, 0.0, 0.0
+        self._last, self._images, self._waiting, self._saving = now, 0, 0.0, 0.0
         return rates
 
 
 def memory_gib() -> float:
-    """Peak memory of this rank: of the GPU where there is one, else of the process."""
+    """Peak memory of this rank: of its GPU, or of the process if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def line(stage: str, step: int, stop: int, values: dict[str, float]) -> str:
-    """The console line of a logging interval."""
+def format_step(stage: str, step: int, stop: int, values: Mapping[str, float]) -> str:
+    """The console line of a logging interval.
+
+    Args:
+        stage: The stage.
+        step: Steps done.
+        stop: Steps of the whole stage.
+        values: Losses, learning rate and rates by their names in metrics.jsonl.
+    """
     losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "right", "near_memory") if name in values)
     left = values["seconds_left"]
     saving = f"saving {values['saving_percent']:.1f} %  " if values["saving_percent"] else ""

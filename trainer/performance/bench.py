@@ -63,7 +63,7 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
         steps: Steps of each measurement, after some to warm up.
     """
     recipe = with_fresh_weights(recipe, name)
-    context = RunContext(recipe, folder, world, Monitor(folder, first=False), StopSignals())
+    context = RunContext(recipe, folder, world, Monitor.open(folder, first=False), StopSignals())
     stage = _Measured(context, name, sampler)
     clock, seconds = _Clock(world), {}
     batches, accumulate = iter(stage.loader), stage.keys.accumulate
@@ -81,7 +81,7 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
     seconds["step"] = clock.time(lambda: next(trained), steps)
     trained.close()
     # Last: from here on the device is waited for after each phase.
-    stage.around(clock.phase)
+    stage.time_phases(clock.phase)
     clock.time(lambda: stage.update(parts), steps)
     seconds |= clock.phases(steps)
     stage.close()

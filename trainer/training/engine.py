@@ -25,7 +25,7 @@ from deepspeed.ops import __compatible_ops__
 from embae.datasets.loading.batch import Batch
 from embae.trainer.losses.adversary import Adversary
 from embae.trainer.losses.objective import Objective
-from embae.trainer.monitoring.step_phases import Phase, timed_by
+from embae.trainer.monitoring.step_phases import Phase, time_methods
 from embae.trainer.recipe.optimizer import Optimizer
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.training import optimizer_state as moments
@@ -111,9 +111,9 @@ class Engine:
             reports.append(report)
         return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
 
-    def around(self, phase: Phase) -> None:
+    def time_phases(self, phase: Phase) -> None:
         """Has forward, backward and optimizer run within phases of these names from now on."""
-        timed_by(self._engine, phase, forward="forward", backward="backward", step="optimizer")
+        time_methods(self._engine, phase, forward="forward", backward="backward", step="optimizer")
 
     def _leave_unmoved(self, *_: Any) -> None:
         # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.

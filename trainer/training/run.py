@@ -15,7 +15,7 @@ from embae.trainer.errors import RunError, WeightsError
 from embae.trainer.evaluation.score_run import score_model, score_run
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
-from embae.trainer.monitoring.step_phases import profiled
+from embae.trainer.monitoring.step_phases import profile_steps
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.folder import write_recipe
 from embae.trainer.runs.folder_lock import lock_folder
@@ -64,7 +64,7 @@ def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
     """
     signals.record_in(folder)
     lock = on_first_rank(world, lambda: _take_folder(folder, recipe, world, options.resume))
-    context = RunContext(recipe, folder, world, Monitor(folder, world.first), signals)
+    context = RunContext(recipe, folder, world, Monitor.open(folder, world.first), signals)
     try:
         target = Index.open(recipe.data.root / recipe.data.target) if scores_target(recipe) else None
         for name in recipe.run:
@@ -155,7 +155,7 @@ def _train_stage(context: RunContext, name: str, target: Index | None, *, profil
     monitor.say(f"[{name}] {stage.stop} steps of {plan.batch} images from {', '.join(plan.view.names)} "
                 f"({plan.images:,} images), trains {', '.join(stage.keys.trained())}, loader {stage.loader.name}")
     every = stage.keys.evaluate_every
-    trace = profiled(stage, context.folder / "tensorboard" / name) if profile else nullcontext(lambda: None)
+    trace = profile_steps(stage, context.folder / "tensorboard" / name) if profile else nullcontext(lambda: None)
     with signals.finishing(stage.keeper.wait):
         try:
             with trace as end_step:

@@ -25,8 +25,8 @@ from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.saved import load_into
 from embae.trainer.monitoring.run_context import RunContext
-from embae.trainer.monitoring.step_phases import LoaderAround, Phase
-from embae.trainer.monitoring.step_rates import Clock, line
+from embae.trainer.monitoring.step_phases import Phase, TimedLoader
+from embae.trainer.monitoring.step_rates import Clock, format_step
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
@@ -138,7 +138,7 @@ class StageRun:
                 raise WeightsError(f"{resume.path}: {error}") from error
         if self.world.first:  # where it begins too: there may be records and damaged checkpoints of an earlier start
             set_back(self.run / self.name, self.start)
-        self.monitor.set_back(self.name, self.start)
+        self.monitor.drop_later(self.name, self.start)
         return turns
 
     def _check_frozen(self, state: dict[str, Tensor], path: Path) -> None:
@@ -193,13 +193,13 @@ class StageRun:
             for step in range(self.start, self.stop):
                 before = time.perf_counter()
                 parts = [next(batches) for _ in range(self.keys.accumulate)]
-                clock.wait(time.perf_counter() - before)
+                clock.add_waiting(time.perf_counter() - before)
                 if step == 0 and not self.cached:
-                    self.monitor.images(self.name, 0, parts[0].inputs, self.spec)
+                    self.monitor.record_images(self.name, 0, parts[0].inputs, self.spec)
                 lr = learning_rate(schedule, base, step * epoch)
                 report = self._turns.step(parts, lr)
                 recent.append((parts[0], report))
-                clock.seen(len(parts[0].plan))
+                clock.add_images(len(parts[0].plan))
                 done = step + 1
                 watchdog.report(f"stage {self.name}, step {done}")
                 broken, unsaved, stop = agreement.exchange(self._turns.broken, self.keeper.failed,
@@ -209,7 +209,7 @@ class StageRun:
                 if unsaved:
                     self.keeper.settle()
                 if stop or done % self.recipe.checkpoints.every == 0 or done == self.stop:
-                    clock.save(self.keeper.save(done))
+                    clock.add_saving(self.keeper.save(done))
                 if done % self.keys.log_every == 0 or done == self.stop:
                     self._log(done, lr, report, clock)
                 if stop:
@@ -227,13 +227,13 @@ class StageRun:
         values = {key: value.item() for key, value in report.items()}
         epoch = step * self.sampler.batch / self.sampler.images
         values |= {"lr": lr, "epoch": epoch, **clock.read(step)}
-        self.monitor.say(line(self.name, step, self.stop, values))
+        self.monitor.say(format_step(self.name, step, self.stop, values))
         self.monitor.record("train", self.name, step, {**values, "loader": self.loader.name})
 
-    def around(self, phase: Phase) -> None:
+    def time_phases(self, phase: Phase) -> None:
         """Has loading, forward, backward and optimizer run within phases, for who measures; before it trains."""
-        self.loader = LoaderAround(self.loader, phase)
-        self._turns.around(phase)
+        self.loader = TimedLoader(self.loader, phase)
+        self._turns.time_phases(phase)
 
     def export(self) -> None:
         """Checks that frozen parts are what they were, and writes the export.

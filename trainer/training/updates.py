@@ -67,10 +67,10 @@ class StepUpdates:
             memory.update(parts[0], self.broken)
         return report
 
-    def around(self, phase: Phase) -> None:
+    def time_phases(self, phase: Phase) -> None:
         """Has what each engine does run within phases from now on."""
         for engine in self._engines:
-            engine.around(phase)
+            engine.time_phases(phase)
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, on every rank."""

@@ -15,7 +15,7 @@ from embae.trainer.training.stage import StageRun
 
 
 def context(recipe: Recipe, run: Path, world: World) -> RunContext:
-    return RunContext(recipe, run, world, Monitor(run, world.first), StopSignals())
+    return RunContext(recipe, run, world, Monitor.open(run, world.first), StopSignals())
 
 
 def begin_stage(recipe: Recipe, name: str, run: Path, world: World, resume: Checkpoint | None = None) -> StageRun:

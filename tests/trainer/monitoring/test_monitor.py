@@ -11,9 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embae.datasets.loading.augment import ImageSpec
-from embae.trainer.monitoring import monitor
+from embae.trainer.monitoring import step_rates
 from embae.trainer.monitoring.monitor import Monitor
-from embae.trainer.monitoring.step_rates import Clock, line, memory_gib
+from embae.trainer.monitoring.step_rates import Clock, format_step, memory_gib
 
 VALUES = {
     "loss": 0.12345,
@@ -28,11 +28,11 @@ VALUES = {
 
 
 def test_the_line_says_it_all() -> None:
-    assert line("embedding", 20, 500, VALUES) == (
+    assert format_step("embedding", 20, 500, VALUES) == (
         "[embedding] step 20/500  loss 0.1235 right 0.5000  lr 3.00e-04  123 images/s  waiting 8 %  1.2 GiB  42 s left"
     )
     without = {key: value for key, value in VALUES.items() if key != "right"}
-    assert "loss 0.1235  lr" in line("autoencoder", 1, 2, without)
+    assert "loss 0.1235  lr" in format_step("autoencoder", 1, 2, without)
 
 
 @pytest.mark.parametrize(
@@ -47,24 +47,24 @@ def test_the_line_says_it_all() -> None:
     ],
 )
 def test_time_left(seconds: float, said: str) -> None:
-    assert line("s", 1, 2, {**VALUES, "seconds_left": seconds}).endswith(said)
+    assert format_step("s", 1, 2, {**VALUES, "seconds_left": seconds}).endswith(said)
 
 
 def test_rates_of_a_known_time(monkeypatch: Any) -> None:
     now = 1000.0
-    monkeypatch.setattr(monitor.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(step_rates.time, "perf_counter", lambda: now)
     clock = Clock(start=10, stop=30)
     now += 4.0
     for _ in range(5):
-        clock.wait(0.2)
-        clock.save(0.1)
-        clock.seen(64)
+        clock.add_waiting(0.2)
+        clock.add_saving(0.1)
+        clock.add_images(64)
     first = clock.read(15)
     assert first["images_per_s"] == pytest.approx(80) and first["waiting_percent"] == pytest.approx(25)
     assert first["saving_percent"] == pytest.approx(12.5)
     assert first["seconds_left"] == pytest.approx(4 / 5 * 15)
     now += 1.0
-    clock.seen(64)
+    clock.add_images(64)
     second = clock.read(16)  # an interval of its own; the time left is over the whole stage
     assert second["images_per_s"] == pytest.approx(64) and second["waiting_percent"] == 0
     assert second["saving_percent"] == 0
@@ -77,13 +77,13 @@ def test_memory_is_that_of_this_process() -> None:
 
 
 def test_records(tmp_path: Path, capsys: Any) -> None:
-    kept = Monitor(tmp_path, True)
+    kept = Monitor.open(tmp_path, True)
     kept.say("hello")
     kept.record("train", "embedding", 20, {"loss": 0.5, "loader": "dali"})
     kept.record("eval", "embedding", 40, {"mAP": 0.25, "queries": 10, "interval": {"mAP": [0.2, 0.3]}})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # before it is closed: a killed run keeps its records
     images = torch.zeros(2, 3, 8, 4)
-    kept.images("embedding", 0, images, ImageSpec(8, 4, (0.5, 0.25, 1.0), (0.5, 0.5, 0.5)))
+    kept.record_images("embedding", 0, images, ImageSpec(8, 4, (0.5, 0.25, 1.0), (0.5, 0.5, 0.5)))
     kept.close()
     assert [json.loads(entry) for entry in lines] == [
         {"kind": "train", "stage": "embedding", "step": 20, "loss": 0.5, "loader": "dali"},
@@ -95,14 +95,14 @@ def test_records(tmp_path: Path, capsys: Any) -> None:
     assert set(board.Tags()["scalars"]) == {"train/loss", "eval/mAP", "eval/queries"}
     assert [(event.step, event.value) for event in board.Scalars("eval/mAP")] == [(40, 0.25)]
     assert board.Tags()["images"] == ["inputs"]
-    again = Monitor(tmp_path, True)  # a run that goes on keeps what was there
+    again = Monitor.open(tmp_path, True)  # a run that goes on keeps what was there
     again.record("train", "embedding", 60, {"loss": 0.25})
     again.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_stage_that_goes_on_takes_its_later_records_back(tmp_path: Path) -> None:
-    kept = Monitor(tmp_path, True)
+    kept = Monitor.open(tmp_path, True)
     for stage, last in (("embedding", 4), ("autoencoder", 5)):
         for step in range(1, last + 1):
             kept.record("train", stage, step, {"loss": step / 8})
@@ -110,8 +110,8 @@ def test_a_stage_that_goes_on_takes_its_later_records_back(tmp_path: Path) -> No
     kept.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "stage": "auto')  # the power went
-    again = Monitor(tmp_path, True)
-    again.set_back("autoencoder", 2)
+    again = Monitor.open(tmp_path, True)
+    again.drop_later("autoencoder", 2)
     again.record("train", "autoencoder", 3, {"loss": 1.0})
     again.close()
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -128,10 +128,10 @@ def test_a_stage_that_goes_on_takes_its_later_records_back(tmp_path: Path) -> No
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: Any) -> None:
-    kept = Monitor(tmp_path, False)
+    kept = Monitor.open(tmp_path, False)
     kept.say("hello")
     kept.record("train", "embedding", 20, {"loss": 0.5})
-    kept.images("embedding", 0, torch.zeros(1, 3, 4, 4), ImageSpec(4, 4))
+    kept.record_images("embedding", 0, torch.zeros(1, 3, 4, 4), ImageSpec(4, 4))
     kept.close()
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
@@ -139,8 +139,9 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: Any) -> None:
 def test_keys_stand_beside_the_scores_in_hparams(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    board = Monitor(tmp_path, first=True)
-    board.keys("one", {"seed": 3, "stage": {"loss": {"triplet": {"margin": "soft"}}, "clip": None, "reinit": ["x"]}})
+    board = Monitor.open(tmp_path, first=True)
+    settings = {"seed": 3, "stage": {"loss": {"triplet": {"margin": "soft"}}, "clip": None, "reinit": ["x"]}}
+    board.record_settings("one", settings)
     board.record("eval", "one", 5, {"mAP": 0.25})
     board.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "one"))
