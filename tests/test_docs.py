@@ -20,8 +20,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from embae.datasets.readers.options import convert
-from embae.datasets.readers.registry import READERS, find_reader
+from embae.datasets.readers.options import convert_options
+from embae.datasets.readers.registry import READERS
 from embae.trainer.commands.app import app
 from embae.trainer.comparison.compare import plan
 from embae.trainer.recipe.json_schema import recipe_schema
@@ -96,10 +96,9 @@ def checked(words: list[str]) -> click.Context:
              given["seeds"], Path("runs/comparison"))
     elif name == "slurm":
         checked(["shard", *given["words"]])
-    elif name == "shard" and given["source"] != "synthetic":
-        convert(
-            given["source"], find_reader(given["source"]), dict(one.split("=", 1) for one in given["options"] or [])
-        )
+    elif name == "shard":
+        options = dict(word.split("=", 1) for word in given["options"] or [])
+        convert_options(given["source"], READERS[given["source"]].list_records, options)
     return context
 
 

@@ -1,4 +1,4 @@
-"""The MATLAB files of CUHK03: `cuhk-03.mat` (HDF5) and the configuration of the new protocol (MATLAB 5).
+"""MATLAB files of CUHK03: `cuhk-03.mat` (HDF5) and the configuration of the new protocol (MATLAB 5).
 
 HDF5 has MATLAB's axes in reverse order. In `cuhk-03.mat`, `labeled` and `detected` are cells of 5 camera pairs, each a
 cell of people × 10 images, where an image that does not exist is an empty array; `testsets` are 20 arrays of (pair,
@@ -17,12 +17,12 @@ from typing import Any
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import SPLITS, Split
 
-_LOCK = threading.Lock()  # closing a file of HDF5 may end what another thread does with the same file
+_LOCK = threading.Lock()  # closing an HDF5 file may interrupt another thread that reads the same file
 
 
 @dataclass(frozen=True)
 class MatImage:
-    """An image inside an HDF5 file, by the path of its array; it is read as PNG, which loses nothing."""
+    """An image inside an HDF5 file, by the path of its array; it is read as PNG, which is lossless."""
 
     mat: Path
     array: str
@@ -43,33 +43,33 @@ class MatImage:
         return f"{self.mat}:{self.array}"
 
 
-def images(mat: Path, labels: str) -> list[tuple[str, MatImage]]:
-    """Every image with torchreid's name for it, `PAIR_PERSON_VIEW_IMAGE`; images 1 to 5 are of view 1."""
-    found = []
-    with _release(mat) as file:
+def list_mat_images(mat: Path, labels: str) -> list[tuple[str, MatImage]]:
+    """Every image with torchreid's name for it, `PAIR_PERSON_VIEW_IMAGE`; images 1 to 5 belong to view 1."""
+    images = []
+    with _open_release(mat) as file:
         for pair, reference in enumerate(file[labels][0], 1):
             for shot, row in enumerate(file[reference][()], 1):
                 for person, cell in enumerate(row, 1):
                     array = file[cell]
                     if array.ndim == 3:
                         name = f"{pair}_{person:03d}_{1 if shot <= 5 else 2}_{shot:02d}"
-                        found.append((name, MatImage(mat, array.name)))
-    return found
+                        images.append((name, MatImage(mat, array.name)))
+    return images
 
 
-def test_set(mat: Path, number: int) -> set[tuple[int, int]]:
+def read_test_set(mat: Path, number: int) -> set[tuple[int, int]]:
     """Pair and person of everyone in a classic test set."""
-    with _release(mat) as file:
+    with _open_release(mat) as file:
         sets = file["testsets"][0]
         if not 0 <= number < len(sets):
-            raise DataError(f"test_set={number}: wanted 0 to {len(sets) - 1}")
+            raise DataError(f"test_set={number}: expected 0 to {len(sets) - 1}")
         pairs, people = file[sets[number]][()]
         return {(int(pair), int(person)) for pair, person in zip(pairs, people, strict=True)}
 
 
 @contextmanager
-def _release(mat: Path) -> Iterator[Any]:
-    """The open file; whatever is not in it as it should be becomes a DataError."""
+def _open_release(mat: Path) -> Iterator[Any]:
+    """The open file; content that differs from the release becomes a DataError."""
     import h5py
 
     try:
@@ -81,7 +81,7 @@ def _release(mat: Path) -> Iterator[Any]:
         raise DataError(f"{mat}: not the cuhk-03.mat of the release: {error}; download it again") from None
 
 
-def new_protocol(config: Path) -> dict[str, Split]:
+def read_new_protocol(config: Path) -> dict[str, Split]:
     """The split of every image by its name without suffix."""
     import numpy
     import scipy.io

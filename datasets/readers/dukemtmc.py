@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from embae.datasets.index.records import Record
-from embae.datasets.readers.image_files import Counts, check
-from embae.datasets.readers.market1501 import bounding_boxes
+from embae.datasets.readers.market1501 import list_bounding_boxes
+from embae.datasets.readers.official_counts import Counts, check_counts
+from embae.datasets.readers.reader import Reader
 
 COUNTS = {
     "train images": 16_522, "train identities": 702, "query images": 2_228, "query identities": 702,
@@ -17,11 +18,14 @@ COUNTS = {
 }  # fmt: skip
 
 
-def records(root: Path, *, counts: Counts = "official") -> list[Record]:
+def list_records(root: Path, *, counts: Counts = "official") -> list[Record]:
     """DukeMTMC-reID as released. It has no special pids: the 408 gallery people without a query are persons.
 
     Args:
         root: `DukeMTMC-reID` or the folder that contains it.
-        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+        counts: ``official`` refuses a dataset that is not complete, ``any`` takes it as it is.
     """
-    return check(root, bounding_boxes(root, "DukeMTMC-reID", roles={}), COUNTS, counts)
+    return check_counts(root, list_bounding_boxes(root, "DukeMTMC-reID", roles={}), COUNTS, counts)
+
+
+READER = Reader("dukemtmc", "DukeMTMC-reID, as released", list_records)

@@ -1,8 +1,8 @@
-"""Anyone's own images in folders.
+"""A user's own images in folders.
 
-train/…  query/…  gallery/…      the top folder says the split; whatever lies elsewhere trains
+train/…  query/…  gallery/…      the top folder is the split; images elsewhere train
 
-Any nesting will do, and the pattern says what is what, tracklets among others:
+Any nesting is allowed. The pattern says which parts of a path are labels, for tracklets too:
 
 0001/0001C1T0002F003.jpg         pattern=/(?P<pid>\\d{4})C(?P<camid>\\d)T                  MARS
 cam1/person001/frame7.png        pattern=cam(?P<camid>\\d)/person(?P<pid>\\d+)/            iLIDS-VID, PRID 2011
@@ -15,11 +15,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from embae.datasets.index.records import SPLITS, FileImage, Record, Role, Split
-from embae.datasets.readers.image_files import listing, matches
-from embae.datasets.readers.label_numbers import cameras, compile_pattern, numbered
+from embae.datasets.readers.image_files import list_images, match_images
+from embae.datasets.readers.label_numbers import compile_pattern, number_cameras, number_labels
+from embae.datasets.readers.reader import Reader
 
 
-def records(
+def list_records(
     root: Path, *, pattern: str | None = None, junk_pid: str | None = None, distractor_pid: str | None = None
 ) -> list[Record]:
     """Every image below `root`.
@@ -27,29 +28,31 @@ def records(
     Args:
         root: A folder.
         pattern: A regular expression that is searched for in every path relative to `root`, such as
-            ``(?P<pid>[^/]+)/cam(?P<camid>\\d+)``. Without a group pid, or where it takes no part, images are
-            unlabelled; without a group camid all are from camera 0. Labels that are all whole numbers are taken as they
-            are; otherwise they are numbered from 0 in sorted order.
-        junk_pid: The pid, as it is written in the path, of images that are ignored by the metric.
-        distractor_pid: The pid, as it is written in the path, of images that are nobody's match.
+            ``(?P<pid>[^/]+)/cam(?P<camid>\\d+)``. Without a group pid, or where the group does not take part, images
+            are unlabelled; without a group camid all are from camera 0. Labels that are all whole numbers stand for
+            themselves; otherwise they are numbered from 0 in sorted order.
+        junk_pid: The pid, as it is written in the path, of images that the metric ignores.
+        distractor_pid: The pid, as it is written in the path, of images that match no query.
     """
     if pattern is None:
-        return [Record(path, _split(path), None, 0, FileImage(root / path)) for path in listing(root)]
-    found = matches(
-        root, compile_pattern(pattern), f"as pattern={pattern} wants", "mend the pattern, or move them away"
-    )
-    labels = [match.groupdict() for _, match in found]
+        return [Record(path, _split(path), None, 0, FileImage(root / path)) for path in list_images(root)]
+    matches = match_images(root, compile_pattern(pattern), f"as pattern={pattern} expects",
+                           "correct the pattern, or move them away")
+    labels = [match.groupdict() for _, match in matches]
     pids = [label.get("pid") for label in labels]
-    camids = cameras(root, [path for path, _ in found], [label.get("camid") for label in labels])
-    numbers = numbered(pids)
+    cameras = number_cameras(root, [path for path, _ in matches], [label.get("camid") for label in labels])
+    numbers = number_labels(pids)
     roles: dict[str | None, Role] = {distractor_pid: "distractor", junk_pid: "junk", None: "person"}
     return [
         Record(path, _split(path), None if pid is None else numbers[pid], camid, FileImage(root / path),
                roles.get(pid, "person"), camera)
-        for (path, _), pid, (camid, camera) in zip(found, pids, camids, strict=True)
+        for (path, _), pid, (camid, camera) in zip(matches, pids, cameras, strict=True)
     ]
 
 
 def _split(path: str) -> Split:
     top = path.partition("/")[0]
     return next((split for split in SPLITS if split == top), "train")
+
+
+READER = Reader("folder", "your images; labels from paths", list_records)

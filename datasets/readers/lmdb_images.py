@@ -1,7 +1,7 @@
-"""Encoded images in an LMDB environment, as the authors of LUPerson make one.
+"""Encoded images in an LMDB environment, as the authors of LUPerson write one.
 
-A key an image (ASCII), its value the encoded file. The list of keys that lies beside it, ``keys.pkl``, is a pickle and
-not read: the environment has the same keys.
+Each image is one key (ASCII) whose value is the encoded file. The list of keys that accompanies it, ``keys.pkl``, is a
+pickle and is not read: the environment has the same keys.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from embae.datasets.errors import DataError
 from embae.datasets.readers.image_files import refuse
 
 DATA = "data.mdb"
-_LOCK = threading.Lock()  # of two threads that open the same one at once, one would be refused
+_LOCK = threading.Lock()  # if two threads opened the same environment at once, one would be refused
 
 
 @dataclass(frozen=True)
 class LmdbImage:
-    """One image of an environment; each worker process opens it by itself."""
+    """One image of an environment; each worker process opens the environment itself."""
 
     folder: Path
     key: str
@@ -44,16 +44,16 @@ class LmdbImage:
         return f"{self.folder / DATA}:{self.key}"
 
 
-def find(root: Path) -> Path | None:
-    """The environment in `root`, or in the folder ``lmdb`` or ``lup_lmdb`` of it; None where there is none."""
+def find_environment(root: Path) -> Path | None:
+    """The environment in `root` or in its folder ``lmdb`` or ``lup_lmdb``; None if there is none."""
     return next((folder for folder in (root, root / "lmdb", root / "lup_lmdb") if (folder / DATA).is_file()), None)
 
 
-def matches(folder: Path, pattern: re.Pattern[str], wanted: str) -> list[tuple[LmdbImage, re.Match[str]]]:
-    """Every image of an environment, with what `pattern` finds in the whole of its key; no image is read.
+def match_keys(folder: Path, pattern: re.Pattern[str], expected: str) -> list[tuple[LmdbImage, re.Match[str]]]:
+    """Every image of an environment, with the match of `pattern` to its whole key; no image is read.
 
     Raises:
-        DataError: It cannot be opened, is empty, or has other keys.
+        DataError: The environment cannot be opened, is empty, or has other keys.
     """
     try:
         with _environment(folder).begin() as transaction:
@@ -62,19 +62,19 @@ def matches(folder: Path, pattern: re.Pattern[str], wanted: str) -> list[tuple[L
     except lmdb.Error as error:
         raise DataError(f"{folder / DATA}: not an LMDB environment that can be read ({error})") from error
     if not keys:
-        raise DataError(f"{folder / DATA}: holds no image")
-    found = [(key, pattern.fullmatch(key)) for key in keys]
-    refuse(folder / DATA, [key for key, match in found if match is None], f"keys are not {wanted}",
-           "read it as the set that it is of")
-    return [(LmdbImage(folder, key), match) for key, match in found if match is not None]
+        raise DataError(f"{folder / DATA}: contains no image")
+    matches = [(key, pattern.fullmatch(key)) for key in keys]
+    refuse(folder / DATA, [key for key, match in matches if match is None], f"keys are not {expected}",
+           "shard it with the source that it belongs to")
+    return [(LmdbImage(folder, key), match) for key, match in matches if match is not None]
 
 
 def _environment(folder: Path) -> Any:
     with _LOCK:
-        return _opened(folder, os.getpid())
+        return open_in_process(folder, os.getpid())
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, process: int) -> Any:
-    """Open in this process: an environment must not be carried over a fork."""
+def open_in_process(folder: Path, process: int) -> Any:
+    """The environment, opened once in each process: an open environment must not be carried over a fork."""
     return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)

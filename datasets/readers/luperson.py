@@ -10,26 +10,30 @@ import re
 from pathlib import Path
 
 from embae.datasets.index.records import FileImage, Record
-from embae.datasets.readers import lmdb_images
-from embae.datasets.readers.image_files import listing
-from embae.datasets.readers.label_numbers import numbered_names
+from embae.datasets.readers.image_files import list_images
+from embae.datasets.readers.label_numbers import number_names
+from embae.datasets.readers.lmdb_images import find_environment, match_keys
+from embae.datasets.readers.reader import Reader
 
 KEY = re.compile(r"(\d+_\d+_\d+)_\d+")
 
 
-def records(root: Path) -> list[Record]:
-    """All of it trains, nobody has a pid; a video is a camera, numbered from 0 in sorted order.
+def list_records(root: Path) -> list[Record]:
+    """All images train and none has a pid; each video is a camera, numbered from 0 in sorted order.
 
     The layouts are known from the authors' code (github.com/DengpanFu/LUPerson). Where extract.py wrote the images of a
-    city's videos into one folder, that folder is taken for a camera.
+    city's videos into one folder, that folder counts as one camera.
 
     Args:
-        root: The folder of images (their ``luperson``), the LMDB environment (``lup_lmdb``), or a folder that has it.
+        root: The folder of images (their ``luperson``), the LMDB environment (``lup_lmdb``), or the folder with it.
     """
-    if environment := lmdb_images.find(root):
-        found = lmdb_images.matches(environment, KEY, "COUNTRY_CITY_VIDEO_IMAGE")
-        cameras = numbered_names(match[1] for _, match in found)
-        return [Record(image.key, "train", None, cameras[match[1]], image) for image, match in found]
-    paths = listing(root)
-    cameras = numbered_names(path.rpartition("/")[0] for path in paths)
+    if environment := find_environment(root):
+        images = match_keys(environment, KEY, "COUNTRY_CITY_VIDEO_IMAGE")
+        cameras = number_names(match[1] for _, match in images)
+        return [Record(image.key, "train", None, cameras[match[1]], image) for image, match in images]
+    paths = list_images(root)
+    cameras = number_names(path.rpartition("/")[0] for path in paths)
     return [Record(path, "train", None, cameras[path.rpartition("/")[0]], FileImage(root / path)) for path in paths]
+
+
+READER = Reader("luperson", "LUPerson: image folders or LMDB", list_records)

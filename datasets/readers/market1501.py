@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 from embae.datasets.index.records import Record, Role, Split
-from embae.datasets.readers.image_files import Counts, check, locate, matches, record
+from embae.datasets.readers.image_files import file_record, find_folder, match_images
+from embae.datasets.readers.official_counts import Counts, check_counts
+from embae.datasets.readers.reader import Reader
 
 FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 COUNTS = {
@@ -20,25 +22,33 @@ COUNTS = {
 ROLES: dict[int, Role] = {-1: "junk", 0: "distractor"}
 
 
-def records(root: Path, *, counts: Counts = "official") -> list[Record]:
-    """Market-1501 as released; `root` is its folder or the one above.
+def list_records(root: Path, *, counts: Counts = "official") -> list[Record]:
+    """Market-1501 as released.
 
-    Person -1 (boxes that missed) is junk and person 0 (background) a distractor; both stand in the gallery.
+    Person -1 (boxes that missed) is junk and person 0 (background) is a distractor; both are in the gallery.
 
     Args:
         root: `Market-1501-v15.09.15` or the folder that contains it.
-        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+        counts: ``official`` refuses a dataset that is not complete, ``any`` takes it as it is.
     """
-    found = bounding_boxes(root, "Market-1501-v15.09.15", ROLES)
-    return check(root, found, COUNTS, counts)
+    return check_counts(root, list_bounding_boxes(root, "Market-1501-v15.09.15", ROLES), COUNTS, counts)
 
 
-def bounding_boxes(root: Path, official: str, roles: dict[int, Role]) -> list[Record]:
-    """The layout of Market-1501, which others took over; `roles` says which pids are not persons."""
-    root = locate(root, list(FOLDERS), [official])
+def list_bounding_boxes(root: Path, official: str, roles: dict[int, Role]) -> list[Record]:
+    """The layout of Market-1501, which other datasets use too.
+
+    Args:
+        root: The dataset's folder, or the folder that contains it.
+        official: The name of the dataset's folder as released.
+        roles: Roles of the pids that are not persons.
+    """
+    root = find_folder(root, list(FOLDERS), [official])
     pattern = re.compile(r"^(-?\d+)_c(\d)")
     return [
-        record(root, root / folder / path, pid := int(match[1]), int(match[2]), split, roles.get(pid, "person"))
+        file_record(root, root / folder / path, pid := int(match[1]), int(match[2]), split, roles.get(pid, "person"))
         for folder, split in FOLDERS.items()
-        for path, match in matches(root / folder, pattern, "PERSON_cCAMERA….jpg")
+        for path, match in match_images(root / folder, pattern, "PERSON_cCAMERA….jpg")
     ]
+
+
+READER = Reader("market1501", "Market-1501, as released", list_records)

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from embae.datasets.errors import DataError
+from embae.datasets.errors import DataError, did_you_mean
 
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence that refuses `word`: the nearest choice, if one is near, and all of them."""
+def choose_from(word: str, choices: Iterable[str]) -> str:
+    """The end of a message that rejects `word`: the nearest choice, if one is near, and all choices."""
     choices = list(choices)
-    near = "".join(f"; did you mean {choice}?" for choice in difflib.get_close_matches(word, choices, n=1))
-    return f"{near} (choose from {', '.join(choices)})" if choices else " (there is none to choose)"
+    listed = f" (choose from {', '.join(choices)})" if choices else " (there are no choices)"
+    return did_you_mean(word, choices) + listed
 
 
-def convert(source: str, reader: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:
-    """The options as the annotations of `reader` want them: str, int, float, bool, Literal, or one of these or None.
+def convert_options(source: str, list_records: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Converts options to the types that a reader's annotations name.
+
+    Args:
+        source: The reader's name, for messages.
+        list_records: The reader's function; an annotation is str, int, float, bool, a Literal, or one of these or None.
+        options: As written on the command line.
 
     Raises:
-        DataError: An option that the reader does not have, one that it cannot do without, or a value that cannot be.
+        DataError: An option is unknown, a required option is missing, or a value cannot be converted.
     """
-    hints = get_type_hints(reader)
-    known = {name: option for name, option in inspect.signature(reader).parameters.items() if name != "root"}
+    hints = get_type_hints(list_records)
+    parameters = {name: option for name, option in inspect.signature(list_records).parameters.items() if name != "root"}
     for name in options:
-        if name not in known:
-            raise DataError(f"{source}: unknown option {name!r}{did_you_mean(name, known)}")
-    for name, option in known.items():
+        if name not in parameters:
+            raise DataError(f"{source}: unknown option {name!r}{choose_from(name, parameters)}")
+    for name, option in parameters.items():
         if option.default is option.empty and name not in options:
             choices = ", ".join(map(str, get_args(hints[name])))
             raise DataError(f"{source}: needs option {name!r}" + f" (choose from {choices})" * bool(choices))
-    return {name: _value(f"{source}: {name}={text}", hints[name], text) for name, text in options.items()}
+    return {name: _convert(f"{source}: {name}={text}", hints[name], text) for name, text in options.items()}
 
 
-def _value(said: str, kind: Any, text: str) -> Any:
+def _convert(place: str, kind: Any, text: str) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
-        (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
+        (kind,) = (member for member in get_args(kind) if member is not types.NoneType)
     if get_origin(kind) is Literal:
         choices = {str(choice): choice for choice in get_args(kind)}
         if text not in choices:
-            raise DataError(f"{said}: unknown value{did_you_mean(text, choices)}")
+            raise DataError(f"{place}: unknown value{choose_from(text, choices)}")
         return choices[text]
     try:
         return _BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise DataError(f"{said}: wanted {wanted}") from None
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise DataError(f"{place}: expected {expected}") from None

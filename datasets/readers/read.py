@@ -1,4 +1,4 @@
-"""The images of a source as records: sorted, with keys that WebDataset takes."""
+"""Reads a dataset by the name of its reader, and gives every image a WebDataset key."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import Record
 from embae.datasets.readers.image_files import SUFFIXES, refuse
-from embae.datasets.readers.options import convert
-from embae.datasets.readers.registry import find_reader
+from embae.datasets.readers.options import choose_from, convert_options
+from embae.datasets.readers.registry import READERS
 
 
 def read_records(source: str, root: Path | None, options: Mapping[str, str]) -> list[Record]:
-    """The images of a dataset, sorted, each with a key fit for WebDataset.
+    """The images of a dataset, sorted, each with a key that WebDataset accepts.
 
     Args:
-        source: A name of `READERS`.
-        root: The folder of original images; a source that draws its images needs none.
+        source: A name in `READERS`.
+        root: The folder of original images; None for a reader that draws its images.
         options: The reader's options, as written on the command line.
 
     Raises:
-        DataError: An unknown source or option, or images that are not as the source has them.
+        DataError: The source or an option is unknown, or the images are not as the reader expects them.
     """
-    reader = find_reader(source)
-    arguments = convert(source, reader, options)
-    if "root" in signature(reader).parameters:
+    if source not in READERS:
+        raise DataError(f"unknown source {source!r}{choose_from(source, READERS)}")
+    reader = READERS[source]
+    arguments = convert_options(source, reader.list_records, options)
+    if reader.needs_root:
         if root is None:
             raise DataError(f"{source}: no root given; say where the original images are (--root FOLDER)")
         if not root.exists():
-            raise DataError(f"{source}: {root}: no such folder; wanted the one with the original images")
+            raise DataError(f"{source}: {root}: no such folder; expected the one with the original images (--root)")
         arguments["root"] = root
-    return _keyed(source, reader(**arguments))
+    return _with_safe_keys(source, reader.list_records(**arguments))
 
 
-def _keyed(source: str, records: list[Record]) -> list[Record]:
-    """Sorted, with keys of letters, digits, ``_`` and ``-``; those that become alike get a hash of what they were."""
+def _with_safe_keys(source: str, records: list[Record]) -> list[Record]:
+    """Sorted, with keys of letters, digits, ``_`` and ``-``; keys that become equal end in a hash of the original."""
     records = sorted(records, key=lambda record: record.key)
-    twice = [record.key for record, after in pairwise(records) if record.key == after.key]
-    refuse(source, twice, "two images have the same name", "rename one or move it away")
-    keys = [_key(record.key) for record in records]
-    alike = Counter(keys)
+    repeated = [record.key for record, following in pairwise(records) if record.key == following.key]
+    refuse(source, repeated, "two images have the same name", "rename one or move it away")
+    keys = [_safe_key(record.key) for record in records]
+    uses = Counter(keys)
     return [
-        replace(record, key=key if alike[key] == 1 else f"{key}-{_digest(record.key)}")
+        replace(record, key=key if uses[key] == 1 else f"{key}-{_digest(record.key)}")
         for record, key in zip(records, keys, strict=True)
     ]
 
 
-def _key(path: str) -> str:
+def _safe_key(path: str) -> str:
     stem, suffix = os.path.splitext(path)
     return re.sub(r"[^A-Za-z0-9_-]", "_", stem if suffix.lower() in SUFFIXES else path)
 

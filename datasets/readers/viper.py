@@ -10,30 +10,35 @@ from pathlib import Path
 from typing import Literal
 
 from embae.datasets.index.records import Record
-from embae.datasets.readers.halves import divide, half
-from embae.datasets.readers.image_files import Counts, check, locate, matches, record
+from embae.datasets.readers.identity_splits import assign_splits, draw_half
+from embae.datasets.readers.image_files import file_record, find_folder, match_images
+from embae.datasets.readers.official_counts import Counts, check_counts
+from embae.datasets.readers.reader import Reader
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 COUNTS = {"images": 1_264, "identities": 632, "cameras": 2}
 
 
-def records(
+def list_records(
     root: Path, *, split: Literal["half", "all"] = "half", seed: int = 0, counts: Counts = "official"
 ) -> list[Record]:
-    """VIPeR; camera a is 1 and holds the queries, camera b is 2 and holds the gallery.
+    """VIPeR; camera a is 1 and has the queries, camera b is 2 and has the gallery.
 
     Args:
         root: `VIPeR`, or the folder that contains it.
         split: ``half`` trains on 316 people and tests on the others, as published; ``all`` trains on everyone.
         seed: Draws the half (published figures are means over ten such draws).
-        counts: ``official`` refuses a set that is not complete, ``any`` takes it as it is.
+        counts: ``official`` refuses a dataset that is not complete, ``any`` takes it as it is.
     """
-    home = locate(root, list(CAMERAS), ["VIPeR"])
-    found = [
-        record(home, home / name / path, int(match[1]), camid)
+    home = find_folder(root, list(CAMERAS), ["VIPeR"])
+    records = [
+        file_record(home, home / name / path, int(match[1]), camid)
         for name, camid in CAMERAS.items()
-        for path, match in matches(home / name, re.compile(r"^(\d+)_"), "PERSON_ANGLE.bmp")
+        for path, match in match_images(home / name, re.compile(r"^(\d+)_"), "PERSON_ANGLE.bmp")
     ]
     if split == "half":
-        found = divide(found, half(found, seed), query_cameras={1})
-    return check(root, found, COUNTS, counts)
+        records = assign_splits(records, draw_half(records, seed), query_cameras={1})
+    return check_counts(root, records, COUNTS, counts)
+
+
+READER = Reader("viper", "VIPeR: half of the people train", list_records)

@@ -10,13 +10,14 @@ from typing import Literal
 
 from embae.datasets.index.records import Record
 from embae.datasets.readers import folder
-from embae.datasets.readers.halves import divide, half
-from embae.datasets.readers.image_files import Counts, check
+from embae.datasets.readers.identity_splits import assign_splits, draw_half
+from embae.datasets.readers.official_counts import Counts, check_counts
+from embae.datasets.readers.reader import Reader
 
 COUNTS = {"identities": 70, "cameras": 3}
 
 
-def records(
+def list_records(
     root: Path,
     *,
     pattern: str = r"(?P<pid>\d{4})(?P<camid>\d{4})\d{4}\.\w+$",
@@ -24,17 +25,21 @@ def records(
     seed: int = 0,
     counts: Counts = "official",
 ) -> list[Record]:
-    """WARD; the lowest camera holds the queries, the others the gallery.
+    """WARD; the lowest camera has the queries, the others have the gallery.
 
     Args:
         root: The folder of images.
-        pattern: Where the path has person and camera; the default is the naming that others' readers describe, which
-            could not be held against the original.
+        pattern: Where the path has person and camera. The default is the naming that other projects' readers describe;
+            it could not be compared with the original.
         split: ``half`` trains on 35 people and tests on the others; ``all`` trains on everyone.
         seed: Draws the half.
-        counts: ``official`` refuses a set without 70 people and 3 cameras, ``any`` takes it as it is.
+        counts: ``official`` refuses a dataset without 70 people and 3 cameras, ``any`` takes it as it is.
     """
-    found = folder.records(root, pattern=pattern)
+    records = folder.list_records(root, pattern=pattern)
     if split == "half":
-        found = divide(found, half(found, seed), query_cameras={min(one.camid for one in found)})
-    return check(root, found, COUNTS, counts)
+        query_cameras = {min(record.camid for record in records)}
+        records = assign_splits(records, draw_half(records, seed), query_cameras)
+    return check_counts(root, records, COUNTS, counts)
+
+
+READER = Reader("ward", "WARD: half of the people train", list_records)

@@ -1,6 +1,1 @@
-"""Procedurally drawn people, so that everything can be tried without any data set."""
-
-from embae.datasets.synthetic.image import SyntheticImage
-from embae.datasets.synthetic.listing import DOMAIN_NAMES, DomainName, records
-
-__all__ = ["DOMAIN_NAMES", "DomainName", "SyntheticImage", "records"]
+"""Draws people, scenes and cameras: the images of the synthetic domains."""

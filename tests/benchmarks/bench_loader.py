@@ -49,10 +49,10 @@ from embae.datasets.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment,
 from embae.datasets.loading.batch import Work
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.loading.view_reader import ViewReader
+from embae.datasets.readers.synthetic import list_records
 from embae.datasets.sampling.plan import PKSampler
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
-from embae.datasets.synthetic import records
 
 SPEC, AUGMENT, P, K = ImageSpec(256, 128), Augment(flip=True, crop=True, erase=0.5), 18, 4
 
@@ -62,7 +62,7 @@ Load = Callable[[Index, int, int], Iterator[torch.Tensor]]
 
 def shards(folder: Path) -> dict[str, Index]:
     """The same images as they are, and at the size that training reads."""
-    drawn = [record for record in records("plaza", identities=60, cameras=4, images_per_camera=4, height=320)
+    drawn = [record for record in list_records("plaza", identities=60, cameras=4, images_per_camera=4, height=320)
              if record.split == "train"]
     return {name: write_shards(name, drawn, folder, source={"reader": "synthetic"}, size=size)
             for name, size in (("originals", None), ("stored", SPEC.margin))}

@@ -24,12 +24,12 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Work
 from embae.datasets.loading.open_loader import open_loader
+from embae.datasets.readers.synthetic import list_records
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url
 from embae.datasets.sampling.plan import PKSampler
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
-from embae.datasets.synthetic import records
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
@@ -67,8 +67,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = [record for record in records("plaza", identities=2 * given.identities, cameras=2, images_per_camera=2,
-                                              height=144) if record.split == "train"]
+        drawn = [record for record in list_records("plaza", identities=2 * given.identities, cameras=2,
+                                                   images_per_camera=2, height=144) if record.split == "train"]
         near = write_shards("set", drawn, folder / "web", source={"reader": "synthetic"}, size=SPEC.margin,
                             images_per_shard=16 * IMAGES)
         tars = sum((folder / "web" / "set" / shard).stat().st_size for shard in near.shards)

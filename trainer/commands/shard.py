@@ -14,7 +14,9 @@ from embae.trainer.commands.options import Debug
 
 
 def shard(
-    source: Annotated[str, typer.Argument(help=f"One of {', '.join(READERS)}.")],
+    source: Annotated[str, typer.Argument(autocompletion=lambda: list(READERS), help=(
+        "\b\n" + "\n".join(f"{reader.name:12} {reader.summary}" for reader in READERS.values())
+        + "\n\nIt decides how folders and file names are read."))],
     options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The source's options.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the original images.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all sharded datasets.")] = Path("shards"),

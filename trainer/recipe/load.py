@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from embae.datasets.errors import did_you_mean
 from embae.datasets.files.plain import read_bytes
 from embae.datasets.files.plain_tree import MOST
 from embae.datasets.files.yaml_files import format_yaml, parse_yaml
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.mistakes import did_you_mean, fields, sentences, short
+from embae.trainer.recipe.mistakes import fields, sentences, short
 from embae.trainer.recipe.rounds import expand
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import LENGTHS, Stage

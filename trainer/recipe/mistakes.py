@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,8 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from embae.datasets.errors import did_you_mean
 from embae.trainer.recipe.schema import Recipe
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The end of a sentence that refuses a word: the nearest known one, if one is near."""
-    close = difflib.get_close_matches(word[:100], known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def short(value: Any) -> str:

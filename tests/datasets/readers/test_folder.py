@@ -66,9 +66,9 @@ def test_roles(draw):
     ("pattern", "message"),
     [
         ("(", "not a regular expression"),
-        (r"\d+", "wanted a named group"),
+        (r"\d+", "found no named group; expected"),
         (r"(?P<pdi>\d)", "unknown group 'pdi'; did you mean pid?"),
-        (r"(?P<pid>\d)", "images are not named as pattern=.* wants: a.jpg \\(1 in all\\); mend the pattern"),
+        (r"(?P<pid>\d)", "images are not named as pattern=.* expects: a.jpg \\(1 in all\\); correct the pattern"),
     ],
 )
 def test_patterns_that_do_not_do(draw, pattern, message):

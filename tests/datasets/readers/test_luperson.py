@@ -76,7 +76,7 @@ def test_threads_that_read_their_first_images_at_once(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(lmdb, "open", slow)
-    lmdb_images._opened.cache_clear()
+    lmdb_images.open_in_process.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda key: lmdb_images.LmdbImage(folder, key).read(), keys)) == [b"x"] * 4
 
@@ -90,10 +90,10 @@ def test_the_list_of_keys_is_not_unpickled(tmp_path):
 def test_what_is_wrong_is_told(draw, tmp_path):
     environment(tmp_path / "nl" / "lmdb", {"00002_000017_0000123_04": b"x"})
     records = read_records("luperson-nl", tmp_path / "nl", {})
-    with pytest.raises(DataError, match=r"keys are not COUNTRY_CITY_VIDEO_IMAGE: 00002_.*; read it as the set"):
+    with pytest.raises(DataError, match=r"keys are not COUNTRY_CITY_VIDEO_IMAGE: 00002_.*; shard it with the source"):
         read_records("luperson", environment(tmp_path / "odd", {"00002_000017": b"x"}), {})
     environment(tmp_path / "none" / "lmdb", {})
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         read_records("luperson", tmp_path / "none", {})
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "data.mdb").write_bytes(b"no" * 5000)

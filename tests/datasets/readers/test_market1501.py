@@ -40,7 +40,7 @@ def test_an_incomplete_set_is_refused(root):
     for part in (
          "train images 2 (expected 12,936)", "train identities 1 (expected 751)",
         "gallery images 3 (expected 19,732)", "gallery junk images 1 (expected 3,819)", "cameras 4 (expected 6)",
-        "counts=any takes it as it is",
+        "take it as it is with counts=any",
     ):  # fmt: skip
         assert part in message
 
@@ -64,7 +64,7 @@ def test_official_counts_agree_with_each_other():
 
 def test_a_missing_folder_is_named(root):
     (root / "Market-1501-v15.09.15/query").rename(root / "elsewhere")
-    with pytest.raises(DataError, match=r"Market-1501-v15.09.15: has no query; wanted .*bounding_box_train, query"):
+    with pytest.raises(DataError, match=r"Market-1501-v15.09.15: has no query; expected .*bounding_box_train, query"):
         read_records("market1501", root / "Market-1501-v15.09.15", {})
 
 

@@ -41,8 +41,8 @@ def test_an_incomplete_set_is_refused(root):
     [
         ("0009/0009_000_01_x.jpg 9", "images are not in .*train.*0009/0009_000_01_x.jpg"),
         ("../../secret_000_01_x.jpg 9", "images are not in"),
-        ("0000/0000.jpg 0", "wanted lines `path pid`.*found '0000/0000.jpg 0'"),
-        ("0000/0000_000_01_0303morning_0008_0.jpg", "wanted lines `path pid`"),
+        ("0000/0000.jpg 0", "found '0000/0000.jpg 0'; expected lines `path pid`"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg", "expected lines `path pid`"),
     ],
 )
 def test_bad_lines_are_named(root, draw, line, message):

@@ -22,7 +22,7 @@ def test_half(root, inside):
 
 def test_the_seed_draws_the_half(root):
     halves = {
-        tuple(one.split for one in read_records("viper", root, {"counts": "any", "seed": str(seed)}))
+        tuple(record.split for record in read_records("viper", root, {"counts": "any", "seed": str(seed)}))
         for seed in range(5)
     }
     assert len(halves) > 1

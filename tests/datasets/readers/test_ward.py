@@ -31,6 +31,6 @@ def test_another_naming(draw):
 
 def test_a_naming_that_does_not_match(draw):
     with pytest.raises(
-        DataError, match=r"images are not named as pattern=.* wants: holiday.png \(1 in all\); mend the pattern"
+        DataError, match=r"images are not named as pattern=.* expects: holiday.png \(1 in all\); correct the pattern"
     ):
         read_records("ward", draw(["holiday.png"]), {})

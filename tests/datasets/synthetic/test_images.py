@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embae.datasets.synthetic import DOMAIN_NAMES, SyntheticImage, records
+from embae.datasets.readers.synthetic import DOMAIN_NAMES, list_records
+from embae.datasets.synthetic.image import SyntheticImage
 
 SAMPLE = SyntheticImage("plaza", 0, person=3, camid=2, shot=1, height=96)
 
@@ -48,7 +49,7 @@ def test_images_are_half_as_wide_as_high(height: int) -> None:
 
 @pytest.mark.parametrize("domain", DOMAIN_NAMES)
 def test_everything_listed_can_be_drawn(domain: str) -> None:
-    for record in records(domain, identities=6, cameras=2, images_per_camera=2, height=64):
+    for record in list_records(domain, identities=6, cameras=2, images_per_camera=2, height=64):
         # a blank or a broken picture has next to no contrast
         assert pixels(record.image).std() > 8, str(record.image)
 

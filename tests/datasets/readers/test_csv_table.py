@@ -75,9 +75,9 @@ def test_a_table_that_is_not_text(root):
 
 
 def test_a_folder_has_a_single_table(root):
-    with pytest.raises(DataError, match="holds 0 CSV files, wanted one"):
+    with pytest.raises(DataError, match="found 0 CSV files, expected one"):
         read_records("csv", root, {})
     for name in ("a.csv", "b.CSV"):
         (root / name).write_text("path\n3.jpg\n")
-    with pytest.raises(DataError, match="holds 2 CSV files, wanted one"):
+    with pytest.raises(DataError, match="found 2 CSV files, expected one"):
         read_records("csv", root, {})
