@@ -35,7 +35,7 @@ def report(
     from embae.trainer.report.maps import maps
     from embae.trainer.report.page import page
     refined = ranking_options(facts.recipe.scoring, rerank, expand)
-    evidence, scored = find_evidence(facts, index, refined, kept=dataset is None)
+    evidence, scored = find_evidence(facts, index, refined, saved=dataset is None)
     if scored:
         others = [one for one in facts.scores if (one.dataset, one.refined) != (scored.dataset, scored.refined)]
         facts = replace(facts, scores=[scored, *others])

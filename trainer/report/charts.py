@@ -68,8 +68,8 @@ def histogram(shares: Mapping[str, np.ndarray], edges: np.ndarray, *, label: str
         for at, value in enumerate(share):
             corners += [(edges[at], value), (edges[at + 1], value)]
         corners.append((edges[-1], 0.0))
-        said = " ".join("{:.1f},{:.1f}".format(*place(float(x), float(y))) for x, y in corners)
-        drawn.append(tag("polygon", points=said, class_=f"area c{number}"))
+        corner_text = " ".join("{:.1f},{:.1f}".format(*place(float(x), float(y))) for x, y in corners)
+        drawn.append(tag("polygon", points=corner_text, class_=f"area c{number}"))
     return _svg(drawn, width, height, label)
 
 
@@ -139,9 +139,9 @@ def _ticks(low: float, high: float, count: int, least: float) -> list[float]:
 def _decades(low: float, high: float, count: int) -> list[float]:
     """Logarithms of round numbers between two: of 1, 2 and 5, or of powers of ten where those are enough."""
     powers = range(math.floor(low), math.ceil(high) + 1)
-    found = [[power + math.log10(factor) for power in powers for factor in factors
+    ticks = [[power + math.log10(factor) for power in powers for factor in factors
               if low <= power + math.log10(factor) <= high] for factors in ((1,), (1, 2, 5))]
-    return found[0] if len(found[0]) >= count else found[1]
+    return ticks[0] if len(ticks[0]) >= count else ticks[1]
 
 
 def _number(value: float) -> str:

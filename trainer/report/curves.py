@@ -33,14 +33,14 @@ def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
     """What became of clusters and scores round by round, then each stage that trains, rounds in a row."""
     charts = []
     for name in loop.names:
-        found = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]
-        clusters = [{**last(records, stage, "cluster"), "step": number} for number, stage in found]
+        numbered = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]
+        clusters = [{**last(records, stage, "cluster"), "step": number} for number, stage in numbered]
         if any("clusters" in record for record in clusters):
             charts.append(_chart("Clusters", clusters, ["clusters"], by="round", dots=True))
         if any("precision" in record for record in clusters):
             charts.append(_chart("Pairs of pseudo-labels", clusters, list(PAIRS), tuple(PAIRS.values()), by="round",
                                  dots=True))
-        evals = [{**last(records, stage, "eval"), "step": number} for number, stage in found]
+        evals = [{**last(records, stage, "eval"), "step": number} for number, stage in numbered]
         if sum("mAP" in record for record in evals) > 1:
             charts.append(_chart(f"Scores after {name}", evals, ["Rank-1", "mAP"], by="round", dots=True))
     if charts:
@@ -59,9 +59,9 @@ def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
 
 def _stage(name: str, kinds: Mapping[str, list[dict[str, Any]]], marks: Sequence[float] = ()) -> Markup:
     train = kinds["train"]
-    known = [key for key, value in train[0].items() if type(value) is float]
-    right = [key for key in known if key == "right" or key.startswith("near_")]
-    terms = [key for key in known if key not in _NO_TERM and key not in right]
+    series = [key for key, value in train[0].items() if type(value) is float]
+    right = [key for key in series if key == "right" or key.startswith("near_")]
+    terms = [key for key in series if key not in _NO_TERM and key not in right]
     losses = ["loss", *(terms if len(terms) > 1 else [])]
     charts = [_chart("Loss", train, losses, log=True, marks=marks)]
     if len(set(points(train, "lr")[1])) > 1:

@@ -15,31 +15,31 @@ _BINS = 48
 
 def distances(evidence: Evidence) -> Markup:
     """Histograms of the distances of positive and negative pairs, a model each."""
-    found = [pair_distances(evidence, model) for model in evidence.models]
-    far = max(float(values.max()) for pair in found for values in pair)
+    pairs = [pair_distances(evidence, model) for model in evidence.models]
+    far = max(float(values.max()) for pair in pairs for values in pair)
     edges = np.linspace(0, max(far, 1e-6) * 1.001, _BINS + 1)
     figures = []
-    for model, pair in zip(evidence.models, found, strict=True):
+    for model, pair in zip(evidence.models, pairs, strict=True):
         shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in
                   zip(("same person", "other people"), pair, strict=True)}
-        said = f"{model.row}: a positive pair is closer than a negative one in {closer(*pair):.1%} of cases"
-        figures.append(tag("figure", tag("figcaption", said), histogram(shares, edges, label=said),
+        label = f"{model.row}: a positive pair is closer than a negative one in {closer(*pair):.1%} of cases"
+        figures.append(tag("figure", tag("figcaption", label), histogram(shares, edges, label=label),
                            legend(["same person, other camera", "other people"])))
-    told = ("Euclidean distances of embeddings of unit length, from queries to the gallery; the share of pairs in each "
-            f"bin. Of other people, {_EACH} images a query, drawn by chance.")
-    return section("distances", "Distances", tag("p", told), tag("div", *figures, class_="charts two"))
+    caption = ("Euclidean distances of embeddings of unit length, from queries to the gallery; the share of pairs in "
+               f"each bin. Of other people, {_EACH} images a query, drawn by chance.")
+    return section("distances", "Distances", tag("p", caption), tag("div", *figures, class_="charts two"))
 
 
 def pair_distances(evidence: Evidence, model: Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Distances of positive pairs, all of them, and of negative pairs, some: `(P,)` and `(N,)`."""
-    asked, gallery = evidence.query_labels, evidence.gallery_labels
+    query_labels, gallery = evidence.query_labels, evidence.gallery_labels
     draws = generator(evidence.seed, "report", "negatives")
     there = np.flatnonzero(~gallery.junk)
     same: list[np.ndarray] = []
     other: list[np.ndarray] = []
-    for query in np.flatnonzero(asked.known):
-        alike = gallery.known & (gallery.pid == asked.pid[query])
-        places = np.flatnonzero(alike & (gallery.camid != asked.camid[query]))
+    for query in np.flatnonzero(query_labels.known):
+        alike = gallery.known & (gallery.pid == query_labels.pid[query])
+        places = np.flatnonzero(alike & (gallery.camid != query_labels.camid[query]))
         drawn = there[draws.integers(len(there), size=_EACH)] if len(there) else there
         for into, which in ((same, places), (other, drawn[~alike[drawn]])):
             cosine = model.gallery[which] @ model.query[query]

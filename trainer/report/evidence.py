@@ -86,14 +86,14 @@ def rows_shown(facts: RunSummary) -> list[str]:
 
 
 def find_evidence(facts: RunSummary, index: Index | str, refined: RankingOptions, *,
-                  kept: bool) -> tuple[Evidence | str, DatasetScores | None]:
+                  saved: bool) -> tuple[Evidence | str, DatasetScores | None]:
     """What models make of a dataset, or a sentence that says why that is not known.
 
     Args:
         facts: The run.
         index: The dataset, or why there is none.
         refined: What is done to the rankings.
-        kept: Whether to go by the embeddings that the run's scoring has kept, else to take them now.
+        saved: Whether to use the embeddings that the run's scoring has saved; otherwise they are computed now.
 
     Returns:
         The evidence, and scores that are none of the run's own.
@@ -103,27 +103,29 @@ def find_evidence(facts: RunSummary, index: Index | str, refined: RankingOptions
     """
     if isinstance(index, str):
         return index, None
-    return _kept(facts, index, refined) if kept else _taken(facts, index, refined)
+    return _from_saved(facts, index, refined) if saved else _from_models(facts, index, refined)
 
 
-def _kept(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores | None]:
+def _from_saved(
+    facts: RunSummary, index: Index, refined: RankingOptions
+) -> tuple[Evidence | str, DatasetScores | None]:
     files = {row: facts.run / facts.recipe.evaluate[row] / "evaluation" / f"{index.name}.npz"
              for row in rows_shown(facts)}
-    if not (there := {row: path for row, path in files.items() if path.is_file()}):
-        return "No embeddings are kept yet: the run has scored no model on this dataset.", None
+    if not (existing := {row: path for row, path in files.items() if path.is_file()}):
+        return "No embeddings are saved yet: the run has scored no model on this dataset.", None
     how = facts.recipe.scoring
     if refined == how.refined:
-        return _evidence(facts, index, there, refined)[0], None
-    evidence, results = _evidence(facts, index, there, refined, every=True)
+        return _evidence(facts, index, existing, refined)[0], None
+    evidence, results = _evidence(facts, index, existing, refined, every=True)
     if isinstance(evidence, str):
         return evidence, None
     from embae.trainer.evaluation.evaluate import labels, scores_dict
-    known = labels(View([index], "query"))
-    rows = {row: scores_dict(found, known) for row, found in results.items()}
+    query_labels = labels(View([index], "query"))
+    rows = {row: scores_dict(per_query, query_labels) for row, per_query in results.items()}
     return evidence, DatasetScores(index.name, how.tta, refined, rows)
 
 
-def _taken(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores]:
+def _from_models(facts: RunSummary, index: Index, refined: RankingOptions) -> tuple[Evidence | str, DatasetScores]:
     from embae.trainer.evaluation.evaluate import evaluate
     from embae.trainer.inference.options import Inference
     from embae.trainer.model.saved import SavedModel
@@ -155,18 +157,18 @@ def _evidence(facts: RunSummary, index: Index, files: dict[str, Path], refined: 
     chosen = np.arange(len(both[0]))
     if len(chosen) > QUERIES:
         chosen = np.sort(generator(seed, "report", "queries").choice(len(chosen), QUERIES, replace=False))
-    known = some(query_labels, chosen)
+    chosen_labels = select_labels(query_labels, chosen)
     models, ranked = [], {}
     for row, path in files.items():
-        found = _read(path, len(both[0]), len(both[1]))
-        if isinstance(found, str):
-            return found, {}
-        model, ranked[row] = rank(row, *found, query_labels, gallery_labels, chosen, refined, every=every)
+        embeddings = _read(path, len(both[0]), len(both[1]))
+        if isinstance(embeddings, str):
+            return embeddings, {}
+        model, ranked[row] = rank(row, *embeddings, query_labels, gallery_labels, chosen, refined, every=every)
         models.append(model)
     if not (models[-1].results.first > 0).any():
         return "No query of this dataset has an image of its identity on another camera of the gallery.", {}
     places = both[0].locate(chosen)[1], both[1].locate(np.arange(len(both[1])))[1]
-    return Evidence(index, *places, known, gallery_labels, models, seed, refined), ranked
+    return Evidence(index, *places, chosen_labels, gallery_labels, models, seed, refined), ranked
 
 
 def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
@@ -186,16 +188,16 @@ def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels,
         What is shown, and results of all queries or of those that are shown.
     """
     if not every and not refined.rerank:
-        query, query_labels, chosen = query[chosen], some(query_labels, chosen), np.arange(len(chosen))
+        query, query_labels, chosen = query[chosen], select_labels(query_labels, chosen), np.arange(len(chosen))
     distances = refined.distances(query, gallery, gallery_labels, WorkSplit())
     results = rank_parts(distances, query_labels, gallery_labels, None, _PART, WorkSplit())
-    there = np.flatnonzero(~gallery_labels.junk)
+    candidates = np.flatnonzero(~gallery_labels.junk)
 
     def near(numbers: np.ndarray) -> np.ndarray:
-        found = np.full((len(numbers), len(gallery)), np.inf)
-        for part in blocks(len(there), _PART):
-            found[:, there[part]] = distances(there[part])(chosen[numbers])
-        return found
+        matrix = np.full((len(numbers), len(gallery)), np.inf)
+        for part in blocks(len(candidates), _PART):
+            matrix[:, candidates[part]] = distances(candidates[part])(chosen[numbers])
+        return matrix
 
     shown = PerQuery(*(getattr(results, field.name)[chosen] for field in fields(results)))
     return Ranked(row, unit(query[chosen]), unit(gallery), shown, near), results
@@ -203,14 +205,14 @@ def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels,
 
 def _read(path: Path, queries: int, images: int) -> tuple[np.ndarray, np.ndarray] | str:
     try:
-        with np.load(path) as kept:
-            query, gallery = (np.asarray(kept[name], np.float32) for name in ("query", "gallery"))
+        with np.load(path) as arrays:
+            query, gallery = (np.asarray(arrays[name], np.float32) for name in ("query", "gallery"))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         return f"{path} cannot be read ({error}); remove it, and embae train scores the model again."
     if query.ndim != 2 or query.shape[0] != queries or gallery.shape != (images, query.shape[1]) or not (
             np.isfinite(query).all() and np.isfinite(gallery).all()):
-        return (f"{path} is not of this dataset as it is now: found {query.shape} and {gallery.shape}, wanted "
-                f"{queries} and {images} images, all finite.")
+        return (f"{path} does not match this dataset: found {query.shape} and {gallery.shape}, expected {queries} and "
+                f"{images} images, all finite.")
     return query, gallery
 
 
@@ -219,7 +221,7 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
-def some(labels: Labels, rows: np.ndarray | Sequence[int]) -> Labels:
+def select_labels(labels: Labels, rows: np.ndarray | Sequence[int]) -> Labels:
     """The labels of some images."""
     return Labels(labels.pid[rows], labels.camid[rows], labels.known[rows], labels.junk[rows])
 

@@ -28,15 +28,15 @@ class Loop:
 
 def fold(recipe: Recipe) -> list[str | Loop]:
     """The stages of a run in order, those that are rounds of the same as one."""
-    found: list[str | Loop] = []
+    entries: list[str | Loop] = []
     run, at = recipe.run, 0
     while at < len(run):
         longest = next((end for end in range(at, len(run)) if not run[end].endswith("-1")), len(run))
         loops = (_loop(recipe, at, end) for end in range(longest, at, -1))
         loop = next((loop for loop in loops if loop), None)
-        found.append(loop or run[at])
+        entries.append(loop or run[at])
         at += len(loop.names) * loop.rounds if loop else 1
-    return found
+    return entries
 
 
 def unnumbered(stage: str) -> str:
@@ -54,14 +54,14 @@ def _loop(recipe: Recipe, start: int, end: int) -> Loop | None:
 
 def _again(recipe: Recipe, names: tuple[str, ...], number: int, start: int) -> bool:
     """Whether another round follows: stages of the next number that do what those of the first do."""
-    wanted = [f"{name}-{number}" for name in names]
-    return recipe.run[start:start + len(names)] == wanted and all(
-        _does(recipe, f"{name}-1") == _does(recipe, stage) for name, stage in zip(names, wanted, strict=True))
+    expected = [f"{name}-{number}" for name in names]
+    return recipe.run[start:start + len(names)] == expected and all(
+        _does(recipe, f"{name}-1") == _does(recipe, stage) for name, stage in zip(names, expected, strict=True))
 
 
 def _does(recipe: Recipe, stage: str) -> dict[str, Any]:
     """What a stage says, but for where its model comes from and the round of its pseudo-labels."""
-    found = recipe.stages[stage].model_dump(exclude={"init"})
-    if found["data"]["labels"]:
-        found["data"]["labels"] = unnumbered(found["data"]["labels"])
-    return found
+    keys = recipe.stages[stage].model_dump(exclude={"init"})
+    if keys["data"]["labels"]:
+        keys["data"]["labels"] = unnumbered(keys["data"]["labels"])
+    return keys

@@ -41,7 +41,7 @@ def maps(facts: RunSummary, index: Index | str) -> Markup:
     view = View([index], *splits)  # type: ignore[arg-type]
     chosen = choose(view, facts.recipe.seed, images=POINTS, identities=IDENTITIES)
     camera, pid = view.column("camid", chosen), view.column("pid", chosen)
-    known = view.column("labelled", chosen).astype(bool).all()
+    labelled = view.column("labelled", chosen).astype(bool).all()
     drawn: list[tuple[str, np.ndarray]] = []
     try:
         for name, codes in _codes(facts, rows, view, chosen):
@@ -52,12 +52,14 @@ def maps(facts: RunSummary, index: Index | str) -> Markup:
         return section("maps", title, tag("p", f"No maps: {error}", class_="none"))
     cameras = np.unique(camera)
     colours = [legend([f"camera {number}" for number in cameras])] if len(cameras) <= len(PALETTE) else []
-    people = f" of {len(np.unique(pid))} identities" if known else ""
-    told = (f"t-SNE of {len(chosen)} images{people}, drawn by chance from {' and '.join(splits)}: the same images in "
-            "every map. Distances across a map mean little; groups do. A good embedding has people in groups of their "
-            "own and cameras mixed, a good nuisance the opposite.")
-    return section("maps", title, tag("p", told), *colours, _figures(drawn, "by camera", camera),
-                   *([_figures(drawn, "by identity", pid)] if known else []))
+    people = f" of {len(np.unique(pid))} identities" if labelled else ""
+    caption = (
+        f"t-SNE of {len(chosen)} images{people}, drawn by chance from {' and '.join(splits)}: the same images in "
+        "every map. Distances across a map mean little; groups do. A good embedding has people in groups of their "
+        "own and cameras mixed, a good nuisance the opposite."
+    )
+    return section("maps", title, tag("p", caption), *colours, _figures(drawn, "by camera", camera),
+                   *([_figures(drawn, "by identity", pid)] if labelled else []))
 
 
 def project(codes: np.ndarray, seed: int) -> np.ndarray:
@@ -105,8 +107,8 @@ def codes_of(
             features = model.extract(batch.inputs, which)
             z.append(model.embed(features, which).float().cpu().numpy())
             if heads is not None:
-                own = heads[done:done + len(features)]
-                v.append(model.nuisance(features, own, np.unique(own).tolist()).float().cpu().numpy())
+                batch_heads = heads[done:done + len(features)]
+                v.append(model.nuisance(features, batch_heads, np.unique(batch_heads).tolist()).float().cpu().numpy())
             done += len(features)
     return np.concatenate(z), np.concatenate(v) if v else None
 
@@ -120,9 +122,9 @@ def _heads(model: EmbAE, view: View, dataset: np.ndarray, camid: np.ndarray) -> 
     return head_numbers(model.heads, view.names, dataset, camid) if labels <= set(model.heads) else None
 
 
-def _figures(drawn: list[tuple[str, np.ndarray]], said: str, values: np.ndarray) -> Markup:
+def _figures(drawn: list[tuple[str, np.ndarray]], grouping: str, values: np.ndarray) -> Markup:
     """All maps side by side in one colouring."""
     groups = np.unique(values, return_inverse=True)[1]
-    return tag("div", *(tag("figure", tag("figcaption", f"{name}, {said}"),
-                            scatter(points, groups, label=f"{name}, {said}")) for name, points in drawn),
+    return tag("div", *(tag("figure", tag("figcaption", f"{name}, {grouping}"),
+                            scatter(points, groups, label=f"{name}, {grouping}")) for name, points in drawn),
                class_="charts maps")

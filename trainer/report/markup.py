@@ -24,15 +24,18 @@ def joined(parts: Iterable[object]) -> Markup:
 
 def tag(name: str, *inside: object, **attributes: object) -> Markup:
     """``<name …>inside</name>``; ``class_`` is class, ``_`` in a name is ``-``, None leaves an attribute out."""
-    said = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
-                   if value is not None)
-    return Markup(f"<{name}{said}>{joined(inside)}</{name}>")
+    attribute_text = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{attribute_text}>{joined(inside)}</{name}>")
 
 
 def image(source: str, alt: str, width: int, height: int, **attributes: object) -> Markup:
     """A picture."""
-    said = "".join(f' {key.rstrip("_")}="{escape(str(value))}"' for key, value in attributes.items())
-    return Markup(f'<img src="{escape(source)}" alt="{escape(alt)}" width="{width}" height="{height}"{said}>')
+    attribute_text = "".join(f' {key.rstrip("_")}="{escape(str(value))}"' for key, value in attributes.items())
+    return Markup(f'<img src="{escape(source)}" alt="{escape(alt)}" width="{width}" height="{height}"{attribute_text}>')
 
 
 def section(name: str, title: str, *inside: object) -> Markup:

@@ -37,16 +37,16 @@ def _tile(value: str, label: str, below: str) -> Markup:
 
 
 def _missing(facts: RunSummary) -> Iterator[Markup]:
-    said = [f"The run {one}" for one in facts.ended]
+    notices = [f"The run {one}" for one in facts.ended]
     if facts.unfinished:
-        said.append(f"This run is not finished: {', '.join(facts.unfinished)} "
+        notices.append(f"This run is not finished: {', '.join(facts.unfinished)} "
                     f"{'is' if len(facts.unfinished) == 1 else 'are'} still to do. The same embae train goes on.")
     if not facts.scores:
         why = "no row of the recipe is scored" if not facts.recipe.evaluate else "it has scored nothing yet"
-        said.append(f"There are no scores: {why}.")
-    said += [f"{seen.name} is not here: {seen.missing}" for seen in facts.data if seen.missing]
-    if said:
-        yield tag("ul", *(tag("li", line) for line in said), class_="missing")
+        notices.append(f"There are no scores: {why}.")
+    notices += [f"{seen.name} is not here: {seen.missing}" for seen in facts.data if seen.missing]
+    if notices:
+        yield tag("ul", *(tag("li", line) for line in notices), class_="missing")
 
 
 def scores(facts: RunSummary) -> Markup:
@@ -94,10 +94,10 @@ def _seen(seen: DatasetSummary) -> list[str]:
 def environment(facts: RunSummary) -> Markup:
     """What it ran with."""
     model, recipe = facts.recipe.model, facts.recipe
-    known = {"backbone": model.backbone, "embedding": model.embedding, "nuisance": f"{model.nuisance.dim} a head, "
+    settings = {"backbone": model.backbone, "embedding": model.embedding, "nuisance": f"{model.nuisance.dim} a head, "
              f"{model.nuisance.per}", "input": "{} × {} (height × width)".format(*recipe.data.image),
              "loader": recipe.data.loader, "seed": recipe.seed}
-    rows = [[key, value] for key, value in known.items()]
+    rows = [[key, value] for key, value in settings.items()]
     lines = [tag("li", line) for line in facts.ran_with] or [tag("li", "recipe.yaml does not say what it ran with.")]
     return section("environment", "Environment", tag("ul", *lines),
                    table(["", ""], rows, sortable=False, numbers=9))

@@ -37,10 +37,10 @@ def page(facts: RunSummary, evidence: Evidence | str, maps: Markup) -> str:
     contents = joined(tag("a", title, href=f"#{anchor}") for anchor, title in _CONTENTS.items()
                       if any(f'id="{anchor}"' in part for part in parts))
     data = facts.recipe.data
-    told = f"{', '.join(data.sources)} → {data.target}" if data.sources else f"on {data.target}"
+    subtitle = f"{', '.join(data.sources)} → {data.target}" if data.sources else f"on {data.target}"
     return Template(_file("page.html")).substitute(
         digest=digest, title=text(f"{name} – embae"), style=_file("page.css"), script=script, name=text(name),
-        told=text(f"{told}, seed {facts.recipe.seed}"), contents=contents,
+        subtitle=text(f"{subtitle}, seed {facts.recipe.seed}"), contents=contents,
         summary=overview.summary(facts), sections=joined(parts))
 
 

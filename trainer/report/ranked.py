@@ -21,14 +21,16 @@ def ranked_lists(evidence: Evidence, pictures: Pictures) -> Markup:
         chosen = _draw(evidence, np.flatnonzero(which), title)
         count = int(which.sum())
         parts.append(tag("h3", f"{title}: {count:,} of {int((first > 0).sum()):,} queries"))
-        found = answers(evidence, np.array(chosen, np.int64))
+        ranked_places = answers(evidence, np.array(chosen, np.int64))
         parts.append(joined(_list(evidence, query, places, pictures)
-                            for query, places in zip(chosen, found, strict=True)) if len(chosen)
+                            for query, places in zip(chosen, ranked_places, strict=True)) if len(chosen)
                      else tag("p", "None.", class_="none"))
-    told = (f"{evidence.last.row}, nearest first{evidence.refined.said}. At most {LISTS} queries of each kind, drawn "
-            "by chance, one an identity. Images of the query's identity on its own camera are left out, as in the "
-            "scores.")
-    return section("lists", "Ranked lists", tag("p", told), *parts)
+    caption = (
+        f"{evidence.last.row}, nearest first{evidence.refined.said}. At most {LISTS} queries of each kind, drawn "
+        "by chance, one an identity. Images of the query's identity on its own camera are left out, as in the "
+        "scores."
+    )
+    return section("lists", "Ranked lists", tag("p", caption), *parts)
 
 
 def _draw(evidence: Evidence, queries: np.ndarray, purpose: str) -> list[int]:
@@ -40,24 +42,25 @@ def _draw(evidence: Evidence, queries: np.ndarray, purpose: str) -> list[int]:
 
 def answers(evidence: Evidence, queries: np.ndarray) -> list[np.ndarray]:
     """The gallery images nearest to each query, as places in the gallery, without what the scores ignore."""
-    asked, gallery, found = evidence.query_labels, evidence.gallery_labels, []
+    query_labels, gallery, orders = evidence.query_labels, evidence.gallery_labels, []
     for query, near in zip(queries, evidence.last.near(queries), strict=True):
-        near[gallery.known & (gallery.pid == asked.pid[query]) & (gallery.camid == asked.camid[query])] = np.inf
+        same_person, same_camera = gallery.pid == query_labels.pid[query], gallery.camid == query_labels.camid[query]
+        near[gallery.known & same_person & same_camera] = np.inf
         order = np.argsort(near, kind="stable")[:LENGTH]
-        found.append(order[np.isfinite(near[order])])
-    return found
+        orders.append(order[np.isfinite(near[order])])
+    return orders
 
 
 def _list(evidence: Evidence, query: int, places: np.ndarray, pictures: Pictures) -> Markup:
-    asked, gallery = evidence.query_labels, evidence.gallery_labels
-    cells = [tag("figure", pictures(int(evidence.queries[query]), f"query, identity {asked.pid[query]}"),
-                 tag("figcaption", f"camera {asked.camid[query]}"), class_="query")]
+    query_labels, gallery = evidence.query_labels, evidence.gallery_labels
+    cells = [tag("figure", pictures(int(evidence.queries[query]), f"query, identity {query_labels.pid[query]}"),
+                 tag("figcaption", f"camera {query_labels.camid[query]}"), class_="query")]
     for place in places:
-        right = bool(gallery.known[place] and gallery.pid[place] == asked.pid[query])
-        said = "right" if right else "wrong"
-        alt = f"{said}, {f'identity {gallery.pid[place]}' if gallery.known[place] else 'nobody known'}"
+        right = bool(gallery.known[place] and gallery.pid[place] == query_labels.pid[query])
+        verdict = "right" if right else "wrong"
+        alt = f"{verdict}, {f'identity {gallery.pid[place]}' if gallery.known[place] else 'nobody known'}"
         cells.append(tag("figure", pictures(int(evidence.gallery[place]), alt),
-                         tag("figcaption", "✓" if right else "✗", f" camera {gallery.camid[place]}"), class_=said))
+                         tag("figcaption", "✓" if right else "✗", f" camera {gallery.camid[place]}"), class_=verdict))
     ranks = [f"{model.row}: first match at {model.results.first[query]}" for model in evidence.models]
-    head = tag("p", tag("b", f"Identity {asked.pid[query]}"), f" · {' · '.join(ranks)}")
+    head = tag("p", tag("b", f"Identity {query_labels.pid[query]}"), f" · {' · '.join(ranks)}")
     return tag("div", head, tag("div", *cells, class_="strip"), class_="list")

@@ -22,7 +22,7 @@ Records = dict[str, dict[str, list[dict[str, Any]]]]
 
 def read_records(run: Path) -> Records:
     """The records of a run; empty where there are none, without what is no record."""
-    found: Records = defaultdict(lambda: defaultdict(list))
+    records: Records = defaultdict(lambda: defaultdict(list))
     try:
         with open_plain(run / "metrics.jsonl") as file:
             left = _MOST
@@ -33,25 +33,25 @@ def read_records(run: Path) -> Records:
                 except (ValueError, RecursionError):
                     continue  # half a line
                 if isinstance(record, dict) and type(record.get("step")) is int:
-                    found[str(record.get("stage"))][str(record.get("kind"))].append(record)
+                    records[str(record.get("stage"))][str(record.get("kind"))].append(record)
     except OSError:
         pass
-    return found
+    return records
 
 
 def last(records: Records, stage: str, kind: str) -> dict[str, float]:
     """The numbers of a stage's last record of a kind; empty where there is none."""
-    *_, found = [{}, *records.get(stage, {}).get(kind, [])]
-    return {key: float(value) for key, value in found.items() if _is_number(value)}
+    *_, newest = [{}, *records.get(stage, {}).get(kind, [])]
+    return {key: float(value) for key, value in newest.items() if _is_number(value)}
 
 
 def points(records: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """The steps of records that have a number under a key, and these numbers."""
-    known = list(_known(records, key))
-    return [step for step, _ in known], [value for _, value in known]
+    pairs = list(_pairs(records, key))
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _known(records: Sequence[dict[str, Any]], key: str) -> Iterator[tuple[float, float]]:
+def _pairs(records: Sequence[dict[str, Any]], key: str) -> Iterator[tuple[float, float]]:
     for record in records:
         value: Any = record.get(key)
         if _is_number(value) and _is_number(record["step"]):

@@ -52,40 +52,42 @@ def _begins(first: str, second: str) -> str:
 def _rounds(facts: RunSummary, loop: Loop, records: Records) -> Markup:
     """A row a round, of what the record has of it; closed until it is asked for."""
     every = [last(records, stage, "cluster") for name in loop.names for stage in loop.stages(name)]
-    shares = [name for name in PAIRS if any(name in found for found in every)]
-    clustered = any("clusters" in found for found in every)
+    shares = [name for name in PAIRS if any(name in values for values in every)]
+    clustered = any("clusters" in values for values in every)
     head = ["round", *(["clusters", "images left out"] if clustered else []), *map(PAIRS.__getitem__, shares),
             "steps", "last loss", "time × ranks"]
     rows = []
     for number in range(1, loop.rounds + 1):
         names = [f"{name}-{number}" for name in loop.names]
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         loss: list[float] = []
         for name in names:
-            found |= last(records, name, "cluster")
+            values |= last(records, name, "cluster")
             loss += [value for key, value in last(records, name, "train").items() if key == "loss"]
         took = [one for one in map(facts.costs.__getitem__, names) if one]
-        groups = [_count(found, "clusters"), _count(found, "images", "kept")] if clustered else []
-        rows.append([number, *groups, *(f"{found[name]:.3f}" if name in found else "–" for name in shares),
+        groups = [_count(values, "clusters"), _count(values, "images", "kept")] if clustered else []
+        rows.append([number, *groups, *(f"{values[name]:.3f}" if name in values else "–" for name in shares),
                      f"{sum(one.steps for one in took):,}" if took else "not done",
                      f"{loss[-1]:.3f}" if loss else "–",
                      duration(sum(one.rank_seconds for one in took)) if took else "–"])
-    said = "Precision: the share of pairs of images in one cluster that are of one person; recall: the share of pairs "\
-           "of one person that are in one cluster. Labels are looked at for this table alone."
+    caption = (
+        "Precision: the share of pairs of images in one cluster that show one person; recall: the share of pairs "
+        "of one person that are in one cluster. Labels are used for this table alone."
+    )
     return tag("details", tag("summary", f"{loop.rounds} rounds of {', '.join(loop.names)}, one by one"),
-               *([tag("p", said)] if shares else []), table(head, rows))
+               *([tag("p", caption)] if shares else []), table(head, rows))
 
 
-def _count(found: dict[str, float], name: str, less: str = "") -> str:
-    return f"{found[name] - found.get(less, 0):,.0f}" if name in found else "–"
+def _count(values: dict[str, float], name: str, less: str = "") -> str:
+    return f"{values[name] - values.get(less, 0):,.0f}" if name in values else "–"
 
 
 def _data_of(stage: Stage, repeated: bool) -> str:
     data = stage.data
-    said = {"sources": "sources", "target": "target", "all": "sources and target"}[data.from_]
+    images = {"sources": "sources", "target": "target", "all": "sources and target"}[data.from_]
     if data.labels:
-        return f"{said}, pseudo-labels of {unnumbered(data.labels) if repeated else data.labels}"
-    return f"{said}, P = {data.P}, K = {data.K}" if data.labelled else f"{said}, no labels, batch {data.batch}"
+        return f"{images}, pseudo-labels of {unnumbered(data.labels) if repeated else data.labels}"
+    return f"{images}, P = {data.P}, K = {data.K}" if data.labelled else f"{images}, no labels, batch {data.batch}"
 
 
 def _task(stage: Stage) -> str:

@@ -122,7 +122,7 @@ def test_a_run_that_is_not_finished(run: Path) -> None:
     report(run)
     text = read(run / "evaluation" / "report.html").text
     assert "not finished: target-nuisance, target-embedding are still to do" in text and "<b>SIGTERM</b>" in text
-    assert "There are no scores: it has scored nothing yet." in text and "No embeddings are kept yet" in text
+    assert "There are no scores: it has scored nothing yet." in text and "No embeddings are saved yet" in text
     assert "Baseline: embedding, by camera" in text  # what is done is shown
 
 
