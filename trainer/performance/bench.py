@@ -91,7 +91,7 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
                  steps=steps, loader=stage.loader.name, precision=stage.keys.precision, threads=threads,
                  resize=None if stage.cached or work.stored_at_read_size else work.read_size,
                  sent=Exchanges(len(exchanges), sum(map(bytes_sent, exchanges))),
-                 seconds={what: Timing.of(found) for what, found in seconds.items()})
+                 seconds={part: Timing.of(values) for part, values in seconds.items()})
 
 
 class _Measured(StageRun):
@@ -128,14 +128,14 @@ class _Clock:
     def time(self, act: Callable[[], Any], steps: int) -> list[float]:
         """Wall time of each of some steps, after others to warm up."""
         dist.barrier()
-        found = []
+        durations = []
         for _ in range(WARM_UP + steps):
             began = self._now()
             act()
-            found.append(self._now() - began)
+            durations.append(self._now() - began)
             for times in self._phases.values():
                 times.append(0.0)
-        return _slowest(found[WARM_UP:])
+        return _slowest(durations[WARM_UP:])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -156,8 +156,8 @@ class _Clock:
         return time.perf_counter()
 
 
-def _slowest(found: list[float]) -> list[float]:
-    return np.max(gather_objects(found), axis=0).tolist()
+def _slowest(seconds: list[float]) -> list[float]:
+    return np.max(gather_objects(seconds), axis=0).tolist()
 
 
 def _exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
@@ -172,5 +172,5 @@ def _exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
 def _replay(calls: Sequence[tuple[Any, Any, Any]]) -> None:
     """Makes the exchanges of a step again, one after the other, and nothing between them."""
     for func, args, kwargs in calls:
-        found = func(*args, **kwargs)
-        (found[-1] if isinstance(found, tuple) else found).wait()
+        work = func(*args, **kwargs)
+        (work[-1] if isinstance(work, tuple) else work).wait()

@@ -77,26 +77,28 @@ class Bench:
         """The limit and what to change, in one sentence."""
         loader, model = (f"{self.rate(what):,.0f} images/s" for what in ("loader", "model"))
         if self.limit == "loader":
-            said = f"The loader is the limit: {loader} against {model.split()[0]} of the model; "
+            sentence = f"The loader is the limit: {loader} against {model.split()[0]} of the model; "
             if self.loader == "features":
-                said += "it only reads cached features, so give the stage a larger batch"
+                sentence += "it only reads cached features, so give the stage a larger batch"
             else:
-                said += f"give data.threads (now {self.threads} a rank) more CPUs"
-                said += f", or shard with --size {self.resize[0]}x{self.resize[1]}" if self.resize else ""
+                sentence += f"give data.threads (now {self.threads} a rank) more CPUs"
+                sentence += f", or shard with --size {self.resize[0]}x{self.resize[1]}" if self.resize else ""
         elif self.limit == "exchanges":
             share = 100 * self.seconds["exchanges"].median / self.seconds["model"].median
-            said = (f"Exchanges between ranks are the limit: alone they take {share:.0f} % of the model's time; give "
-                    "the ranks a faster network, a larger batch, or start fewer of them")
+            sentence = (
+                f"Exchanges between ranks are the limit: alone they take {share:.0f} % of the model's time; give "
+                "the ranks a faster network, a larger batch, or start fewer of them"
+            )
         else:
             phase = max(("forward", "backward", "optimizer"), key=lambda name: self.seconds[name].median)
             full = self.device != "cpu" and self.precision == "fp32"
             more = "precision: bf16, or more ranks" if full else "more ranks"
-            said = (f"The model is the limit: {model} against {loader.split()[0]} of the loader, most of it in "
+            sentence = (f"The model is the limit: {model} against {loader.split()[0]} of the loader, most of it in "
                     f"{phase}; give it {more}, or a smaller model.backbone or data.image")
         apart = max(self.seconds["loader"].median, self.seconds["model"].median)
         if self.device == "cpu" and self.seconds["step"].median > 1.2 * apart:
-            said += f"; loader and model share the CPUs, and together reach {self.rate('step'):,.0f} images/s"
-        return said + "."
+            sentence += f"; loader and model share the CPUs, and together reach {self.rate('step'):,.0f} images/s"
+        return sentence + "."
 
     def text(self) -> str:
         """The table and the verdict."""

@@ -94,8 +94,8 @@ class Needs:
 
     def tree(self) -> dict[str, Any]:
         """As JSON; bytes, by the ZeRO stage's number."""
-        known = {key: value for key, value in asdict(self).items() if key != "passes"}
-        return {**known, "activations": self.passes.activations, "flops": self.passes.flops,
+        values = {key: value for key, value in asdict(self).items() if key != "passes"}
+        return {**values, "activations": self.passes.activations, "flops": self.passes.flops,
                 "together": {zero: self.whole(zero) for zero in self.memory}}
 
 
@@ -109,18 +109,18 @@ def dry_run(recipe: Recipe, world_size: int, to: Path | None = None) -> None:
     """
     print(f"{recipe.name} on {world_size} rank{'s' * (world_size > 1)}: recipe and data are fine. "
           "Of a rank with the largest share of a step; * is the recipe's ZeRO stage.", flush=True)
-    found: list[Needs] = []
+    stages: list[Needs] = []
     heads: dict[str, list[Head]] = {}
     for name in recipe.run:
         stage = recipe.stages[name]
         view = open_view(recipe, name)
         heads[name] = _heads(recipe, stage, view, heads)
         if stage.loss:
-            found.append(needs(recipe, name, open_trial_sampler(recipe, name, most=True), heads[name], world_size))
-        print("\n" + (found[-1].text() if stage.loss else f"{name}: trains nothing ({stage.kind})"), flush=True)
+            stages.append(needs(recipe, name, open_trial_sampler(recipe, name, most=True), heads[name], world_size))
+        print("\n" + (stages[-1].text() if stage.loss else f"{name}: trains nothing ({stage.kind})"), flush=True)
     print(f"\n{LEFT_OUT}", flush=True)
     if to:
-        tree = {"recipe": recipe.name, "world_size": world_size, "stages": [one.tree() for one in found],
+        tree = {"recipe": recipe.name, "world_size": world_size, "stages": [one.tree() for one in stages],
                 "left_out": LEFT_OUT}
         to.parent.mkdir(parents=True, exist_ok=True)
         write_json(to, tree)
@@ -202,12 +202,12 @@ def _hard(keys: Stage) -> Any:
     return keys.loss.model_copy(update={"triplet": triplet})
 
 
-def _heads(recipe: Recipe, stage: Stage, view: View, known: dict[str, list[Head]]) -> list[Head]:
+def _heads(recipe: Recipe, stage: Stage, view: View, earlier: dict[str, list[Head]]) -> list[Head]:
     """Whom a stage's nuisance heads serve: those that it starts from, or new ones for its images' cameras."""
     if stage.use("nuisance") == "absent":
         return []
-    if "nuisance" not in stage.reinit and (given := known.get(stage.init) or next(_exported(stage.init), [])):
-        return given
+    if "nuisance" not in stage.reinit and (heads := earlier.get(stage.init) or next(_exported(stage.init), [])):
+        return heads
     return head_labels(recipe.model.nuisance.per, view.cameras())
 
 

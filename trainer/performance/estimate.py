@@ -74,11 +74,11 @@ def passes(turns: Collection[Update], batch: Batch, keys: Stage) -> Passes:
     most, sent, flops = 0, 0.0, 0
     model = {_place(tensor) for module, _ in turns for tensor in (*module.parameters(), *module.buffers())}
     for module, terms in turns:
-        kept = {_place(batch.inputs): batch.inputs.untyped_storage().nbytes()}
+        storages = {_place(batch.inputs): batch.inputs.untyped_storage().nbytes()}
 
-        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
             if _place(tensor) not in model:
-                kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+                storages[_place(tensor)] = tensor.untyped_storage().nbytes()
             return tensor  # alive until its graph has gone, so that no other storage takes its place
 
         bf16 = torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=keys.precision == "bf16")
@@ -86,7 +86,7 @@ def passes(turns: Collection[Update], batch: Batch, keys: Stage) -> Passes:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bf16:
                 loss, _ = module(batch, terms)
             loss.backward()
-        most = max(most, sum(kept.values()))
+        most = max(most, sum(storages.values()))
         sent += keys.accumulate * sum(map(bytes_sent, recorder.calls))
         flops += keys.accumulate * counter.get_total_flops()
     objective = next(module for module, _ in turns if isinstance(module, Objective))
@@ -123,18 +123,18 @@ class Owned:
 def owned(turns: Collection[Update], keys: Stage) -> list[Owned]:
     """What each engine of a stage is over, in their order."""
     assert keys.loss is not None  # what this kind of stage is for
-    found = []
+    engines = []
     for module in dict.fromkeys(turn.module for turn in turns):
         others = {id(parameter) for parameter in others_of(module, keys.loss)}
         held = list(module.parameters())
         reduced = [parameter for parameter in held if parameter.requires_grad]
         low = {id(parameter): parameter.numel() for part in module.modules() if type(part) in LOW
                for parameter in part.parameters(recurse=False) if parameter.requires_grad}
-        found.append(Owned([parameter.numel() for parameter in held],
+        engines.append(Owned([parameter.numel() for parameter in held],
                            [parameter.numel() for parameter in reduced if id(parameter) not in others],
                            [parameter.numel() for parameter in reduced], sum(low.values()),
                            sum(turn.module is module for turn in turns)))
-    return found
+    return engines
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,16 @@ def rank_memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: 
         averaged: Of these, the bytes that a moving average of the weights is taken of too.
     """
     first, options = next(iter(engines)), keys.deepspeed.zero if zero else {}
-    own = sum(_piece(one.trained, world_size, zero) for one in engines)
+    piece_elements = sum(_piece(one.trained, world_size, zero) for one in engines)
     whole = sum(first.held)  # the other engines' are among them
     weights = EXACT * whole
     if zero in (1, 2):  # what trains lies in one row, filled up to pieces of one length
-        weights += EXACT * (world_size * own - sum(first.trained))
+        weights += EXACT * (world_size * piece_elements - sum(first.trained))
     if zero == 3:
         piece = _piece(first.held, world_size, zero)
         gathered = min(world_size * piece, int(options.get("stage3_max_live_parameters", LIVE))) * (world_size > 1)
         weights = EXACT * (piece + gathered)
-    gradients = EXACT * own
+    gradients = EXACT * piece_elements
     if not zero:  # ranks that exchange fill in those of the parameters that another engine moves
         gradients = EXACT * max(sum(one.reduced if world_size > 1 else one.trained) for one in engines)
     elif zero == 1 and keys.accumulate > 1:  # whole ones add up over the parts
@@ -187,7 +187,7 @@ def rank_memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: 
     moments = _moments(keys.optimizer)
     # Adam counts its steps, in single precision, by parameter; ZeRO hands it flat ones.
     counts = sum(len(one.trained) for one in engines) if not zero else 1
-    optimizer = EXACT * (moments * own + counts * (moments == 2) + own * (zero > 0))
+    optimizer = EXACT * (moments * piece_elements + counts * (moments == 2) + piece_elements * (zero > 0))
     kinds = [EXACT]  # of gradients that are exchanged
     if keys.precision == "bf16" and first.low:
         kinds = [HALF, EXACT] if first.low < sum(first.reduced) else [HALF]

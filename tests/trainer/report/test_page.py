@@ -161,7 +161,7 @@ def test_a_relative_root_is_found_from_elsewhere(
 def test_embeddings_that_do_not_fit_are_told(run: Path) -> None:
     np.savez(run / "target-embedding" / "evaluation" / "park.npz", query=np.ones((2, 3)), gallery=np.ones((4, 3)))
     report(run)
-    assert "is not of this dataset as it is now" in read(run / "evaluation" / "report.html").text
+    assert "does not match this dataset" in read(run / "evaluation" / "report.html").text
     (run / "target-embedding" / "evaluation" / "park.npz").write_bytes(b"PK")
     report(run)
     assert "cannot be read" in read(run / "evaluation" / "report.html").text
