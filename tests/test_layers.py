@@ -16,7 +16,7 @@ LAYERS = {
         "inspection", "merging", "synthetic", "readers", "image_source",
     ],
     "trainer": [
-        "errors", "retrieval", "clustering", "recipe", "runtime", "model", "runs", "monitoring", "inference", "losses",
+        "errors", "retrieval", "clustering", "losses", "recipe", "runtime", "model", "runs", "monitoring", "inference",
         "evaluation", "training", "comparison", "performance", "deployment", "report", "commands",
     ],
 }  # fmt: skip

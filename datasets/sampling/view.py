@@ -125,3 +125,10 @@ class View:
             content = index.crc32[rows].astype(np.uint64) << np.uint64(32) | index.size[rows].astype(np.uint64)
             parts.append(scatter(content) ^ scatter(index.camid[rows].astype(np.uint64) + np.uint64(1)))
         return np.concatenate(parts)
+
+
+def labelled_rows(view: View) -> np.ndarray:
+    """The rows of a view that labelled batches are drawn from: images of persons with an identity, `(N,)` rising."""
+    ranges = np.concatenate(view.identities)[:, :2]
+    rows = np.concatenate([np.arange(first, past) for first, past in ranges.tolist()])
+    return rows[view.column("role", rows) == PERSON]

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.view import PERSON
-from embae.trainer.losses.cluster_memory import ClusterMemory
-from embae.trainer.recipe.losses import Memory, Proxies
+from embae.trainer.losses.camera_proxies import ProxyLoss
+from embae.trainer.losses.cluster_memory import MemoryLoss
+from embae.trainer.runtime.distributed import gather_rows
 
 CAMERAS = 4
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,18 +50,19 @@ class People:
         return rows // CAMERAS
 
 
-def memory(keys: Memory, entries: int, batch: int, size: int) -> Callable[[], None]:
+def memory(keys: MemoryLoss, entries: int, batch: int, size: int) -> Callable[[], None]:
     """A step of the memory with so many entries."""
-    people: Any = People(entries // (CAMERAS if isinstance(keys, Proxies) else 1))
-    made = ClusterMemory(keys, people, size).to(DEVICE)
+    people: Any = People(entries // (CAMERAS if isinstance(keys, ProxyLoss) else 1))
+    made = keys.build_state(people, size)
+    made.buffers.to(DEVICE)
     made.entries.copy_(F.normalize(torch.randn(made.entries.shape, device=DEVICE)))
     rows, z = (CAMERAS * np.arange(batch // 4)[:, None] + np.arange(4)).reshape(-1), _embeddings(batch, size)
     part, broken = Batch(z, rows, rows, slice(0, batch), 0, people), torch.zeros((), device=DEVICE)
 
     def step() -> None:
         z.grad = None
-        made(z, part)[0].backward()
-        made.update(part, broken)
+        made.loss(z, part)[0].backward()
+        made.update(part, broken, gather_rows)
 
     return step
 
@@ -82,8 +84,8 @@ def classifier(entries: int, batch: int, size: int) -> Callable[[], None]:
 
 MADE: dict[str, Callable[[int, int, int], Callable[[], None]]] = {
     "classifier": classifier,
-    "memory": lambda *sizes: memory(Memory(), *sizes),
-    "proxies": lambda *sizes: memory(Proxies(), *sizes),
+    "memory": lambda *sizes: memory(MemoryLoss(), *sizes),
+    "proxies": lambda *sizes: memory(ProxyLoss(), *sizes),
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from embae.datasets.sampling.keyed_random import generator
+from embae.trainer.losses.parts import PartName
 from embae.trainer.model.camera_tables import TABLES
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.recipe.stage import PartName
 
 EMBEDDING_PARTS: tuple[PartName, ...] = ("backbone", "embedding")
 IMAGES, CAMERA, OUTPUT = "images", "camera", "embedding"

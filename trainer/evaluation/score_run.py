@@ -147,7 +147,7 @@ class _Scorer:
         inference = Inference.of_recipe(recipe, self._world, self._run / "cache")
         cached = cached_features(model, view, inference, bf16=bf16)
         loss, scale = recipe.stages[stage].loss, None
-        if loss and loss.reconstruction and loss.reconstruction.standardised:
+        if loss and loss.needs_feature_scale:
             scale = feature_mean_std(cached.features, by_content(view), self._world.device)
         return codes(model, view, cached.features[:, 0], self._world.device, scale)
 

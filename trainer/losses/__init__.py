@@ -1,1 +1,1 @@
-"""Losses and a stage's objective."""
+"""Loss terms: the file of a term owns its recipe keys, its state and its computation; registry.py lists the terms."""

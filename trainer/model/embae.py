@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from embae.datasets.loading.batch import Batch
 from embae.datasets.loading.to_device import to_device
 from embae.datasets.sampling.view import View
+from embae.trainer.losses.parts import PARTS, PartName, Use
 from embae.trainer.model.backbone import build_backbone, width
 from embae.trainer.model.camera_tables import COMMON, MEAN, SCALE, SHIFT, VAR, by_camera_affine, using_cameras
 from embae.trainer.model.heads import Decoder, Discriminator, Head, NuisanceHeads, bnneck, head
 from embae.trainer.model.known_cameras import Camera, KnownCameras
 from embae.trainer.recipe.model import Model
-from embae.trainer.recipe.stage import PARTS, PartName, Use
 
 
 class EmbAE(nn.Module):

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from embae.datasets.fields import Positive, Strict, Whole, checked
 from embae.datasets.files.json_files import read_json
 from embae.trainer.errors import WeightsError
+from embae.trainer.losses.parts import PartName
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.recipe.model import Model
-from embae.trainer.recipe.stage import PartName
 
 FORMAT = 1
 WEIGHTS, META = "model.safetensors", "model.json"

@@ -23,6 +23,7 @@ from torch import Tensor
 from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.errors import RecipeError, WeightsError
+from embae.trainer.losses.parts import PARTS, PartName, Use
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import TABLES, make_room
 from embae.trainer.model.embae import EmbAE, table_shape
@@ -30,7 +31,6 @@ from embae.trainer.model.heads import Head
 from embae.trainer.model.known_cameras import Camera, KnownCameras
 from embae.trainer.model.manifest import FORMAT, META, WEIGHTS, check_weights, read_description
 from embae.trainer.recipe.model import Model
-from embae.trainer.recipe.stage import PARTS, PartName, Use
 
 
 @dataclass(frozen=True)

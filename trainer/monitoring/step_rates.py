@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
+from embae.trainer.losses.registry import CONSOLE
+
 
 class Clock:
     """Measures a logging interval: images/s, shares of time spent on waiting for data and on checkpoints, time left.
@@ -64,7 +66,7 @@ def format_step(stage: str, step: int, stop: int, values: Mapping[str, float]) -
         stop: Steps of the whole stage.
         values: Losses, learning rate and rates by their names in metrics.jsonl.
     """
-    losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "right", "near_memory") if name in values)
+    losses = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", *CONSOLE) if name in values)
     left = values["seconds_left"]
     saving = f"saving {values['saving_percent']:.1f} %  " if values["saving_percent"] else ""
     time_left = f"{left / 3600:.1f} h" if left >= 5400 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"

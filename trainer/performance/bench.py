@@ -22,7 +22,7 @@ from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
 from embae.trainer.inference.features import FeatureLoader, Features
-from embae.trainer.losses.cluster_memory import ClusterMemory
+from embae.trainer.losses.term import TermState
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.performance.bench_report import Bench, Exchanges, Timing
@@ -41,10 +41,7 @@ def with_fresh_weights(recipe: Recipe, name: str) -> Recipe:
     """A recipe whose stage starts from random weights, does not end, and neither scores nor saves."""
     stage = recipe.stages[name]
     assert stage.loss is not None  # the command's promise
-    # What most steps do: at its start a stage may mine otherwise.
-    triplet = stage.loss.triplet and stage.loss.triplet.model_copy(update={"batch_all_epochs": 0.0})
-    update = {"init": "random", "reinit": [], "steps": FOREVER, "evaluate_every": None,
-              "loss": stage.loss.model_copy(update={"triplet": triplet})}
+    update = {"init": "random", "reinit": [], "steps": FOREVER, "evaluate_every": None, "loss": stage.loss.steady()}
     return recipe.model_copy(update={
         "stages": {**recipe.stages, name: stage.model_copy(update=update)},
         "checkpoints": recipe.checkpoints.model_copy(update={"every": FOREVER})})
@@ -103,15 +100,14 @@ class _Measured(StageRun):
         path = self.run / f"features-{self.world.rank}.npy"
         stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         stored[:] = generator(self.recipe.seed, self.name, "features").random(shape, dtype=np.float32)
-        loss = self.keys.loss
-        if loss and loss.reconstruction and loss.reconstruction.standardised:
+        if self.keys.loss and self.keys.loss.needs_feature_scale:
             zeros = torch.zeros(shape[2], device=self.world.device)
             self._standard = zeros, torch.ones_like(zeros)
         features = Features(np.load(path, mmap_mode="r"), np.arange(images) % shape[0])
         return FeatureLoader(work, features, self.world.device), 0.0
 
-    def _fill(self, memories: Collection[ClusterMemory]) -> None:
-        """Their entries stay zeros: there may be many images."""
+    def _start_states(self, states: Collection[TermState]) -> None:
+        """They stay zeros: there may be many images."""
 
     def update(self, parts: Sequence[Batch]) -> None:
         """A step's updates on a batch that is there."""

@@ -15,9 +15,6 @@ from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, share
 from embae.datasets.sampling.view import View
-from embae.trainer.losses.adversary import in_turn
-from embae.trainer.losses.cluster_memory import memories
-from embae.trainer.losses.objective import Objective
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import fill_up
 from embae.trainer.model.embae import EmbAE
@@ -29,6 +26,8 @@ from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runs.stage_data import open_trial_sampler, open_view
 from embae.trainer.runs.stage_folder import EXPORT
+from embae.trainer.training.adversarial_updates import gaussian_noise, updates_in_turn
+from embae.trainer.training.objective import BatchForm, Objective
 from embae.trainer.training.schedule import steps
 
 LEFT_OUT = ("Left out: temporary tensors of single operators, what the allocator, cuDNN, NCCL and the CUDA context "
@@ -159,18 +158,18 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     for part in by_camera:
         fill_up(getattr(model, part), len(model.known.cameras), trains=True)
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
-    standardised = keys.loss.reconstruction and keys.loss.reconstruction.standardised
-    standard = (torch.zeros(model.features), torch.ones(model.features)) if standardised else None
-    objective = Objective(model.train(), _hard(keys), accumulate=keys.accumulate, cached=keys.caches, standard=standard,
-                          memories=memories(keys.loss, sampler.view, model.z))
-    turns = in_turn(objective, keys.loss, seed=recipe.seed, stage=name)
+    scale = (torch.zeros(model.features), torch.ones(model.features)) if keys.loss.needs_feature_scale else None
+    form = BatchForm(keys.accumulate, keys.caches, scale, sampler.images, sampler.batch)
+    states = keys.loss.build_states(sampler.view, model.z)
+    objective = Objective(model.train(), keys.loss.dry(), states, form)
+    updates = updates_in_turn(objective, keys.loss, gaussian_noise(recipe.seed, name))
     with pretended(objective, number // keys.accumulate, world_size):
         shape = (model.features,) if keys.caches else (3, *recipe.data.image)
         inputs = torch.empty(slots.stop - slots.start, *shape)
         if not keys.caches:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        went = passes(turns, Batch(inputs, plan[slots], plan, slots, step, sampler.view), keys)
-        engines, buffers = owned(turns, keys), size_of(objective.buffers())
+        went = passes(updates, Batch(inputs, plan[slots], plan, slots, step, sampler.view), keys)
+        engines, buffers = owned(updates, keys), size_of(objective.buffers())
         averaged = size_of(value for key, value in model.named_buffers()
                            if keys.use(key.split(".")[0]) == "train" and value.is_floating_point())  # type: ignore[arg-type]
     # What else a recipe refuses is in `schema.py` and what it imports.
@@ -193,13 +192,6 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
         },
         sent={zero: sent(engines, keys, world_size, zero) + went.sent for zero in zeros},
     )
-
-
-def _hard(keys: Stage) -> Any:
-    """The losses, none of which asks for values to know its shape."""
-    assert keys.loss is not None
-    triplet = keys.loss.triplet and keys.loss.triplet.model_copy(update={"mining": "batch-hard"})
-    return keys.loss.model_copy(update={"triplet": triplet})
 
 
 def _heads(recipe: Recipe, stage: Stage, view: View, earlier: dict[str, list[Head]]) -> list[Head]:

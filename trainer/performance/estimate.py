@@ -19,11 +19,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from embae.datasets.loading.batch import Batch
-from embae.trainer.losses.adversary import Update, others_of
-from embae.trainer.losses.objective import Objective
 from embae.trainer.performance.exchanges import Recorder, bytes_sent
 from embae.trainer.recipe.optimizer import Optimizer
 from embae.trainer.recipe.stage import Stage
+from embae.trainer.runtime.distributed import gather_rows
+from embae.trainer.training.adversarial_updates import Update, own_parameters
+from embae.trainer.training.objective import Objective
 
 EXACT, HALF = 4, 2  # bytes of a number in single precision and in bfloat16
 LOW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose gradients DeepSpeed exchanges in bfloat16 under autocast
@@ -63,17 +64,18 @@ class Passes(NamedTuple):
     flops: int
 
 
-def passes(turns: Collection[Update], batch: Batch, keys: Stage) -> Passes:
-    """Runs every turn of a step on one part of a rank's share; the others are like it.
+def passes(updates: Collection[Update], batch: Batch, keys: Stage) -> Passes:
+    """Runs every update of a step on one part of a rank's share; the other parts are like it.
 
     Args:
-        turns: The updates.
+        updates: The updates.
         batch: The part.
         keys: The stage.
     """
     most, sent, flops = 0, 0.0, 0
-    model = {_place(tensor) for module, _ in turns for tensor in (*module.parameters(), *module.buffers())}
-    for module, terms in turns:
+    model = {_place(tensor) for module, _ in updates for tensor in (*module.parameters(), *module.buffers())}
+    for module, losses in updates:
+        module.active = losses
         storages = {_place(batch.inputs): batch.inputs.untyped_storage().nbytes()}
 
         def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
@@ -84,15 +86,15 @@ def passes(turns: Collection[Update], batch: Batch, keys: Stage) -> Passes:
         bf16 = torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=keys.precision == "bf16")
         with FlopCounterMode(display=False) as counter, Recorder() as recorder:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bf16:
-                loss, _ = module(batch, terms)
+                loss, _ = module(batch)
             loss.backward()
         most = max(most, sum(storages.values()))
         sent += keys.accumulate * sum(map(bytes_sent, recorder.calls))
         flops += keys.accumulate * counter.get_total_flops()
-    objective = next(module for module, _ in turns if isinstance(module, Objective))
-    for memory in objective.memories.values():  # once a step, of all parts and after all turns
+    objective = next(module for module, _ in updates if isinstance(module, Objective))
+    for state in objective.states.values():  # once a step, of all parts and after all updates
         with Recorder() as recorder:
-            memory.update(batch, torch.zeros(()))
+            state.update(batch, torch.zeros(()), gather_rows)
         sent += sum(map(bytes_sent, recorder.calls))
     return Passes(most, sent, flops)
 
@@ -120,20 +122,19 @@ class Owned:
     updates: int
 
 
-def owned(turns: Collection[Update], keys: Stage) -> list[Owned]:
+def owned(updates: Collection[Update], keys: Stage) -> list[Owned]:
     """What each engine of a stage is over, in their order."""
     assert keys.loss is not None  # what this kind of stage is for
     engines = []
-    for module in dict.fromkeys(turn.module for turn in turns):
-        others = {id(parameter) for parameter in others_of(module, keys.loss)}
+    for module in dict.fromkeys(update.module for update in updates):
         held = list(module.parameters())
         reduced = [parameter for parameter in held if parameter.requires_grad]
         low = {id(parameter): parameter.numel() for part in module.modules() if type(part) in LOW
                for parameter in part.parameters(recurse=False) if parameter.requires_grad}
         engines.append(Owned([parameter.numel() for parameter in held],
-                           [parameter.numel() for parameter in reduced if id(parameter) not in others],
-                           [parameter.numel() for parameter in reduced], sum(low.values()),
-                           sum(turn.module is module for turn in turns)))
+                             [parameter.numel() for _, parameter in own_parameters(module, keys.loss)],
+                             [parameter.numel() for parameter in reduced], sum(low.values()),
+                             sum(update.module is module for update in updates)))
     return engines
 
 

@@ -14,10 +14,11 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from embae.datasets.fields import Count, Name, Positive, Strict, Whole, checked
+from embae.trainer.losses.parts import PARTS
 from embae.trainer.recipe.data import Data
 from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.scoring import Scoring
-from embae.trainer.recipe.stage import PARTS, Stage
+from embae.trainer.recipe.stage import Stage
 
 # Values of init, and what lies beside the stages in a run folder.
 RESERVED = ("hub", "random", "cache", "evaluation", "tensorboard", "stopped", "failed", "resumed")
@@ -79,7 +80,7 @@ class Recipe(Strict):
             if several and stage.use("nuisance") == "train" and stage.ema:
                 yield (f"stages.{name}.ema: nuisance heads that a batch lacks stay unmoved, and their average would "
                        "move; leave it out")
-            if self.model.head == "bnneck" and stage.loss and stage.loss.triplet:
+            if self.model.head == "bnneck" and stage.loss and stage.loss.before_neck:
                 yield from self._wrong_neck(name, stage)
             if stage.init not in self.stages or name not in self.run:
                 continue
@@ -97,10 +98,13 @@ class Recipe(Strict):
                     yield f"stages.{name}.parts.{part}: is frozen, but {stage.init}, where it comes from, has none"
 
     def _wrong_neck(self, name: str, stage: Stage) -> Iterator[str]:
-        before = "with model.head: bnneck the triplet loss looks at the features, before the neck"
+        loss = stage.loss
+        assert loss is not None  # checked by the caller
+        term = loss.before_neck[0]
+        before = f"with model.head: bnneck the {term} loss looks at the features, before the neck"
         if stage.use("backbone") != "train":
-            yield f"stages.{name}.loss.triplet: {before}, and the backbone, which makes them, does not train"
-        elif stage.use("embedding") == "train" and stage.loss and stage.loss.terms() == ["triplet"]:
+            yield f"stages.{name}.loss.{term}: {before}, and the backbone, which makes them, does not train"
+        elif stage.use("embedding") == "train" and loss.terms() == loss.before_neck:
             yield f"stages.{name}.parts.embedding: {before}, and no other loss trains it; add loss.identity"
 
     def _wrong_labels(self, name: str, labels: str) -> Iterator[str]:

@@ -13,15 +13,11 @@ from pydantic import Field, field_validator, model_validator
 
 from embae.datasets.fields import Count, Flag, Positive, Strict, checked
 from embae.trainer.clustering.registry import Cluster
+from embae.trainer.losses.parts import PARTS, RARE_PARTS, PartName, Use
+from embae.trainer.losses.registry import Loss
 from embae.trainer.recipe.calibration import Calibrate
 from embae.trainer.recipe.data import StageData
-from embae.trainer.recipe.losses import Loss
 from embae.trainer.recipe.optimizer import DeepSpeed, Optimizer, Schedule
-
-PartName = Literal["backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator"]
-PARTS: tuple[PartName, ...] = ("backbone", "embedding", "nuisance", "decoder", "classifier", "discriminator")
-SELDOM: tuple[PartName, ...] = ("classifier", "discriminator")  # absent where a recipe does not name them
-Use = Literal["train", "frozen", "absent"]
 
 KINDS = ("loss", "calibrate", "cluster")
 LENGTHS = ("epochs", "steps", "schedule")
@@ -98,12 +94,12 @@ class Stage(Strict):
         given = [kind for kind in KINDS if getattr(self, kind)]
         if len(given) != 1:
             return checked(self, [f"{given[1] if given else 'loss'}: give one of {', '.join(KINDS)}"])
-        rules = [self._wrong_parts(), *([self._wrong_training(), self._wrong_loss(self.loss)] if self.loss else
+        rules = [self._wrong_parts(), *([self._wrong_training(), self.loss.mistakes(self)] if self.loss else
                                         [self._wrong_untrained()])]
         return checked(self, [line for rule in rules for line in rule])
 
     def _wrong_parts(self) -> Iterator[str]:
-        missing = [part for part in PARTS if part not in (*self.parts, *SELDOM)]
+        missing = [part for part in PARTS if part not in (*self.parts, *RARE_PARTS)]
         if missing:
             yield f"parts: wanted train, frozen or absent of every part; missing: {', '.join(missing)}"
         if self.parts.get("backbone") == "absent":
@@ -138,57 +134,3 @@ class Stage(Strict):
             yield f"epochs: give one of {', '.join(LENGTHS)}{also}"
         if self.schedule and self.schedule.final > self.optimizer.lr:
             yield f"schedule.final: {self.schedule.final} is above optimizer.lr, {self.optimizer.lr}, that falls to it"
-
-    def _wrong_loss(self, loss: Loss) -> Iterator[str]:
-        data = self.data
-        mined = next((term for term in ("triplet", "identity", "memory", "proxies") if getattr(loss, term)), None)
-        alone = 1 in (data.P.values() if isinstance(data.P, dict) else [data.P])
-        if mined and not data.labelled:
-            yield f"loss.{mined}: needs identities; give data.P and data.K instead of data.batch"
-        if loss.triplet:
-            if data.K == 1:
-                yield "data.K: the triplet loss needs at least 2"
-            if alone:
-                yield "data.P: the triplet loss needs at least 2"
-            if self.accumulate > 1:
-                yield "accumulate: a mined loss sees the whole global batch, so this must be 1"
-        if loss.memory or loss.proxies:
-            if alone:
-                yield "data.P: the memory needs at least 2"
-            if data.mix:
-                yield "data.mix: the memory tells apart the identities of one dataset at a time; leave it out"
-        if not mined and data.labelled:
-            yield ("data: without a triplet, identity, memory or proxies loss labels are not used; give batch instead "
-                   "of P and K")
-        if loss.adversarial:
-            if self.deepspeed.zero_stage:
-                yield "deepspeed.zero_stage: updates in turn leave the other parts unmoved at stage 0 only; set it to 0"
-            if self.accumulate > 1:
-                yield "accumulate: must be 1 where updates take turns"
-            if not loss.reconstruction:
-                yield "loss.adversarial: goes with reconstruction"
-            if self.use("discriminator") == "frozen":
-                yield "parts.discriminator: is frozen, but adversarial trains it; set it to train"
-            for term in loss.terms():
-                moved = [part for part in self.trained() if part != "discriminator"
-                         and term in NEEDED_BY.get(part, loss.terms())]
-                if not moved:
-                    yield f"loss.{term}: has updates of its own here, and none of the parts that it goes through trains"
-        if loss.reconstruction and loss.reconstruction.standardised and not self.caches:
-            yield ("loss.reconstruction.standardised: needs cached features to take means of; freeze the backbone, "
-                   "leave cache_features on, and augment by a flip at most")
-        if loss.reconstruction and self.use("embedding") == "absent":
-            yield "parts.embedding: reconstruction needs it; it cannot be absent"
-        for part, terms in NEEDED_BY.items():
-            use, wanting = self.use(part), [term for term in terms if getattr(loss, term)]
-            if wanting and use == "absent" and part != "nuisance":  # without it, z alone is decoded
-                yield f"parts.{part}: {wanting[0]} needs it; it cannot be absent"
-            if not wanting and use == "train":
-                yield f"parts.{part}: only trains with a loss of {' or '.join(terms)}"
-
-
-# What each part is trained by; the backbone goes with any.
-NEEDED_BY: dict[PartName, tuple[str, ...]] = {
-    "nuisance": ("reconstruction", "adversarial"), "decoder": ("reconstruction",), "classifier": ("identity",),
-    "discriminator": ("adversarial",),
-}

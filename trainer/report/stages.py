@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embae.trainer.recipe.stage import PARTS, Stage
+from embae.trainer.losses.parts import PARTS
+from embae.trainer.recipe.stage import Stage
 from embae.trainer.report.loops import Loop, fold, unnumbered
 from embae.trainer.report.markup import Markup, joined, section, table, tag
 from embae.trainer.report.records import PAIRS, Records, last

@@ -24,6 +24,8 @@ Calibration 2 mixes with shared statistics."""
 
 _NEWER_MODEL_KEYS = ("pooling", "last_stride", "head", "unit")
 """Left out at their defaults: they are newer than some comparisons, whose keys must not change."""
+_FIRST_TERMS = {"triplet", "identity", "reconstruction", "adversarial"}
+"""Loss terms in the key of every stage, null where absent. A newer term is only in the keys of stages that name it."""
 _NO_EFFECT = {"log_every", "evaluate_every"}
 
 
@@ -52,9 +54,8 @@ def key_content(recipe: Recipe, name: str, before: Mapping[str, str]) -> dict[st
     # What is newer than some comparisons is left out where it is not used, so that their keys do not change.
     if not stage.ema:
         del config["ema"]
-    for term in ("memory", "proxies") if stage.loss else ():
-        if not getattr(stage.loss, term):
-            del config["loss"][term]
+    if stage.loss:
+        config["loss"] = {term: keys for term, keys in config["loss"].items() if keys or term in _FIRST_TERMS}
     if not stage.data.window:  # then it does not matter how the images are sharded
         del config["data"]["window"]
     config["init"] = before.get(stage.init) or _weights_digest(Path(stage.init)) or stage.init

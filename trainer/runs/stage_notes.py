@@ -40,7 +40,7 @@ def _by_camera(recipe: Recipe, stage: Stage) -> bool:
     """Whether a stage distinguishes the target's cameras."""
     if stage.calibrate:
         return stage.calibrate.per == "camera"
-    if (stage.loss and stage.loss.proxies) or (stage.cluster and stage.cluster.method.by_camera):
+    if (stage.loss and stage.loss.by_camera) or (stage.cluster and stage.cluster.method.by_camera):
         return True
     if stage.data.from_ == "target" and stage.normalised("camera"):
         return True

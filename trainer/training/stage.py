@@ -18,8 +18,7 @@ from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, by_content
 from embae.trainer.errors import Stopped, WeightsError
 from embae.trainer.inference.features import FeatureLoader, cached_features, feature_mean_std
 from embae.trainer.inference.options import Inference
-from embae.trainer.losses.cluster_memory import ClusterMemory, memories
-from embae.trainer.losses.objective import Objective
+from embae.trainer.losses.term import TermState
 from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
@@ -30,11 +29,13 @@ from embae.trainer.monitoring.step_rates import Clock, format_step
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
+from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
 from embae.trainer.training.initial_model import initial_model
-from embae.trainer.training.memory_start import BATCH, fill
+from embae.trainer.training.objective import BatchForm, Objective
 from embae.trainer.training.schedule import learning_rate, steps
 from embae.trainer.training.stage_checkpoints import StageCheckpoints
+from embae.trainer.training.term_states import BATCH, start_states
 from embae.trainer.training.updates import StepUpdates
 
 
@@ -74,7 +75,7 @@ class StageRun:
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
         self._standard: tuple[Tensor, Tensor] | None = None
-        self._memories = self._remembered(begins=not resume)
+        self._states = self._build_states(starts=not resume)
         work = self.work(self.start)
         self.cached, elsewhere = self.keys.caches, 0.0
         self.loader: Loader
@@ -99,19 +100,19 @@ class StageRun:
             return 0
         return sum(map(len, self.sampler.view.identities))
 
-    def _remembered(self, begins: bool) -> dict[str, ClusterMemory]:
-        """The memories that embeddings are drawn to: of a stage that goes on, the checkpoint has their entries."""
+    def _build_states(self, starts: bool) -> dict[str, TermState]:
+        """The states of the loss terms: a stage that resumes reads them from the checkpoint."""
         assert self.keys.loss is not None
-        found = memories(self.keys.loss, self.sampler.view, self.model.z)
-        for memory in found.values():
-            memory.to(self.world.device)
-        if begins and found:
-            self._fill(found.values())
-        return found
+        states = self.keys.loss.build_states(self.sampler.view, self.model.z)
+        for state in states.values():
+            state.buffers.to(self.world.device)
+        if starts and states:
+            self._start_states(states.values())
+        return states
 
-    def _fill(self, memories: Collection[ClusterMemory]) -> None:
+    def _start_states(self, states: Collection[TermState]) -> None:
         inference = Inference.of_recipe(self.recipe, self.world, self.run / "cache", tta="none", batch=BATCH)
-        fill(memories, self.model.eval(), self.sampler.view, inference)
+        start_states(states, self.model.eval(), self.sampler.view, inference)
         self.model.train()
 
     def _take_turns(self, resume: Checkpoint | None, largest: int) -> StepUpdates:
@@ -122,15 +123,13 @@ class StageRun:
         """
         loss = self.keys.loss
         assert loss is not None  # what this kind of stage is for
-        first = loss.triplet.batch_all_epochs if loss.triplet else 0
-        batch_all = steps(first, self.sampler.images, self.sampler.batch) if first else 0
-        objective = Objective(self.model, loss, accumulate=self.keys.accumulate, cached=self.cached,
-                              batch_all_steps=batch_all, standard=self._standard, memories=self._memories)
+        form = BatchForm(self.keys.accumulate, self.cached, self._standard, self.sampler.images, self.sampler.batch)
+        objective = Objective(self.model, loss, self._states, form)
         model, moments = resume.state() if resume else ({}, {})
         if resume:
             load_into(self.model, model, str(resume.path))
             self._check_frozen(model, resume.path)
-        turns = StepUpdates(objective, self.keys, self.name, seed=self.recipe.seed, largest=largest)
+        turns = build_updates(objective, self.keys, gaussian_noise(self.recipe.seed, self.name), largest=largest)
         if resume:
             try:
                 turns.restore_moments(moments)
@@ -169,7 +168,7 @@ class StageRun:
         began, inference = time.perf_counter(), Inference.of_recipe(self.recipe, self.world, self.run / "cache")
         bf16 = self.keys.precision == "bf16"
         cached = cached_features(self.model, self.sampler.view, inference, bf16=bf16)
-        if self.keys.loss and self.keys.loss.reconstruction and self.keys.loss.reconstruction.standardised:
+        if self.keys.loss and self.keys.loss.needs_feature_scale:
             self._standard = feature_mean_std(cached.features, by_content(self.sampler.view), self.world.device)
         elsewhere = cached.rank_seconds - (time.perf_counter() - began) * self.world.world_size
         return FeatureLoader(work, cached.features, self.world.device), elsewhere

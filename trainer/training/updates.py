@@ -1,53 +1,45 @@
-"""The updates of a step: engines over disjoint parts, and the losses whose turn it is with each."""
+"""The update of a step: the engine, and what follows it without an optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embae.datasets.loading.batch import Batch
-from embae.trainer.losses.adversary import in_turn, others_of
-from embae.trainer.losses.cluster_memory import ClusterMemory
-from embae.trainer.losses.objective import Objective
+from embae.trainer.losses.term import TermState
 from embae.trainer.monitoring.step_phases import Phase
 from embae.trainer.recipe.stage import Stage
+from embae.trainer.runtime.distributed import gather_rows
 from embae.trainer.training.engine import Engine
+from embae.trainer.training.objective import Objective
 from embae.trainer.training.weight_average import Average
 
 
 class StepUpdates:
-    """A stage's engines.
+    """The engine of a stage, the moving average of its weights, and the states of its loss terms.
 
     Args:
         objective: Over the model as it is at the first step that is taken, on the training device.
-        keys: The stage.
-        name: Its name.
-        seed: The run's seed.
-        largest: Most rows of a part of a batch.
+        stage: The stage.
+        largest: Largest number of rows in a part of a batch.
+        trained: Names and parameters that the engine moves; by default all of the objective that train.
 
     Attributes:
         broken: `()`, becomes 1 once a loss was not finite; from then on no weight moves.
+        engine: The engine.
     """
 
-    def __init__(self, objective: Objective, keys: Stage, name: str, *, seed: int, largest: int):
+    def __init__(self, objective: Objective, stage: Stage, *, largest: int,
+                 trained: Sequence[tuple[str, nn.Parameter]] | None = None):
         self.broken = torch.zeros((), device=next(objective.parameters()).device)
-        loss = keys.loss
-        assert loss is not None  # what this kind of stage is for
-        turns = in_turn(objective, loss, seed=seed, stage=name)
-        engines = {module: Engine(module, keys, largest=largest, broken=self.broken, others=others_of(module, loss))
-                   for module in dict.fromkeys(turn.module for turn in turns)}
-        self._turns = [(engines[turn.module], turn.terms) for turn in turns]
-        self._engines = list(engines.values())
-        self._average = Average(objective.model, keys.ema) if keys.ema else None
-        self._memories = dict(objective.memories)
-        self._beside: dict[str, Average | ClusterMemory] = {**self._memories}
-        if self._average:
-            self._beside["average"] = self._average
+        self.engine = Engine(objective, stage, largest=largest, broken=self.broken, trained=trained)
+        self._average = Average(objective.model, stage.ema) if stage.ema else None
+        self._states = objective.states
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
-        """All updates of a step.
+        """All that a step changes.
 
         Args:
             parts: This rank's share of the global batch, in parts.
@@ -56,51 +48,57 @@ class StepUpdates:
         Returns:
             The objective's report, on the device.
         """
-        report: dict[str, Tensor] = {}
-        for engine, terms in self._turns:
-            found = engine.step(parts, lr, terms)
-            loss = report["loss"] + found.pop("loss", 0) if report else found.pop("loss")
-            report |= {**found, "loss": loss}
+        report = self._update(parts, lr)
         if self._average:
             self._average.update(parts[0].step, self.broken)
-        for memory in self._memories.values():
-            memory.update(parts[0], self.broken)
+        for state in self._states.values():
+            state.update(parts[0], self.broken, gather_rows)
         return report
 
+    def _update(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
+        return self.engine.step(parts, lr)
+
     def time_phases(self, phase: Phase) -> None:
-        """Has what each engine does run within phases from now on."""
-        for engine in self._engines:
-            engine.time_phases(phase)
+        """Runs forward, backward and optimizer within phases from now on."""
+        self.engine.time_phases(phase)
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, on every rank."""
-        return self._engines[0].state()
+        return self.engine.state()
 
     def result(self) -> dict[str, Tensor]:
-        """As `state`, of the model that the stage is for: its weights' average where it keeps one."""
-        return self.state() | (self._average.whole() if self._average else {})
+        """The state of the model that the stage exports: with the average of its weights, if the stage has one."""
+        return self.state() | (self._average.full_state() if self._average else {})
 
     def moments(self) -> dict[str, Tensor]:
-        """What goes on beside the model, on every rank: every engine's moments, the average, the memory."""
-        return {**{f"{number}/{key}": value for number, engine in enumerate(self._engines)
-                   for key, value in engine.moments().items()},
-                **{f"{name}/{key}": value for name, one in self._beside.items() for key, value in one.whole().items()}}
+        """What a checkpoint saves besides the model, on every rank: moments of the optimizer, average, states."""
+        return {**with_prefix("0/", self.engine.moments()),  # the number of the engine
+                **{key: value for name, part in self._followers().items()
+                   for key, value in with_prefix(f"{name}/", part.full_state()).items()}}
 
-    def restore_moments(self, found: dict[str, Tensor]) -> None:
-        """Goes on with what `moments` gave.
+    def restore_moments(self, moments: dict[str, Tensor]) -> None:
+        """Continues from what `moments` returned.
 
         Raises:
-            ValueError: They are of other parameters.
+            ValueError: They belong to other parameters.
         """
-        def below(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
+        for name, part in self._followers().items():
+            part.restore(without_prefix(f"{name}/", moments))
+        self.engine.restore_moments(without_prefix("0/", moments))
 
-        for name, one in self._beside.items():
-            one.restore(below(name))
-        for number, engine in enumerate(self._engines):
-            engine.restore_moments(below(f"{number}"))
+    def _followers(self) -> dict[str, Average | TermState]:
+        return {**self._states, **({"average": self._average} if self._average else {})}
 
     def close(self) -> None:
-        """Frees what the engines hold."""
-        for engine in self._engines:
-            engine.close()
+        """Frees the memory of the engine."""
+        self.engine.close()
+
+
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names start with a prefix."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
-"""An exponential moving average of what a stage trains, beside the weights that the optimizer moves.
+"""An exponential moving average of what a stage trains.
 
-It is exported instead of them: late in training, weights go round the minimum that their mean is near.
+It is exported in place of the weights that the optimizer moves: late in training these circle around a minimum, and
+their mean is near it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from embae.trainer.model.embae import EmbAE
 
 
 class Average:
-    """The average of a model's trained parameters and of the running statistics beside them, those by camera too.
+    """The average of a model's trained parameters and of the running statistics of trained parts, also those by camera.
 
-    The average of step t moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so that the first ones are
-    soon forgotten.
-    Under ZeRO 3 each rank averages its own piece of every parameter.
+    After step t the average moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so that the first weights
+    are soon forgotten. At ZeRO 3 each rank averages its own piece of every parameter.
 
     Args:
         model: As it is at the first step that is taken, after the engines are built.
@@ -33,10 +33,10 @@ class Average:
         self._tensors: dict[str, Any] = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._tensors |= {name: value for name, value in model.named_buffers()
                           if name.split(".")[0] in trained and value.is_floating_point()}
-        self._average = [value.clone() for value in self._own()]
+        self._average = [value.clone() for value in self._local()]
 
-    def _own(self) -> list[Tensor]:
-        """What this rank holds of each; looked up anew, since ZeRO puts other memory under its parameters."""
+    def _local(self) -> list[Tensor]:
+        """This rank's piece of each tensor; looked up anew, since ZeRO puts other memory under its parameters."""
         return [getattr(tensor, "ds_tensor", tensor).detach() for tensor in self._tensors.values()]
 
     @torch.no_grad()
@@ -45,36 +45,36 @@ class Average:
 
         Args:
             step: Its number, from 0.
-            broken: `()`, 1 where no weight may move any more.
+            broken: `()`, 1 if no weight may move any more.
         """
-        part = (1 - min(self._decay, (1 + step) / (10 + step))) * (1 - broken)
-        ways = torch._foreach_sub(self._own(), self._average)
-        torch._foreach_mul_(ways, part)
-        torch._foreach_add_(self._average, ways)
+        rate = (1 - min(self._decay, (1 + step) / (10 + step))) * (1 - broken)
+        steps = torch._foreach_sub(self._local(), self._average)
+        torch._foreach_mul_(steps, rate)
+        torch._foreach_add_(self._average, steps)
 
-    def whole(self) -> dict[str, Tensor]:
-        """The average by full tensors on the CPU, on every rank; named as in the model's state."""
-        found = {}
+    def full_state(self) -> dict[str, Tensor]:
+        """The average as full tensors on the CPU, on every rank; named as in the model's state."""
+        state = {}
         for name, tensor, average in self._named():
             if hasattr(tensor, "ds_id"):
                 pieces = average.new_empty(len(average) * dist.get_world_size())
                 dist.all_gather_into_tensor(pieces, average)
                 average = pieces[:tensor.ds_numel].view(tensor.ds_shape)
-            found[name] = average.cpu().clone()
-        return found
+            state[name] = average.cpu().clone()
+        return state
 
-    def restore(self, found: dict[str, Tensor]) -> None:
-        """Goes on with what `whole` gave.
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continues from what `full_state` returned.
 
         Raises:
-            ValueError: It is of other parameters.
+            ValueError: It belongs to other parameters.
         """
         shapes = {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor, _ in self._named()}
-        if {name: full.shape for name, full in found.items()} != shapes:
-            raise ValueError("holds no average of what this stage trains")
+        if {name: full.shape for name, full in state.items()} != shapes:
+            raise ValueError("contains no average of what this stage trains")
         for name, tensor, average in self._named():
-            full = found[name].to(average)
-            if hasattr(tensor, "ds_id"):  # cut into one piece a rank, the last one padded
+            full = state[name].to(average)
+            if hasattr(tensor, "ds_id"):  # cut into one piece for each rank, the last one padded
                 start = len(average) * dist.get_rank()
                 full = nn.functional.pad(full.reshape(-1)[start:], (0, len(average)))[:len(average)]
             average.copy_(full)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.plan import share
-from embae.trainer.losses.objective import Objective
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.model import Model
 from embae.trainer.runtime.distributed import World
+from embae.trainer.training.objective import BatchForm, Objective
 from helpers.ranks import on_ranks
 from helpers.toy_models import (
     KEYS,
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def labelled(self) -> bool:
-        return "triplet" in self.loss or "identity" in self.loss
+        return bool({"triplet", "identity", "circle"} & set(self.loss))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,6 +99,9 @@ CASES = {
     "triplet": Case(parts_in("train", "train"), TRIPLET, IDENTITIES),
     "triplet in double": Case(parts_in("train", "train"), TRIPLET, IDENTITIES, zero=(0,), double=True),
     "hinge": Case(parts_in("train", "train"), {"triplet": {"margin": 0.3, "weight": 2.0}}, IDENTITIES, zero=(0,)),
+    "circle": Case(parts_in("train", "train"), {"circle": {"gamma": 16}}, IDENTITIES),
+    "circle in double": Case(
+        parts_in("train", "train"), {"circle": {"gamma": 16, "weight": 2.0}}, IDENTITIES, zero=(0,), double=True),
     "reconstruction": Case(HEADS, RECONSTRUCTION, FIRST),
     "reconstruction in two parts": Case(HEADS, RECONSTRUCTION, FIRST, accumulate=2, zero=(0, 1, 3)),
     "reconstruction in double": Case(HEADS, RECONSTRUCTION, FIRST, accumulate=2, zero=(0,), double=True),
@@ -138,6 +141,7 @@ def _start(case: Case) -> tuple[ToyView, Tensor, EmbAE]:
 @on_ranks(2, 3, 4)
 def one_step(world: World, folder: Path) -> dict[str, Any]:
     """What one step did, by case and ZeRO stage: ``before − after`` of every weight, and all other tensors after it."""
+    from embae.trainer.training.adversarial_updates import own_parameters
     from embae.trainer.training.engine import Engine
 
     found: dict[str, Any] = {}
@@ -157,15 +161,14 @@ def one_step(world: World, folder: Path) -> dict[str, Any]:
             before = {key: value.cpu().clone() for key, value in made.state_dict().items()}
             weights = {key for key, value in made.named_parameters() if value.requires_grad}
             batches = share_of(view, inputs, case.plan, world.rank, world.world_size, case.accumulate)
-            objective = Objective(made, keys.loss, accumulate=case.accumulate)
-            terms = list(case.terms or keys.loss.terms())
+            objective = Objective(made, keys.loss, form=BatchForm(case.accumulate))
+            objective.active = case.terms or keys.loss.terms()
             if case.double:
-                report = _step_without_engine(objective, batches, terms)
+                report = _step_without_engine(objective, batches)
                 after = {key: value.cpu() for key, value in made.state_dict().items()}
             else:
-                others = made.discriminator.parameters() if "discriminator" in made.parts() else ()
-                engine = Engine(objective, keys, largest=8, others=others)
-                report = engine.step(batches, RATE, terms)
+                engine = Engine(objective, keys, largest=8, trained=own_parameters(objective, keys.loss))
+                report = engine.step(batches, RATE)
                 after = engine.state()
                 engine.close()
             gradients = {key: (before[key] - after[key]) / RATE for key in before if key in weights}
@@ -182,11 +185,11 @@ def one_step(world: World, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _step_without_engine(objective: Objective, batches: list[Batch], terms: list[str]) -> dict[str, Tensor]:
+def _step_without_engine(objective: Objective, batches: list[Batch]) -> dict[str, Tensor]:
     """What DeepSpeed promises: gradients are averaged over ranks and parts."""
     reports = []
     for batch in batches:
-        loss, report = objective.train()(batch, terms)
+        loss, report = objective.train()(batch)
         (loss / len(batches)).backward()
         reports.append(report)
     for weight in objective.parameters():
@@ -249,6 +252,9 @@ class Reference:
             gaps = torch.stack([_gap(mined, pid, anchor) for anchor in range(len(mined))])
             each = F.softplus(gaps) if "margin" not in keys else F.relu(gaps + keys["margin"])
             loss = loss + keys.get("weight", 1) * each.mean()
+        if "circle" in terms:
+            keys = self.case.loss["circle"]
+            loss = loss + keys.get("weight", 1) * literal_circle(z, pid.tolist(), gamma=keys["gamma"])
         if "identity" in terms:
             keys = self.case.loss["identity"]
             weights, smooth = self.model.classifier(z).softmax(1).log(), keys.get("smoothing", 0)
@@ -267,6 +273,24 @@ class Reference:
             rebuilt = self.model.decoder(torch.cat([z, v], 1))
             loss = loss + (rebuilt - target).square().sum() / (len(self.case.plan) * target.shape[1])
         return loss
+
+
+def literal_circle(z: Tensor, identity: list[int], *, gamma: float, margin: float = 0.25) -> Tensor:
+    """Sun et al. 2020 (arXiv 2002.10857), eq. 5 and 6, pair by pair; the mean over the anchors."""
+    optimum_p, optimum_n, margin_p, margin_n = 1 + margin, -margin, 1 - margin, margin
+    losses = []
+    for a in range(len(z)):
+        sum_p, sum_n = z.new_zeros(()), z.new_zeros(())
+        for b in range(len(z)):
+            s = (z[a] * z[b]).sum() / (z[a].norm() * z[b].norm())
+            if identity[a] == identity[b] and a != b:
+                alpha = max(optimum_p - s.item(), 0.0)  # a constant for the gradient
+                sum_p = sum_p + (-gamma * alpha * (s - margin_p)).exp()
+            elif identity[a] != identity[b]:
+                alpha = max(s.item() - optimum_n, 0.0)
+                sum_n = sum_n + (gamma * alpha * (s - margin_n)).exp()
+        losses.append((1 + sum_n * sum_p).log())
+    return torch.stack(losses).mean()
 
 
 def _gap(z: Tensor, pid: np.ndarray, anchor: int) -> Tensor:

@@ -18,12 +18,13 @@ from torch import Tensor
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.loading.augment import ImageSpec
 from embae.datasets.sampling.pseudo_labels import RelabelledView
-from embae.datasets.sampling.view import View
-from embae.trainer.losses.cluster_memory import ClusterMemory, memories, persons
-from embae.trainer.losses.objective import Objective
-from embae.trainer.recipe.losses import Loss, Memory, Proxies
-from embae.trainer.runtime.distributed import World
-from embae.trainer.training.memory_start import fill
+from embae.datasets.sampling.view import View, labelled_rows
+from embae.trainer.losses.camera_proxies import ProxyLoss
+from embae.trainer.losses.cluster_memory import ClusterMemory, MemoryLoss
+from embae.trainer.losses.registry import Loss
+from embae.trainer.runtime.distributed import World, gather_rows
+from embae.trainer.training.objective import BatchForm, Objective
+from embae.trainer.training.term_states import start_states
 
 SPEC = ImageSpec(*SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RATE = 2.0**20  # the step is so long that what it started from does not round it
@@ -34,12 +35,13 @@ def _unit(count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(drawn)
 
 
-KINDS = {"memory": Memory, "proxies": Proxies}
+KINDS = {"memory": MemoryLoss, "proxies": ProxyLoss}
 
 
 def _memory(term: str = "memory", **keys: Any) -> ClusterMemory:
     """Over the crowd, in double precision, entries of any direction."""
-    made = ClusterMemory(KINDS[term](**keys), CROWD, 5).double()  # type: ignore[arg-type]
+    made = KINDS[term](**keys).build_state(CROWD, 5)  # type: ignore[arg-type]
+    made.buffers.double()
     made.entries.copy_(_unit(len(made.entries), 8))
     return made
 
@@ -50,14 +52,14 @@ def _whose(term: str) -> list[tuple[int, int, int]]:
     return sorted({(int(pid > 2), int(pid), int(cam)) for pid, cam in zip(CROWD.pid, camid, strict=True)})
 
 
-def literal(z: Tensor, rows: np.ndarray, entries: Tensor, keys: Memory) -> tuple[Tensor, float]:
+def literal(z: Tensor, rows: np.ndarray, entries: Tensor, keys: MemoryLoss) -> tuple[Tensor, float]:
     """The mean loss of images, and the share of them that are nearest to their own entry, image by image."""
-    whose, total, near = _whose("proxies" if isinstance(keys, Proxies) else "memory"), z.new_zeros(()), 0
+    whose, total, near = _whose("proxies" if isinstance(keys, ProxyLoss) else "memory"), z.new_zeros(()), 0
     for vector, row in zip(z, rows, strict=True):
         cosine = [float("nan") if dataset != int(CROWD.pid[row] > 2) else
                   sum(a * b for a, b in zip(vector / vector.norm(), entry, strict=True))
                   for (dataset, _, _), entry in zip(whose, entries, strict=True)]
-        pid, cam = CROWD.pid[row], CROWD.camid[row] if isinstance(keys, Proxies) else 0
+        pid, cam = CROWD.pid[row], CROWD.camid[row] if isinstance(keys, ProxyLoss) else 0
         own = whose.index((int(pid > 2), pid, cam))
         score = [value / keys.temperature for value in cosine]
         among = [e for e, (dataset, _, c) in enumerate(whose) if dataset == whose[own][0] and c == cam]
@@ -81,13 +83,13 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(term: str, keys: dic
     memory, inputs = _memory(term, **keys), 3 * _unit(len(CROWD), 4)
     z, same = inputs[rows].requires_grad_(), inputs[rows].clone().requires_grad_()
     (batch,) = share_of(CROWD, inputs, rows, 0, 1)
-    loss, near = memory(z, batch)
+    loss, near = memory.loss(z, batch)
     wanted, share = literal(same, rows, memory.entries, KINDS[term](**keys))
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-12) and near.item() == pytest.approx(share)
     loss.backward()
     wanted.backward()
     torch.testing.assert_close(z.grad, same.grad, rtol=1e-10, atol=1e-12)
-    parts = [memory(inputs[part.rows], part) for part in share_of(CROWD, inputs, rows, 0, 1, accumulate=3)]
+    parts = [memory.loss(inputs[part.rows], part) for part in share_of(CROWD, inputs, rows, 0, 1, accumulate=3)]
     assert sum(part[0] for part in parts).item() == pytest.approx(wanted.item(), rel=1e-12)
     assert sum(part[1] for part in parts).item() == pytest.approx(share)
 
@@ -97,7 +99,7 @@ def test_where_everything_is_alike_the_gradient_is_finite() -> None:
     memory.entries.copy_(memory.entries[:1].clone())
     (batch,) = share_of(CROWD, _unit(len(CROWD), 4), FIRST, 0, 1)
     z = torch.ones(len(FIRST), 5, dtype=torch.float64, requires_grad=True)
-    memory(z, batch)[0].backward()
+    memory.loss(z, batch)[0].backward()
     assert z.grad is not None and z.grad.isfinite().all()
 
 
@@ -109,8 +111,8 @@ def test_the_update_is_its_formula(update: str, term: str, accumulate: int) -> N
     rows = np.delete(SECOND, [0, 5, 6])  # the batch has nothing of some entries
     before, whose = memory.entries.clone(), _whose(term)
     for part in share_of(CROWD, z, rows, 0, 1, accumulate):
-        memory(part.inputs, part)
-    memory.update(part, torch.zeros(()))
+        memory.loss(part.inputs, part)
+    memory.update(part, torch.zeros(()), gather_rows)
     unmoved = 0
     for entry, (_, pid, cam) in enumerate(whose):
         own = [row for row in rows if CROWD.pid[row] == pid and (term == "memory" or CROWD.camid[row] == cam)]
@@ -132,15 +134,15 @@ def test_a_broken_step_does_not_move_it() -> None:
     before = memory.entries.clone()
     for broken in (1.0, 0.0):
         (batch,) = share_of(CROWD, torch.full_like(z, math.nan) if broken else z, FIRST, 0, 1)
-        memory(batch.inputs, batch)
-        memory.update(batch, torch.tensor(broken))
+        memory.loss(batch.inputs, batch)
+        memory.update(batch, torch.tensor(broken), gather_rows)
         assert torch.equal(memory.entries, before) == bool(broken)
     assert memory.entries.isfinite().all()
 
 
 def test_a_memory_of_others_is_refused() -> None:
     with pytest.raises(ValueError, match="no memory of this stage's identities"):
-        _memory("proxies").restore(_memory().whole())
+        _memory("proxies").restore(_memory().full_state())
     with pytest.raises(ValueError, match="no memory of this stage's identities"):
         _memory().restore({})
 
@@ -161,7 +163,7 @@ CASES = {  # accumulate, further keys, whether a plain triplet loss stands besid
 }  # fmt: skip
 
 
-def _start(case: str) -> tuple[Any, Objective, Tensor]:
+def _start(case: str, whole: bool = False) -> tuple[Any, Objective, Tensor]:
     from embae.trainer.model.batch_norm import use_global_batch_norm
 
     accumulate, keys, triplet = CASES[case]
@@ -169,11 +171,11 @@ def _start(case: str) -> tuple[Any, Objective, Tensor]:
                        data={"from": "sources", "P": 4, "K": 4}, **keys)
     made = model(PARTS, classes=4, running=keys.get("batch_norm", ()))
     use_global_batch_norm(made, sync=True)
-    found = memories(stage_keys.loss, PEOPLE, made.z)  # type: ignore[arg-type]
+    found = stage_keys.loss.build_states(PEOPLE, made.z)  # type: ignore[union-attr, arg-type]
     for memory in found.values():
         drawn = torch.randn(memory.entries.shape, generator=torch.Generator().manual_seed(7))
         memory.entries.copy_(torch.nn.functional.normalize(drawn))
-    objective = Objective(made, stage_keys.loss, accumulate=accumulate, memories=found)  # type: ignore[arg-type]
+    objective = Objective(made, stage_keys.loss, found, BatchForm(1 if whole else accumulate))  # type: ignore[arg-type]
     inputs = images(16, seed=1) + images(4, seed=2)[torch.from_numpy(PEOPLE.pid)]
     return stage_keys, objective, inputs
 
@@ -191,7 +193,7 @@ def steps(world: World, folder: Path) -> dict[str, Any]:
     for case in CASES if world.world_size == 2 else ("ZeRO 0", "in two parts"):
         keys, objective, inputs = _start(case)
         before = {name: value.clone() for name, value in objective.model.state_dict().items()}
-        turns = StepUpdates(objective, keys, "stage", seed=0, largest=8)
+        turns = StepUpdates(objective, keys, largest=8)
         batches = share_of(PEOPLE, inputs, PLAN, world.rank, world.world_size, keys.accumulate)
         report = turns.step(batches, RATE)
         after, memory = turns.state(), _entries(turns.moments())
@@ -209,17 +211,16 @@ def steps(world: World, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("world_size", "case"), [*((2, case) for case in CASES), (4, "ZeRO 0"), (4, "in two parts")])
 def test_a_step_on_ranks_is_a_step_of_one_process(computed: Callable[..., Any], world_size: int, case: str) -> None:
     every = [rank[case] for rank in computed(steps, world_size)]
-    keys, objective, inputs = _start(case)
+    keys, objective, inputs = _start(case, whole=True)
     objective.double().train()
     # Parts are normalised one by one, but not where batch norms keep to their running statistics.
     (batch,) = share_of(PEOPLE, inputs.double(), PLAN, 0, 1)
-    objective._accumulate = 1
-    loss, report = objective(batch, keys.loss.terms())
+    loss, report = objective(batch)
     loss.backward()
-    start = torch.cat([memory.entries for memory in objective.memories.values()])
-    for memory in objective.memories.values():
-        memory.update(batch, torch.zeros(()))
-    then = torch.cat([memory.entries for memory in objective.memories.values()])
+    start = torch.cat([memory.entries for memory in objective.states.values()])
+    for memory in objective.states.values():
+        memory.update(batch, torch.zeros(()), gather_rows)
+    then = torch.cat([memory.entries for memory in objective.states.values()])
     wanted = {name: value.grad for name, value in objective.model.named_parameters() if value.requires_grad}
     low = keys.precision == "bf16"
     error = distance(every[0]["gradients"], wanted)  # type: ignore[arg-type]
@@ -250,8 +251,8 @@ def filled(world: World, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     made = model(parts_in("train", "train")).eval()
     for name, view in _views(shared_shards(world, folder) / "labelled").items():
-        both = {term: ClusterMemory(kind(), view, made.z) for term, kind in KINDS.items()}
-        fill(both.values(), made, view, Inference(SPEC, world, folder / "cache", Reading("webdataset", 1, 16)))
+        both = {term: kind().build_state(view, made.z) for term, kind in KINDS.items()}
+        start_states(both.values(), made, view, Inference(SPEC, world, folder / "cache", Reading("webdataset", 1, 16)))
         found |= {f"{name} {term}": memory.entries for term, memory in both.items()}
         if world.world_size == 1:
             batches = read_batches(view, np.arange(len(view)), SPEC, Reading("webdataset", 1, 128), world.device)
@@ -267,7 +268,7 @@ def test_it_begins_as_the_mean_of_unit_embeddings(
 ) -> None:
     (one,) = computed(filled, 1)
     view = _views(rank_folder(1).parent / "small-shards" / "labelled")[name]
-    z, rows = one[name].double(), persons(view)
+    z, rows = one[name].double(), labelled_rows(view)
     dataset, identity, camid = view.locate(rows)[0], view.identity(rows), view.column("camid", rows)
     groups: dict[tuple[int, ...], list[Tensor]] = {}
     for row, *key in zip(rows, dataset, identity, camid, strict=True):

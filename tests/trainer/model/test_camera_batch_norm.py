@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.inference.options import Inference, Reading
-from embae.trainer.losses.cluster_memory import memories
-from embae.trainer.losses.objective import Objective
 from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import MEAN, TABLES, VAR, fill_up, using_cameras, with_batch_cameras
@@ -28,6 +26,7 @@ from embae.trainer.model.saved import SavedModel
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.objective import Objective
 
 CHANNELS, CAMERAS = 4, 5
 # Camera 1 has a single image, which is a single value in one dimension; nobody is seen by 2 and 4.
@@ -270,12 +269,12 @@ def objectives(world: World, folder: Path) -> dict[str, Any]:
         keys, plan = stage(uses, loss), np.arange(12)
         view = ToyView(pid=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3], camid=VIEW.camid.tolist())
         (batch,) = share_of(view, images(12), plan, world.rank, world.world_size)
-        kept = memories(keys.loss, view, made.z)  # type: ignore[arg-type]
+        kept = keys.loss.build_states(view, made.z)  # type: ignore[union-attr, arg-type]
         for memory in kept.values():
             random = torch.Generator().manual_seed(3)
             memory.entries.copy_(F.normalize(torch.randn(memory.entries.shape, generator=random)))
-        objective = Objective(made, keys.loss, memories=kept).train()
-        loss, _ = objective(batch, list(keys.loss.terms()))
+        objective = Objective(made, keys.loss, kept).train()
+        loss, _ = objective(batch)
         loss.backward()
         gradients = {}
         for key, parameter in made.named_parameters():

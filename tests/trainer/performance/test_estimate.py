@@ -17,10 +17,9 @@ from helpers.tiny_run import embae
 from helpers.toy_models import KEYS, NECK, RECONSTRUCTION, TRIPLET, ToyView, heads, images, parts_in, share_of, stage
 
 from embae.datasets.sampling.plan import share
-from embae.trainer.losses.cluster_memory import memories
-from embae.trainer.losses.objective import Objective
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runtime.distributed import World
+from embae.trainer.training.objective import BatchForm, Objective
 
 pytestmark = pytest.mark.ranks
 
@@ -77,8 +76,8 @@ def made(keys: Stage) -> Objective:
     for part in keys.normalised("camera"):
         fill_up(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=True)
-    found = memories(keys.loss, VIEW, model.z)  # type: ignore[arg-type]
-    return Objective(model.train(), keys.loss, accumulate=keys.accumulate, memories=found)  # type: ignore[arg-type]
+    found = keys.loss.build_states(VIEW, model.z)  # type: ignore[union-attr, arg-type]
+    return Objective(model.train(), keys.loss, found, BatchForm(keys.accumulate))  # type: ignore[arg-type]
 
 
 def nbytes(tensors: Iterable[Any]) -> dict[int, int]:
@@ -91,17 +90,18 @@ class Watched:
     """The real engines of a stage; what they keep is looked at in every phase of a step."""
 
     def __init__(self, keys: Stage, world: World):
-        from embae.trainer.training.updates import StepUpdates
+        from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
 
         self.objective = made(keys)
         self.most: dict[str, int] = defaultdict(int)
         largest = -(-len(PLAN) // (world.world_size * keys.accumulate))
-        self.turns = StepUpdates(self.objective, keys, "stage", seed=0, largest=largest)
+        self.turns = build_updates(self.objective, keys, gaussian_noise(0, "stage"), largest=largest)
         self.batches = share_of(VIEW, images(18), PLAN, world.rank, world.world_size, keys.accumulate)
-        self.outer = [engine._engine.optimizer for engine in self.turns._engines]
+        engines = [getattr(self.turns, name) for name in ("engine", "adversary") if hasattr(self.turns, name)]
+        self.outer = [engine.optimizer for engine in engines]
         self.optimizers = [getattr(one, "optimizer", one) for one in self.outer]
         self.saved: dict[int, int] = {}
-        for engine in self.turns._engines:
+        for engine in engines:
             engine._objective.register_forward_pre_hook(self._begin)
             engine._objective.register_forward_hook(self._between)
             for parameter in engine._objective.parameters():
@@ -174,15 +174,15 @@ def kept_and_sent(world: World, folder: Path) -> dict[str, dict[str, float]]:
 
 def estimated(name: str, zero: int, world_size: int) -> dict[str, float]:
     from embae.datasets.loading.batch import Batch
-    from embae.trainer.losses.adversary import in_turn
     from embae.trainer.performance.estimate import owned, passes, pretended, rank_memory, sent, size_of
+    from embae.trainer.training.adversarial_updates import gaussian_noise, updates_in_turn
 
     keys = case(name, zero)
     parts = world_size * keys.accumulate
     largest = max(range(parts), key=lambda part: len(PLAN[share(len(PLAN), part, parts)]))
     slots = share(len(PLAN), largest, parts)
     objective = made(keys)
-    turns = in_turn(objective, keys.loss, seed=0, stage="stage")  # type: ignore[arg-type]
+    turns = updates_in_turn(objective, keys.loss, gaussian_noise(0, "stage"))  # type: ignore[arg-type]
     with pretended(objective, largest // keys.accumulate, world_size):
         inputs = torch.empty(slots.stop - slots.start, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         went = passes(turns, Batch(inputs, PLAN[slots], PLAN, slots, 0, VIEW), keys)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from helpers import tiny_run
 from pydantic import ValidationError
 
 from embae.trainer.errors import RecipeError
+from embae.trainer.losses.registry import TERMS
 from embae.trainer.recipe.load import check, load
 from embae.trainer.recipe.optimizer import OWNED, DeepSpeed, Optimizer, Schedule
 from embae.trainer.recipe.schema import Recipe
@@ -98,8 +99,8 @@ STAGE = {
     "accumulate: a mined loss sees the whole global batch, so this must be 1": {"accumulate": 2},
     "loss.triplet: needs identities; give data.P and data.K instead of data.batch": {
         "data": {"from": "target", "batch": 8}},
-    "loss: name at least one of triplet, identity, memory, proxies, reconstruction, adversarial": {"loss": {}},
-    "data: without a triplet, identity, memory or proxies loss labels are not used; give batch instead of P and K": {
+    f"loss: name at least one of {', '.join(TERMS)}": {"loss": {}},
+    "data: labels are not used without a loss that needs identities; give batch instead of P and K": {
         "loss": {"reconstruction": {}}, "parts__nuisance": "train", "parts__decoder": "train"},
     "optimizer.lr: found 0; wanted greater than 0": {"optimizer": {"lr": 0}},
     "optimizer.lr: found '1e-4'; wanted a valid number": {"optimizer": {"lr": "1e-4"}},

@@ -26,10 +26,10 @@ from helpers.toy_models import (
 )
 from torch import Tensor
 
-from embae.trainer.losses.objective import Objective
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.runtime.distributed import World
+from embae.trainer.training.objective import BatchForm, Objective
 
 # Camera 2 has a single image in the first batch, 1 and 4 have none in the later one, 3 none at all.
 VIEW = ToyView(pid=np.repeat(range(4), 4), camid=[4, 1, 1, 2, 4, 1, 0, 0, 2, 0, 0, 2, 0, 2, 2, 0])
@@ -59,7 +59,7 @@ def _steps(engine: Any, keys: Any, world: World, plans: list[np.ndarray], lr: fl
     inputs = images(len(VIEW))
     return [
         engine.step(
-            share_of(VIEW, inputs, plan, world.rank, world.world_size, keys.accumulate, step), lr, keys.loss.terms()
+            share_of(VIEW, inputs, plan, world.rank, world.world_size, keys.accumulate, step), lr
         )["loss"].item()
         for step, plan in enumerate(plans)
     ]
@@ -68,7 +68,7 @@ def _steps(engine: Any, keys: Any, world: World, plans: list[np.ndarray], lr: fl
 def _engine(made: EmbAE, keys: Any, world: World) -> Any:
     from embae.trainer.training.engine import Engine
 
-    return Engine(Objective(made, keys.loss, accumulate=keys.accumulate), keys, largest=12)
+    return Engine(Objective(made, keys.loss, form=BatchForm(keys.accumulate)), keys, largest=12)
 
 
 ABSENT = {

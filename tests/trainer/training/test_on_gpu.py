@@ -19,12 +19,11 @@ from helpers.toy_models import CROWD, NECK, SECOND, distance, images, model, par
 
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer import load
-from embae.trainer.losses.cluster_memory import memories
-from embae.trainer.losses.objective import Objective
 from embae.trainer.model.batch_norm import _GlobalBatchNorm, use_global_batch_norm
 from embae.trainer.model.camera_tables import fill_up
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.updates import StepUpdates
+from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
+from embae.trainer.training.objective import Objective
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="skipped: no GPU")]
 
@@ -136,10 +135,10 @@ def _steps(world: World, parts: dict[str, str], loss: dict[str, Any], **keys: An
     keys = stage(parts, loss, data=data, optimizer={"name": "adam", "lr": 1e-3}, **keys)  # type: ignore[assignment]
     use_global_batch_norm(made, sync=True)
     made.to(world.device).train()
-    kept = memories(keys.loss, view, made.z)  # type: ignore[attr-defined, arg-type]
+    kept = keys.loss.build_states(view, made.z)  # type: ignore[attr-defined, arg-type]
     for memory in kept.values():
-        memory.to(world.device).entries.normal_()
-    turns = StepUpdates(Objective(made, keys.loss, memories=kept), keys, "steps", seed=0, largest=10)  # type: ignore[attr-defined, arg-type]
+        memory.buffers.to(world.device).get_buffer("entries").normal_()
+    turns = build_updates(Objective(made, keys.loss, kept), keys, gaussian_noise(0, "steps"), largest=10)  # type: ignore[attr-defined, arg-type]
     inputs = images(len(view)).to(world.device)
     rows = SECOND[:10]
     for step in range(4):

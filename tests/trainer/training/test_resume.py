@@ -155,10 +155,14 @@ def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any
 
 def a_turn_fails(world: World, folder: Path) -> dict[str, Any]:
     """What an adversarial stage says where the discriminator's loss alone is not finite, at its second step."""
-    from embae.trainer.losses.adversary import Adversary
+    from embae.trainer.training import stage as stage_module
+    from embae.trainer.training.adversarial_updates import gaussian_noise
 
-    draw = Adversary._noise
-    Adversary._noise = lambda *of: draw(*of) * (math.nan if of[1].step == 1 else 1.0)  # type: ignore[method-assign]
+    def noise(seed: int, name: str) -> Any:
+        draw = gaussian_noise(seed, name)
+        return lambda batch, size: draw(batch, size) * (math.nan if batch.step == 1 else 1.0)
+
+    stage_module.gaussian_noise = noise  # type: ignore[assignment]
     run, taken, said = _place(folder.parent, "adversarial", 1, "fails"), 0, ""
     try:
         for step in _stage(folder.parent, "adversarial", run, world).train():
@@ -166,7 +170,7 @@ def a_turn_fails(world: World, folder: Path) -> dict[str, Any]:
     except FloatingPointError as error:
         said = str(error)
     finally:
-        Adversary._noise = draw  # type: ignore[method-assign]
+        stage_module.gaussian_noise = gaussian_noise
     return {"taken": taken, "said": said, "left": [path.name for path in (run / "stage").glob("failed/*/*")]}
 
 

@@ -1,4 +1,4 @@
-"""The losses against their formulas, written out."""
+"""The triplet loss against its formulas, written out, and over the global batch of several ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from helpers.ranks import on_ranks
 from torch import Tensor
 
 from embae.datasets.sampling.plan import share
-from embae.trainer.losses import functions as losses
 from embae.trainer.losses import triplet
 from embae.trainer.runtime.distributed import World, gather_rows
 
@@ -73,16 +72,6 @@ def test_identical_embeddings_have_a_finite_gradient() -> None:
     assert z.grad is not None and z.grad.isfinite().all()
 
 
-def test_reconstruction_is_a_mean_over_images_and_features() -> None:
-    rebuilt, features = _embeddings(), _embeddings().flip(0)
-    whole = losses.reconstruction(rebuilt, features, 12)
-    assert whole.item() == pytest.approx(torch.nn.functional.mse_loss(rebuilt, features).item(), rel=1e-13)
-    parts = [
-        losses.reconstruction(rebuilt[part], features[part], 12) for part in (slice(0, 5), slice(5, 5), slice(5, 12))
-    ]
-    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-13)
-
-
 @on_ranks(2, 3, 4)
 def mine_together(world: World, folder: Path) -> Any:
     """Batch-hard over the gathered rows of even and uneven shares: own gradient as an engine averages it."""
@@ -131,28 +120,3 @@ def test_batch_all_is_its_formula(margin: Literal["soft"] | float) -> None:
     z = torch.ones(12, 6, requires_grad=True)
     triplet.batch_all(z, IDENTITY, margin)[0].backward()
     assert z.grad is not None and z.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
-@pytest.mark.parametrize("parts", [1, 3, 8])
-def test_cross_entropy_is_the_formula_whatever_the_parts(smoothing: float, parts: int) -> None:
-    """Szegedy et al. 2016: the label gets 1 − ε, and all classes, the label's too, get ε / C more."""
-    scores, label = _embeddings(7, 5), [0, 4, 2, 2, 1, 0, 4]
-    total = 0.0
-    for row, own in zip(scores.tolist(), label, strict=True):
-        log_sum = math.log(sum(math.exp(score) for score in row))
-        wanted = [smoothing / 5 + (1 - smoothing) * (number == own) for number in range(5)]
-        total -= sum(weight * (score - log_sum) for weight, score in zip(wanted, row, strict=True))
-    slices = [share(7, part, parts) for part in range(parts)]  # of eight parts one is empty
-    found = [losses.cross_entropy(scores[own], torch.tensor(label)[own], 7, smoothing) for own in slices]
-    assert sum(found).item() == pytest.approx(total / 7, rel=1e-12)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("parts", [1, 3, 8])
-def test_real_is_the_mean_log_probability_of_noise(parts: int) -> None:
-    logits = 3 * _embeddings(7, 1)
-    wanted = sum(-math.log(1 / (1 + math.exp(-value))) for value in logits.flatten().tolist()) / 7
-    found = [losses.real(logits[share(7, part, parts)], 7) for part in range(parts)]
-    assert sum(found).item() == pytest.approx(wanted, rel=1e-12)  # type: ignore[union-attr]
-    far = losses.real(torch.tensor([[-1e4], [1e4]]), 2)
-    assert far.item() == pytest.approx(5e3)  # no probability underflows

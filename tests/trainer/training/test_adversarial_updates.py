@@ -48,10 +48,10 @@ def snapshot(made: EmbAE) -> dict[str, Tensor]:
 @on_ranks(1, 2, 3)
 def steps(world: World, folder: Path) -> dict[str, Any]:
     """By optimizer: the state at the start and after each turn of two steps, and what the turns reported."""
-    from embae.trainer.losses.adversary import TERM, Adversary
-    from embae.trainer.losses.objective import Objective
     from embae.trainer.model.batch_norm import use_global_batch_norm
+    from embae.trainer.training.adversarial_updates import Adversary, gaussian_noise, own_parameters
     from embae.trainer.training.engine import Engine
+    from embae.trainer.training.objective import Objective
 
     found: dict[str, Any] = {}
     for name, optimizer in OPTIMIZERS.items():
@@ -62,14 +62,15 @@ def steps(world: World, folder: Path) -> dict[str, Any]:
         keys = stage(PARTS, LOSS, optimizer=optimizer, clip=0.1 if name == "clipped" else None)
         assert keys.loss
         objective = Objective(made, keys.loss)
-        encoders = Engine(objective, keys, largest=16, others=made.discriminator.parameters())
-        adversary = Engine(Adversary(objective, seed=3, stage="s"), keys, largest=16)
+        encoders = Engine(objective, keys, largest=16, trained=own_parameters(objective, keys.loss))
+        adversary = Engine(Adversary(objective, gaussian_noise(3, "s")), keys, largest=16)
         states, reports = [snapshot(made)], []
         for step, plan in enumerate(PLANS):
             batches = share_of(VIEW, inputs, plan, world.rank, world.world_size, step=step)
             for turn in TURNS:
-                engine, term = (adversary, TERM) if turn == "discriminator" else (encoders, turn)
-                report = engine.step(batches, optimizer["lr"], [term])
+                objective.active = [turn]
+                engine = adversary if turn == "discriminator" else encoders
+                report = engine.step(batches, optimizer["lr"])
                 reports.append({key: value.item() for key, value in report.items()})
                 states.append(snapshot(made))
         assert encoders.state().keys() == states[0].keys()
