@@ -1,4 +1,4 @@
-"""The batch scripts that ship with embae, filled in for a job, and sent."""
+"""Fills in the batch scripts that ship with embae, and submits them."""
 
 from __future__ import annotations
 
@@ -11,61 +11,62 @@ from importlib import resources
 
 from embae.trainer.errors import RecipeError, RunError
 
-_HERE = "# embae slurm: what it was told comes here\n"
+_MARK = "# embae slurm: variables and arguments are inserted here\n"
 _OPTION = re.compile(r"[a-z][a-z-]*")
-# What sbatch would take apart, for it reads these lines by rules of its own that are not the shell's.
+# Characters that sbatch would interpret: it parses these lines by its own rules, which are not the shell's.
 _UNSAFE = re.compile(r"""[^!-~]|["'\\#]""")
 
 
-def fill(name: str, options: Mapping[str, str | None], settings: Mapping[str, str], words: Sequence[str]) -> str:
-    """A shipped batch script, filled in; nothing else of it changes.
+def fill_script(name: str, options: Mapping[str, str | None], variables: Mapping[str, str],
+                arguments: Sequence[str]) -> str:
+    """Fills in a shipped batch script; the rest of it does not change.
 
     Args:
-        name: Of the script: train or shard.
-        options: sbatch's long options, without dashes. None takes one away that the script has; an option that has no
-            value is given an empty one.
-        settings: Variables that the script reads, see its head.
-        words: Arguments that it is to have before those that sbatch gives it. They may hold anything, as may settings.
+        name: Name of the script: train or shard.
+        options: Long options of sbatch, without dashes. None removes an option of the script; an option without a
+            value has an empty one.
+        variables: Variables that the script reads, see its head. They may have any characters.
+        arguments: Arguments of the script, before those given to sbatch. They may have any characters.
 
     Raises:
-        RecipeError: An option that a line of the script cannot hold.
+        RecipeError: An option cannot be written in a line of the script.
     """
-    head, rest = [], (resources.files("embae.slurm") / f"{name}.sbatch").read_text(encoding="utf-8")
+    lines, rest = [], (resources.files("embae.slurm") / f"{name}.sbatch").read_text(encoding="utf-8")
     shebang, rest = rest.split("\n", 1)
-    chosen: dict[str, str | None] = {}
+    shipped: dict[str, str | None] = {}
     while rest.startswith("#SBATCH --"):
         line, rest = rest.split("\n", 1)
-        key, _, value = line.removeprefix("#SBATCH --").partition("=")
-        chosen[key] = value
-    for key, given in {**chosen, **options}.items():
+        key, _, default = line.removeprefix("#SBATCH --").partition("=")
+        shipped[key] = default
+    for key, value in {**shipped, **options}.items():
         if not _OPTION.fullmatch(key):
-            raise RecipeError(f"{key!r}: is no option of sbatch's; write for example account=vision")
-        if given is None:
+            raise RecipeError(f"{key!r}: is not an option of sbatch; write for example account=vision")
+        if value is None:
             continue
-        if found := _UNSAFE.search(given):
-            raise RecipeError(f"{key}={given!r}: a line for sbatch cannot hold {found.group()!r}; say it in other "
-                              "words, or give it to sbatch itself")
-        head.append(f"#SBATCH --{key}={given}" if given else f"#SBATCH --{key}")
-    told = [f"{key}={shlex.quote(value)}" for key, value in settings.items()]
-    told += [f'set -- {shlex.join(words)} "$@"'] if words else []
-    before, mark, after = rest.partition(_HERE)
-    assert mark, f"{name}.sbatch has lost the place for its settings"
-    return "\n".join([shebang, *head, before + "\n".join(told) + "\n" + after])
+        if unsafe := _UNSAFE.search(value):
+            raise RecipeError(f"{key}={value!r}: an #SBATCH line cannot contain {unsafe.group()!r}; use another value, "
+                              "or pass the option to sbatch itself")
+        lines.append(f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}")
+    inserted = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
+    inserted += [f'set -- {shlex.join(arguments)} "$@"'] if arguments else []
+    before, mark, after = rest.partition(_MARK)
+    assert mark, f"{name}.sbatch has no line for variables and arguments"
+    return "\n".join([shebang, *lines, before + "\n".join(inserted) + "\n" + after])
 
 
-def submit(script: str) -> str:
-    """Sends a script to SLURM.
+def submit_script(script: str) -> str:
+    """Submits a script to SLURM.
 
     Returns:
         The job's number.
 
     Raises:
-        RunError: SLURM is not there, or does not take it.
+        RunError: sbatch is not installed, or rejects the job.
     """
     try:
         done = subprocess.run(["sbatch", "--parsable"], input=os.fsencode(script), capture_output=True)
     except FileNotFoundError:
-        raise RunError("sbatch: not found; --submit wants a machine that sends jobs to SLURM") from None
+        raise RunError("sbatch: not found; run --submit on a machine that can submit jobs to SLURM") from None
     if done.returncode:
-        raise RunError(f"sbatch did not take the job: {os.fsdecode(done.stderr).strip()}")
-    return os.fsdecode(done.stdout).strip().partition(";")[0]  # behind it, the cluster's name where there are several
+        raise RunError(f"sbatch rejected the job: {os.fsdecode(done.stderr).strip()}")
+    return os.fsdecode(done.stdout).strip().partition(";")[0]  # after it, the name of the cluster if there are several

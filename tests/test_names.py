@@ -121,8 +121,6 @@ LEFT: dict[str, int] = {
     "trainer/training/initial_model.py": 4,
     "trainer/training/optimizer_state.py": 3,
     "trainer/training/stage.py": 2,
-    "slurm/command.py": 1,
-    "slurm/script.py": 4,
 }
 TESTS = Path(__file__).parent
 

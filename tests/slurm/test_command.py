@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_run
 
-from embae.slurm.script import fill
+from embae.slurm.script import fill_script
 from embae.trainer.errors import RecipeError
 
 
@@ -72,24 +72,24 @@ ODD = ["plain", "it's", 'a "b" $HOME `id` \\ !x', "two\nlines", "-n", "*", "", "
 def test_whatever_is_told_reaches_the_ranks_as_it_is(tmp_path: Path) -> None:
     odd = [*ODD, os.fsdecode(b"not \xff utf-8")]
     for value in odd:
-        variables, words = told(fill("train", {}, {"EMBAE_OUT": value}, ["recipe", value, *odd]), "later", value)
+        variables, words = told(fill_script("train", {}, {"EMBAE_OUT": value}, ["recipe", value, *odd]), "later", value)
         assert variables[b"EMBAE_OUT"] == os.fsencode(value)
         assert words == [os.fsencode(word) for word in ("recipe", value, *odd, "later", value)]
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a b", "a'b", 'a"b', "a\\b", "a#b", "ä", "a\x00b", "a\x7fb", "a\rb"])
 def test_sbatch_lines_hold_no_more_than_they_can(value: str) -> None:
-    with pytest.raises(RecipeError, match="cannot hold"):
-        fill("train", {"account": value}, {}, [])
-    with pytest.raises(RecipeError, match="no option"):
-        fill("train", {value: "x"}, {}, [])
+    with pytest.raises(RecipeError, match="cannot contain"):
+        fill_script("train", {"account": value}, {}, [])
+    with pytest.raises(RecipeError, match="not an option"):
+        fill_script("train", {value: "x"}, {}, [])
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["tyni.yaml"], "tyni.yaml: cannot be read"),
     (["tiny.yaml", "modle.backbone=x"], "modle: unknown key; did you mean model?"),
     (["tiny.yaml", "--settings", "quik"], "did you mean quick?"),
-    (["tiny.yaml", "--partition", "a\nb"], "cannot hold"),
+    (["tiny.yaml", "--partition", "a\nb"], "cannot contain"),
     (["tiny.yaml", "--gpus-per-node", 2, "--ranks-per-node", 2], "--ranks-per-node"),
     (["tiny.yaml", "--seeds", 2, "seed=3"], "seed: "),
     (["tiny.yaml", "--nodes", 0], "--nodes"),
