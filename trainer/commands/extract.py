@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embae.datasets.console.progress import note
+from embae.datasets.image_source import ImageSource, open_source
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import parse_location
 from embae.trainer.commands.on_ranks import run_on_ranks
@@ -33,24 +36,30 @@ def extract(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a model's embeddings of all images into one Arrow file; started again, it goes on.
+    """Write a model's embeddings of all images into one Arrow file; the same command again resumes.
 
     Example: embae extract runs/embae-cam shards/msmt17 -o msmt17.arrow --nproc 8
     """
     trained = find_model(run, stage)
     if out.is_dir() or out.suffix != ".arrow":
-        raise RecipeError(f"--out {out}: wanted a file named *.arrow")
+        raise RecipeError(f"--out {out}: expected a file named *.arrow")
     check_writable("--out", out)
+    open_images = partial(open_source, images, trained.root, name=name, pattern=pattern, skip_bad=skip_bad)
     run_on_ranks(
         ["extract", *sys.argv[2:]], nproc, needs_launch=False,
-        work=lambda: _work(trained, images, out, tta or tta_of(trained), name, pattern, skip_bad))
+        work=lambda: _extract(trained, open_images, out, tta or tta_of(trained)))
 
 
-def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | None, pattern: str | None,
-          skip_bad: bool) -> None:
-    """One rank of it."""
+def _extract(trained: TrainedModel, open_images: Callable[..., ImageSource], out: Path, tta: TTA) -> None:
+    """The work of one rank.
+
+    Args:
+        trained: The model.
+        open_images: Opens the images, given the folder that shards of a folder of images are written to.
+        out: The file of embeddings.
+        tta: Test-time augmentation.
+    """
     with gc_paused():
-        from embae.datasets.image_source import ImageSource, open_source
         from embae.trainer.deployment.extract import extract_to, model_key, origin
         from embae.trainer.inference.options import Inference
         from embae.trainer.model.saved import SavedModel
@@ -58,22 +67,18 @@ def _work(trained: TrainedModel, images: str, out: Path, tta: TTA, name: str | N
         from embae.trainer.runtime.distributed import broadcast_object, join, leave, on_first_rank
     export, world = SavedModel.open(trained.export), join()
     try:
-        with scratch_folder(trained.run) if world.first else nullcontext() as place:
-            folder = Path(broadcast_object(str(place)))
-
-            def point() -> ImageSource:
-                return open_source(images, trained.root, name=name, pattern=pattern, keep=folder / "footage",
-                                  skip_bad=skip_bad)
-
-            mine = on_first_rank(world, point)  # a folder of images is sharded by one of them
-            there = broadcast_object(str(mine.root) if mine else None)
-            found, model = mine or ImageSource.open(parse_location(there)), export.restore().to(world.device)
-            made = origin(model_key(model, export.spec, tta), found, SPLITS)
+        with scratch_folder(trained.run) if world.first else nullcontext() as scratch:
+            folder = Path(broadcast_object(str(scratch)))
+            # A folder of images is sharded by the first rank.
+            opened = on_first_rank(world, lambda: open_images(keep=folder / "footage"))
+            root = broadcast_object(str(opened.root) if opened else None)
+            source, model = opened or ImageSource.open(parse_location(root)), export.restore().to(world.device)
+            contents = origin(model_key(model, export.spec, tta), source, SPLITS)
             inference = Inference.of_export(export, trained.recipe, world, folder, tta=tta)
-            new = extract_to(out, made, model, found, inference)
+            is_new = extract_to(out, contents, model, source, inference)
     finally:
         leave()
     if world.first:
-        if not new:
-            note(f"{out}: is there already, of the same model and images")
-        print(f"{out}: {len(found):,} embeddings of {model.z} numbers")
+        if not is_new:
+            note(f"{out}: already contains the embeddings of this model and these images")
+        print(f"{out}: {len(source):,} embeddings of {model.z} numbers")

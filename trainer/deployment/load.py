@@ -65,14 +65,15 @@ class Loaded:
         width: Numbers of an embedding.
         device: Where it computes.
         net: The network.
-        key: What its embeddings are of: those of equal keys may be compared.
+        key: A name of the model and its input: embeddings of equal keys may be compared.
+        tta: Test-time augmentation.
     """
 
     def __init__(self, export: SavedModel, device: torch.device, tta: TTA, batch: int):
         self.spec, self.cameras, self.names = export.spec, export.cameras, dict(export.known.names)
         self.net, self.device = export.restore().to(device), device
         self.width, self.key = self.net.z, model_key(self.net, export.spec, tta)
-        self._tta, self._batch, self._warned = tta, batch, False
+        self.tta, self._batch, self._warned = tta, batch, False
 
     def __call__(self, images: Images, camera: Seen | Sequence[Seen | None] | None = None) -> Tensor:
         """Raw embeddings: `(B, D)` float32, on the CPU. Compare them by cosine similarity, or scaled to length 1.
@@ -98,11 +99,11 @@ class Loaded:
 
     @torch.inference_mode()
     def _embed(self, images: Sequence[One], which: Tensor | None, pool: ThreadPoolExecutor) -> Tensor:
-        size = read_size(self.spec, self._tta)
+        size = read_size(self.spec, self.tta)
         small = pool.map(lambda image: resized(pixels(image), size), images)
         inputs = normalised(list(small), self.spec).to(self.device)
         which = None if which is None else which.to(self.device)
-        return torch.stack([self.net(crop, which) for crop in views(inputs, self.spec, self._tta)]).mean(0) \
+        return torch.stack([self.net(crop, which) for crop in views(inputs, self.spec, self.tta)]).mean(0) \
             .float().cpu()
 
     def _which(self, camera: Seen | Sequence[Seen | None] | None, count: int) -> Tensor | None:

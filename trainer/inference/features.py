@@ -21,7 +21,7 @@ from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.options import Inference
-from embae.trainer.inference.shared_array import _write_seconds, content_key, fill, finish
+from embae.trainer.inference.shared_array import write_seconds, content_key, fill, finish
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.runtime.distributed import barrier, broadcast_object
 
@@ -106,7 +106,7 @@ def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: boo
         fill(path, order, (2, model.features), compute, world, reading.batch)
         if world.first:
             chunks = path.with_suffix(".chunks")
-            _write_seconds(took, sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix))
+            write_seconds(took, sum(float(chunk.read_text()) for chunk in chunks.iterdir() if not chunk.suffix))
             finish(path)
     barrier()
     place = np.empty(len(view), np.int64)

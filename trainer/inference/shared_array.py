@@ -67,7 +67,7 @@ def fill(path: Path, rows: np.ndarray, shape: tuple[int, ...],
                 for _ in range(-(-len(piece) // batch)):
                     file.write(next(batches).cpu().numpy().tobytes())
                 os.fsync(file.fileno())
-                _write_seconds(chunks / f"{number}", time.perf_counter() - since)
+                write_seconds(chunks / f"{number}", time.perf_counter() - since)
     barrier()
 
 
@@ -77,5 +77,6 @@ def finish(path: Path) -> None:
     shutil.rmtree(path.with_suffix(".chunks"))
 
 
-def _write_seconds(path: Path, seconds: float) -> None:
+def write_seconds(path: Path, seconds: float) -> None:
+    """Writes how many seconds a computation took: a file of one number, in text."""
     write_text(path, str(seconds))

@@ -211,7 +211,7 @@ def test_a_calibrated_model_knows_cameras_by_name(desk: Path, capfd: pytest.Capt
     other, _ = found("--camera", "park:hall")
     assert other["matches"] != query["matches"]
     _, said = found()
-    assert "which camera it is from is not said (--camera)" in said and "The model knows hall, door of park" in said
+    assert "its camera is not known (give --camera)" in said and "The model knows hall, door of park" in said
     Path("footage", "attic").mkdir()
     Path("footage", "attic", "seen.jpg").write_bytes(Path("footage/hall/seen.jpg").read_bytes())
     moved, said = found("--camera", "door")
@@ -255,7 +255,7 @@ def test_a_merged_set_is_searched_and_extracted_member_by_member(desk: Path) -> 
         assert park_key not in [match["key"] for match in tree["queries"][0]["matches"] if match["dataset"] == "park"]
     both = set(park().keys.to_pylist()) & set(square.keys.to_pylist())
     if both:
-        with pytest.raises(DataError, match="several datasets of all have it; say park:"):
+        with pytest.raises(DataError, match="several datasets of all have this key; give park:"):
             run("search", "stage", "--query", min(both), "--gallery", "all")
     with pytest.raises(DataError, match="--name goes with a folder of images"):
         run("extract", "stage", "all", "-o", "x.arrow", "--name", "y")
@@ -276,7 +276,7 @@ def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capf
 
 @pytest.mark.parametrize("words, said", [
     (("--query", "missing.jpg", "--gallery", "shards/park"), "no such file, and park has no image of this key"),
-    (("--query", "footage", "--gallery", "shards/park"), "a folder; wanted one image"),
+    (("--query", "footage", "--gallery", "shards/park"), "a folder; expected one image"),
     (("--query", "stage/export/model.json", "--gallery", "shards/park"), "not an image of a known kind"),
     (("--query", "footage/door/seen.jpg", "--gallery", "nowhere"), "nowhere: no such folder"),
     (("--query", "footage/door/seen.jpg", "--gallery", "stage/export/model.json"), "not a whole file of embeddings"),
@@ -291,7 +291,7 @@ def test_embeddings_of_another_model_are_refused(desk: Path) -> None:
     run("extract", "stage", "shards/park", "-o", "all.arrow", "--tta", "none")
     with pytest.raises(DataError, match=r"all\.arrow: embeddings of another model or another test-time augmentation"):
         run("search", "stage", "--query", "footage/door/seen.jpg", "--gallery", "all.arrow")
-    with pytest.raises(RecipeError, match=r"--out out\.npz: wanted a file named \*\.arrow"):
+    with pytest.raises(RecipeError, match=r"--out out\.npz: expected a file named \*\.arrow"):
         run("extract", "stage", "shards/park", "-o", "out.npz")
     with pytest.raises(RecipeError, match="found 2 for 1 queries"):
         run("search", "stage", "--query", "a", "--gallery", "b", "--camera", "1", "--camera", "2")
