@@ -16,7 +16,6 @@ REMAINING: set[str] = {
     "embae.datasets.sampling.plan.PKSampler.__init__",
     "embae.datasets.sharding.write_shards._write_all",
     "embae.datasets.sharding.write_shards.write_shards",
-    "embae.trainer.losses.objective.Objective.__init__",
     "embae.trainer.model.batch_norm._GlobalBatchNorm.forward",
     "embae.trainer.model.camera_batch_norm.CameraBatchNorm.forward",
     "embae.trainer.model.embae.EmbAE.__init__",

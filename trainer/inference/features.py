@@ -21,7 +21,7 @@ from embae.datasets.sampling.plan import by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.options import Inference
-from embae.trainer.inference.shared_array import write_seconds, content_key, fill, finish
+from embae.trainer.inference.shared_array import content_key, fill, finish, write_seconds
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.runtime.distributed import barrier, broadcast_object
 
