@@ -174,7 +174,7 @@ LIGHT = [
     "embae.trainer.runs.score_table",
     "embae.slurm.command",
     "embae.datasets.index.arrow_index",
-    "embae.datasets.sampling.plan",
+    "embae.datasets.sampling.pk_sampler",
     "embae.datasets.sampling.view",
     "embae.datasets.loading.augment",
     "embae.datasets.loading.batch",

@@ -13,7 +13,6 @@ from embae.trainer.commands.app import app
 
 MOST = 6
 REMAINING: set[str] = {
-    "embae.datasets.sampling.plan.PKSampler.__init__",
     "embae.datasets.sharding.write_shards._write_all",
     "embae.datasets.sharding.write_shards.write_shards",
     "embae.trainer.model.batch_norm._GlobalBatchNorm.forward",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from embae.datasets.loading.augment import Augment, Draws, ImageSpec, draw
-from embae.datasets.sampling.plan import Sampler, share
+from embae.datasets.sampling.sampler import Sampler, share
 from embae.datasets.sampling.view import View
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Some images of a view, for people to look at: all images of some identities, so that groups can be seen."""
+"""Images of a view to show to people: all images of some identities, so that groups are visible."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ import numpy as np
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import PERSON, View
 
-_EACH = 60  # images of an identity at most
+_MOST_IMAGES = 60  # of an identity
 
 
-def choose(view: View, seed: int, *, images: int, identities: int) -> np.ndarray:
-    """Rows of a view: all images of some identities, or, where nobody is labelled, any images; rising.
+def choose_for_display(view: View, seed: int, *, images: int, identities: int) -> np.ndarray:
+    """Chooses images at random: all images of some identities, or, in a view without labels, any images.
 
     Args:
         view: The images.
-        seed: Of the draw.
-        images: How many at most.
-        identities: Of how many people at most.
+        seed: Of the random choice.
+        images: Images at most.
+        identities: Identities at most.
+
+    Returns:
+        Rows of the view, sorted.
     """
-    draws = generator(seed, "report", "maps")
+    draw = generator(seed, "report", "maps")
     tables = [table for table in view.identities if len(table)]
     if not tables:
-        return np.sort(draws.permutation(len(view))[:images])
+        return np.sort(draw.permutation(len(view))[:images])
     rows = np.arange(len(view))
     persons = rows[view.column("labelled", rows).astype(bool) & (view.column("role", rows) == PERSON)]
     pids = view.column("pid", persons)
     chosen: list[np.ndarray] = []
-    for pid in draws.permutation(np.unique(pids))[:identities]:
-        own = draws.permutation(persons[pids == pid])[:_EACH]
-        if sum(map(len, chosen)) + len(own) > images:
+    for pid in draw.permutation(np.unique(pids))[:identities]:
+        identity_rows = draw.permutation(persons[pids == pid])[:_MOST_IMAGES]
+        if sum(map(len, chosen)) + len(identity_rows) > images:
             break
-        chosen.append(own)
+        chosen.append(identity_rows)
     return np.sort(np.concatenate(chosen))

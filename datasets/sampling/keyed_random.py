@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of what they are for. No global generator anywhere."""
+"""Random numbers that are a pure function of their purpose, without any global generator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A Philox generator keyed by the run's seed and by words and numbers that say what it draws.
+    """A Philox generator, keyed by the run's seed and by words and numbers that describe what it draws.
 
-    The same arguments give the same stream on every rank, machine and thread, whatever was drawn before.
+    The same arguments give the same stream on every rank, machine and thread, regardless of earlier draws.
     """
-    # Each with its length before it, so that no two lists of words are told as one.
+    # Each word has its length before it, so that different lists of words give different keys.
     words = "".join(f"{len(word)}:{word}" for word in map(str, (seed, *purpose)))
     key = hashlib.blake2b(words.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))

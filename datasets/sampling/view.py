@@ -1,4 +1,4 @@
-"""The images that a stage reads: one split of one or more datasets, under one row number."""
+"""The images that a stage reads: one or more splits of one or more datasets, with one numbering of rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PERSON = ROLES.index("person")
 
 
 class View:
-    """One or more splits of several datasets, one after the other; a *row* is a position in it.
+    """Splits of several datasets, concatenated; a *row* is a position in it.
 
     Args:
         indexes: The datasets, in the order that numbers them.
-        splits: Which of their images, in this order.
+        splits: The splits of each dataset, in this order.
 
     Raises:
-        DataError: A dataset has none of these images.
+        DataError: A dataset has no images in these splits.
     """
 
     def __init__(self, indexes: Sequence[Index], *splits: Split):
@@ -31,7 +31,7 @@ class View:
         pieces = [(number, index.rows(split)) for number, index in enumerate(self.indexes) for split in splits]
         for index in self.indexes:
             if not any(index.count(split) for split in splits):
-                raise DataError(f"{index.root}: no images in {' or '.join(splits)}; wanted at least one.")
+                raise DataError(f"{index.root}: no images in {' or '.join(splits)}; expected at least one.")
         self._pieces = [(number, rows) for number, rows in pieces if rows.stop > rows.start]
         self._starts = np.cumsum([0] + [rows.stop - rows.start for _, rows in self._pieces])
         self._numbers = np.array([number for number, _ in self._pieces])
@@ -60,48 +60,48 @@ class View:
         return values
 
     def shards(self, rows: np.ndarray) -> np.ndarray:
-        """The shard that each row lies in, `(N,)`, numbered through all datasets."""
+        """The shard of each row, `(N,)`, numbered over all datasets."""
         starts = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
         return starts[self.locate(rows)[0]] + self.column("shard", rows)
 
     def side_by_side(self, dataset: int) -> bool:
-        """Whether the images of an identity of that dataset lie side by side in its shards."""
+        """Whether the images of each identity of a dataset are adjacent in its shards."""
         return True
 
     def cameras(self) -> list[tuple[str, int]]:
         """The (dataset, camid) of every camera, sorted: the order of per-camera heads."""
-        found = {(self.indexes[number].name, int(camid)) for number, rows in self._pieces
-                 for camid in np.unique(self.indexes[number].camid[rows])}
-        return sorted(found)
+        cameras = {(self.indexes[number].name, int(camid)) for number, rows in self._pieces
+                   for camid in np.unique(self.indexes[number].camid[rows])}
+        return sorted(cameras)
 
     @cached_property
     def camera_names(self) -> dict[tuple[str, int], str]:
-        """(dataset, camid) → what its owner calls the camera, of those that have a name."""
+        """(dataset, camid) → the owner's name of the camera, for cameras that have one."""
         return {(index.name, camid): name for index in self.indexes for camid, name in index.camera_names.items()}
 
     @cached_property
     def image(self) -> tuple[int, int] | None:
-        """Height and width where every image is stored at one size, else None."""
+        """Height and width if all images are stored at the same size, else None."""
         sizes = {index.image for index in self.indexes}
         return sizes.pop() if len(sizes) == 1 else None
 
     @cached_property
     def identities(self) -> list[np.ndarray]:
-        """Every identity's first row, row past the end, and number of images with role person between them.
+        """Of each identity: its first row, the row past its last one, and its number of images with role person.
 
-        One `(identities, 3)` array a dataset, without the identities that have no such image. The images of one
-        identity lie side by side in an index, those without one at the end of their split; so an identity with images
-        in two of the view's splits counts twice.
+        One `(identities, 3)` array per dataset, without identities that have no such image. The images of an identity
+        are adjacent in an index, and unlabelled images are at the end of their split; so an identity with images in two
+        of the view's splits is counted twice.
         """
         tables: list[list[np.ndarray]] = [[np.empty((0, 3), np.int64)] for _ in self.indexes]
         for start, (number, rows) in zip(self._starts, self._pieces, strict=False):
             index = self.indexes[number]
-            known = slice(rows.start, rows.start + int(np.count_nonzero(index.labelled[rows])))
-            if known.stop > known.start:
-                pid = index.pid[known]
+            labelled = slice(rows.start, rows.start + int(np.count_nonzero(index.labelled[rows])))
+            if labelled.stop > labelled.start:
+                pid = index.pid[labelled]
                 first = np.concatenate([[0], np.flatnonzero(pid[1:] != pid[:-1]) + 1])
                 past = np.append(first[1:], len(pid))
-                persons = np.add.reduceat(index.role[known] == PERSON, first, dtype=np.int64)
+                persons = np.add.reduceat(index.role[labelled] == PERSON, first, dtype=np.int64)
                 tables[number].append(np.stack([start + first, start + past, persons], 1)[persons > 0])
         return [np.concatenate(table) for table in tables]
 
@@ -110,14 +110,14 @@ class View:
         return np.concatenate([table[:, 0] for table in self.identities])
 
     def identity(self, rows: np.ndarray) -> np.ndarray:
-        """Number of the identity of each row, `(N,)`, unique over all datasets; the rows must be of `identities`."""
+        """Number of the identity of each row, `(N,)`, unique over all datasets; rows must belong to `identities`."""
         return np.searchsorted(self._first_rows, rows, side="right") - 1
 
     def fingerprints(self) -> np.ndarray:
-        """A number for each image that depends on its bytes and camera alone, `(N,)` uint64.
+        """A number for each image that depends only on its bytes and camera, `(N,)` uint64.
 
-        What is ordered by it does not depend on labels, nor on the order in which images were sharded: where two
-        numbers are equal, so are the images.
+        An order by these numbers does not depend on labels or on the order in which images were sharded: images with
+        equal numbers are equal.
         """
         parts = []
         for number, rows in self._pieces:

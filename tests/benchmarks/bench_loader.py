@@ -50,7 +50,7 @@ from embae.datasets.loading.batch import Work
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers.synthetic import list_records
-from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -70,7 +70,7 @@ def shards(folder: Path) -> dict[str, Index]:
 
 def sampler(index: Index) -> PKSampler:
     """The batch plan that all read."""
-    return PKSampler(View([index], "train"), P=P, K=K, seed=0, stage="bench")
+    return PKSampler(View([index], "train"), PKOptions(P=P, K=K), seed=0, stage="bench")
 
 
 TRANSFORM = transforms.Compose([

@@ -32,7 +32,7 @@ from embae.datasets.index.columns import Columns
 from embae.datasets.index.writer import write_index
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Work
-from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
 
 P, K, CAMERAS, PER_IDENTITY, PER_SHARD, BYTES = 18, 4, 6, 10, 4096, 10_000
@@ -65,7 +65,7 @@ def opened(folders: list[Path]) -> tuple[PKSampler, list[float]]:
     indexes = [Index.open(folder) for folder in folders]
     clock.append(time.perf_counter())
     view = View(indexes, "train")
-    sampler = PKSampler(view, P=P, K=K, seed=0, stage="bench")
+    sampler = PKSampler(view, PKOptions(P=P, K=K), seed=0, stage="bench")
     clock.append(time.perf_counter())
     sampler.plan(0)
     clock.append(time.perf_counter())
@@ -152,7 +152,7 @@ def main() -> None:
 
             # Each run goes on where the last one ended, so that none is planned twice.
             runs = [range(run * given.steps, (run + 1) * given.steps) for run in range(given.runs)]
-            through = PKSampler(sampler.view, P=P, K=K, seed=0, stage="bench", window=4)
+            through = PKSampler(sampler.view, PKOptions(P=P, K=K, window=4), seed=0, stage="bench")
             plan, part, windowed = (statistics.median(each(act, steps) for steps in runs)
                                     for act in (sampler.plan, read, through.plan))
             print(f"  plan {plan:.3f} ms a batch; with labels and augmentation {part:.3f} ms; through a window of 4 "

@@ -27,7 +27,7 @@ from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.readers.synthetic import list_records
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url
-from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -40,7 +40,7 @@ SPEC, P, K, IMAGES = ImageSpec(128, 64), 18, 4, 4
 
 def consume(index: Index, window: int | None, steps: int, step_s: float) -> tuple[float, float]:
     """Seconds to the first batch, and the share of the time after it that went in waiting."""
-    sampler = PKSampler(View([index], "train"), P=P, K=K, seed=0, stage="bench", window=window)
+    sampler = PKSampler(View([index], "train"), PKOptions(P=P, K=K, window=window), seed=0, stage="bench")
     work = Work(sampler, SPEC, Augment(flip=True, crop=True), 0, "bench", 0, steps)
     began, waited = time.perf_counter(), 0.0
     opened = open_loader(work, loader="dali", device=torch.device("cpu"), threads=1)

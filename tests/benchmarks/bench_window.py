@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 
 P = 18
 
@@ -25,8 +25,8 @@ P = 18
 class Identities(PKSampler):
     """The plan alone: identities instead of rows."""
 
-    def _pick(self, chosen: np.ndarray, step: int) -> np.ndarray:
-        return chosen[:, 0]
+    def pick_images(self, identities: np.ndarray, step: int) -> np.ndarray:
+        return identities[:, 0]
 
 
 def sampler(shards: int, identities: int, window: int | None) -> Identities:
@@ -34,7 +34,7 @@ def sampler(shards: int, identities: int, window: int | None) -> Identities:
     row = np.arange(shards * identities)
     view = SimpleNamespace(identities=[np.stack([row, row + 1, np.ones_like(row)], 1)], names=["one"],
                            shards=lambda rows: rows // identities)
-    return Identities(view, P=P, K=1, seed=0, stage="bench", window=window)  # type: ignore[arg-type]
+    return Identities(view, PKOptions(P=P, K=1, window=window), seed=0, stage="bench")  # type: ignore[arg-type]
 
 
 def meetings(batches: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.index.table import TABLE
 from embae.datasets.inspection.describe import describe
 from embae.datasets.inspection.verification import check_rows, verify
-from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 
 
@@ -39,7 +40,7 @@ def use(folder: Path) -> None:
     check_rows(index)
     view = View([index], "train")
     view.cameras()
-    PKSampler(view, P=2, K=2, seed=0, stage="s").plan(3)
+    PKSampler(view, PKOptions(P=2, K=2), seed=0, stage="s").plan(3)
     ShuffledSampler(view, batch=4, seed=0, stage="s").plan(3)
 
 

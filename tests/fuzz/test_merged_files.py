@@ -16,7 +16,7 @@ from embae.datasets.index.card import MERGED
 from embae.datasets.index.merged import Merged, is_merged
 from embae.datasets.inspection.describe import describe_merged, format_merged
 from embae.datasets.merging.merge import merge
-from embae.datasets.sampling.plan import ShuffledSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 
 

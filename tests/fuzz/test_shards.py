@@ -22,7 +22,7 @@ from embae.datasets.inspection.verification import verify
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Work
 from embae.datasets.loading.open_loader import open_loader
-from embae.datasets.sampling.plan import SequentialSampler
+from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.view import View
 
 SHARD = "train-000000.tar"

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from embae.datasets.files.json_files import read_json, write_json
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.sampling.plan import by_content
+from embae.datasets.sampling.content_order import order_by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.evaluation.codes import Codes, codes, measure
 from embae.trainer.evaluation.evaluate import evaluate
@@ -148,7 +148,7 @@ class _Scorer:
         cached = cached_features(model, view, inference, bf16=bf16)
         loss, scale = recipe.stages[stage].loss, None
         if loss and loss.needs_feature_scale:
-            scale = feature_mean_std(cached.features, by_content(view), self._world.device)
+            scale = feature_mean_std(cached.features, order_by_content(view), self._world.device)
         return codes(model, view, cached.features[:, 0], self._world.device, scale)
 
 

@@ -10,7 +10,7 @@ import torch
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.loading.open_loader import open_loader
-from embae.datasets.sampling.plan import SequentialSampler
+from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.options import Reading
 

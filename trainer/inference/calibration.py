@@ -31,7 +31,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embae.datasets.sampling.plan import by_content, share
+from embae.datasets.sampling.content_order import order_by_content
+from embae.datasets.sampling.sampler import share
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
 from embae.trainer.inference.batches import read_batches
@@ -71,7 +72,7 @@ def calibrate(model: EmbAE, keys: Calibrate, view: View, inference: Inference) -
     Raises:
         ExportError: There is no batch norm to calibrate, or what earlier cameras' features were moved to is not known.
     """
-    rows = by_content(view)
+    rows = order_by_content(view)
     if keys.what == "batch-norm" and not _norms(model):
         raise WeightsError(
             "the model has no batch norm, so none can have a camera's statistics; calibrate its features"

@@ -17,7 +17,7 @@ import torch
 
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.loading.to_device import to_device
-from embae.datasets.sampling.plan import by_content
+from embae.datasets.sampling.content_order import order_by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.options import Inference
@@ -85,7 +85,7 @@ def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: boo
         bf16: Whether to compute under bfloat16 autocast, as the stage would.
     """
     spec, world, reading = inference.spec, inference.world, replace(inference.reading, batch=BATCH)
-    order = by_content(view)
+    order = order_by_content(view)
     through = [spec.size, spec.mean, spec.std, bf16, reading.loader, world.device.type, model.cameras,
                model.last_stride]
     key = content_key(through, seen_as(model, view, order), model.backbone)

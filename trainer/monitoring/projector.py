@@ -23,7 +23,7 @@ from embae.datasets.files.atomic import write_bytes, write_text
 from embae.datasets.images.encoding import decoded
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.shard_reader import ShardReader, where
-from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.for_display import choose_for_display
 from embae.datasets.sampling.view import View
 
 POINTS, IDENTITIES = 2000, 200  # at most
@@ -47,7 +47,7 @@ def write_projector(folder: Path, index: Index, query: np.ndarray, gallery: np.n
         DataError: An image cannot be read.
     """
     view = View([index], "query", "gallery")
-    chosen = choose(view, seed, images=POINTS, identities=IDENTITIES)
+    chosen = choose_for_display(view, seed, images=POINTS, identities=IDENTITIES)
     embeddings = np.stack([query[row] if row < len(query) else gallery[row - len(query)] for row in chosen])
     embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     rows = view.locate(chosen)[1]

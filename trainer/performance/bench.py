@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.sampling.keyed_random import generator
-from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
+from embae.datasets.sampling.pk_sampler import PKSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.trainer.inference.features import FeatureLoader, Features
 from embae.trainer.losses.term import TermState
 from embae.trainer.monitoring.monitor import Monitor

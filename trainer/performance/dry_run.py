@@ -13,7 +13,9 @@ import torch
 from embae.datasets.console.tables import format_table, format_text
 from embae.datasets.files.json_files import write_json
 from embae.datasets.loading.batch import Batch
-from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, share
+from embae.datasets.sampling.pk_sampler import PKSampler
+from embae.datasets.sampling.sampler import share
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.camera_tables import fill_up

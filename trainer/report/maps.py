@@ -11,7 +11,7 @@ import torch
 from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.for_display import choose_for_display
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
@@ -39,7 +39,7 @@ def maps(facts: RunSummary, index: Index | str) -> Markup:
                                           class_="none"))
     splits = [split for split in ("query", "gallery") if index.count(split)] or ["train"]
     view = View([index], *splits)  # type: ignore[arg-type]
-    chosen = choose(view, facts.recipe.seed, images=POINTS, identities=IDENTITIES)
+    chosen = choose_for_display(view, facts.recipe.seed, images=POINTS, identities=IDENTITIES)
     camera, pid = view.column("camid", chosen), view.column("pid", chosen)
     labelled = view.column("labelled", chosen).astype(bool).all()
     drawn: list[tuple[str, np.ndarray]] = []

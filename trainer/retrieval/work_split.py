@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 
 
 def _unchanged(array: np.ndarray) -> np.ndarray:

@@ -10,8 +10,10 @@ import numpy as np
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.merged import Merged, is_merged
-from embae.datasets.sampling.plan import PKSampler, ShuffledSampler
-from embae.datasets.sampling.pseudo_labels import RelabelledView, read_labels
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.pseudo_labels import read_labels
+from embae.datasets.sampling.relabelled_view import RelabelledView
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 from embae.trainer.recipe.data import StageData
 from embae.trainer.recipe.schema import Recipe
@@ -68,8 +70,8 @@ def open_sampler(recipe: Recipe, name: str, run: Path | None = None,
             raise DataError(f"stages.{name}.data.{key}: found {', '.join(mapping)}; "
                             f"expected each of {', '.join(view.names)}")
     weights = data.weights or _merged_weights(recipe, recipe.datasets(recipe.stages[name]), view)
-    return PKSampler(view, P=_identities_per_batch(data, view), K=data.K, seed=recipe.seed, stage=name, weights=weights,
-                     mix=data.mix, window=data.window)
+    options = PKOptions(_identities_per_batch(data, view), data.K, weights, data.mix, data.window)
+    return PKSampler(view, options, seed=recipe.seed, stage=name)
 
 
 def open_trial_sampler(recipe: Recipe, name: str, most: bool = False) -> PKSampler | ShuffledSampler:

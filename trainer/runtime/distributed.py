@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.trainer.errors import RunError, exit_code
 from embae.trainer.runtime.rendezvous import meet
 from embae.trainer.runtime.watchdog import Watchdog

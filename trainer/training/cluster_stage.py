@@ -7,8 +7,9 @@ import time
 import numpy as np
 import torch.distributed as dist
 
-from embae.datasets.sampling.plan import by_content
-from embae.datasets.sampling.pseudo_labels import agreement, write_labels
+from embae.datasets.sampling.content_order import order_by_content
+from embae.datasets.sampling.label_agreement import measure_agreement
+from embae.datasets.sampling.pseudo_labels import write_labels
 from embae.datasets.sampling.view import View
 from embae.trainer.clustering.registry import Cluster
 from embae.trainer.errors import RunError
@@ -38,7 +39,7 @@ def run_cluster_stage(context: RunContext, name: str) -> None:
     inference = Inference.of_recipe(recipe, world, run / "cache", tta="none", batch=stage.data.batch)
     # The order of the index depends on pids, which would then change how sums round, where k-means starts and how ties
     # are broken.
-    order, labels = by_content(view), np.empty(len(view), np.int64)
+    order, labels = order_by_content(view), np.empty(len(view), np.int64)
     with embedded(model, view, inference, rows=order) as embeddings:
         cameras = view.column("camid", order)
         labels[order] = pseudo_labels(embeddings, cameras, stage.cluster, view.names[0], recipe.seed, world)
@@ -82,7 +83,7 @@ def _record_clusters(labels: np.ndarray, view: View, name: str, monitor: Monitor
     message = f"[{name}] {clusters:,} clusters of {clustered:,} of {len(view):,} images"
     rows = np.arange(len(view))
     if view.column("labelled", rows).all():  # the true labels are used for this record alone
-        scores = agreement(labels, view.column("pid", rows), view.column("camid", rows))
+        scores = measure_agreement(labels, view.column("pid", rows), view.column("camid", rows))
         values |= scores
         message += "".join(f", {score.replace('_', ' ')} {value:.3f}" for score, value in scores.items())
     monitor.say(message)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from embae.datasets.loading.batch import Batch, Loader, Work
 from embae.datasets.loading.open_loader import open_loader
-from embae.datasets.sampling.plan import PKSampler, ShuffledSampler, by_content
+from embae.datasets.sampling.content_order import order_by_content
+from embae.datasets.sampling.pk_sampler import PKSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.trainer.errors import Stopped, WeightsError
 from embae.trainer.inference.features import FeatureLoader, cached_features, feature_mean_std
 from embae.trainer.inference.options import Inference
@@ -169,7 +171,7 @@ class StageRun:
         bf16 = self.keys.precision == "bf16"
         cached = cached_features(self.model, self.sampler.view, inference, bf16=bf16)
         if self.keys.loss and self.keys.loss.needs_feature_scale:
-            self._standard = feature_mean_std(cached.features, by_content(self.sampler.view), self.world.device)
+            self._standard = feature_mean_std(cached.features, order_by_content(self.sampler.view), self.world.device)
         elsewhere = cached.rank_seconds - (time.perf_counter() - began) * self.world.world_size
         return FeatureLoader(work, cached.features, self.world.device), elsewhere
 

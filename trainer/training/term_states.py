@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from embae.datasets.sampling.plan import by_content
+from embae.datasets.sampling.content_order import order_by_content
 from embae.datasets.sampling.view import View, labelled_rows
 from embae.trainer.inference.embeddings import embedded
 from embae.trainer.inference.options import Inference
@@ -25,7 +25,7 @@ def start_states(states: Collection[TermState], model: EmbAE, view: View, infere
         view: The images.
         inference: How images go through the model.
     """
-    order = by_content(view)  # the order of the index depends on pids, which would change how sums round
+    order = order_by_content(view)  # the order of the index depends on pids, which would change how sums round
     labelled = np.zeros(len(view), bool)
     labelled[labelled_rows(view)] = True
     rows = order[labelled[order]]

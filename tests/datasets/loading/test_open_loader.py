@@ -25,7 +25,9 @@ from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.loading.open_loader import LoaderName, open_loader
 from embae.datasets.loading.view_reader import ViewReader
-from embae.datasets.sampling.plan import PKSampler, SequentialSampler, ShuffledSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.sequential_sampler import SequentialSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 
 SPEC = ImageSpec(64, 32)
@@ -40,7 +42,7 @@ LOADERS: tuple[LoaderName, ...] = ("dali", "webdataset")
 
 
 def work(index: Index, augment: Augment = ALL, **options: Any) -> Work:
-    sampler = PKSampler(View([index], "train"), P=4, K=4, seed=0, stage="s")
+    sampler = PKSampler(View([index], "train"), PKOptions(P=4, K=4), seed=0, stage="s")
     return Work(**{"sampler": sampler, "spec": SPEC, "augment": augment, "seed": 0, "stage": "s", "start": 0, "stop": 2,
                    **options})
 

@@ -16,7 +16,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.index.merged import Merged
 from embae.datasets.merging import merge as module
-from embae.datasets.sampling.plan import PKSampler
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
 
 
@@ -81,7 +81,7 @@ def test_weights_share_what_the_members_have_together(tree: Path) -> None:
     weights = merged.weights({"one": 4, "two": 4, "three": 3})
     assert weights == {"one": 6.0, "two": 2.0}
     view = View([*merged.indexes, Index.open(tree / "three")], "train")
-    sampler = PKSampler(view, P=1, K=2, seed=0, stage="s", weights={**weights, "three": 3})
+    sampler = PKSampler(view, PKOptions(P=1, K=2, weights={**weights, "three": 3}), seed=0, stage="s")
     datasets = [int(view.locate(sampler.plan(step))[0][0]) for step in range(110)]
     assert np.abs(np.bincount(datasets) - [60, 20, 30]).max() <= 1
     assert not merge([tree / "one", tree / "two"], tree / "merged", {}).weighted

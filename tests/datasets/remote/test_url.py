@@ -33,8 +33,10 @@ from embae.datasets.merging.merge import merge
 from embae.datasets.remote import url as remote
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url, parse_location
-from embae.datasets.sampling import plan
-from embae.datasets.sampling.plan import PKSampler, SequentialSampler, ShuffledSampler
+from embae.datasets.sampling import pk_sampler as plan
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.sequential_sampler import SequentialSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -74,7 +76,7 @@ def everything(index: Index) -> list[bytes]:
 
 
 def batches(index: Index, loader: LoaderName, **options: object) -> list[Batch]:
-    sampler = PKSampler(View([index], "train"), P=4, K=4, seed=0, stage="s", window=2)
+    sampler = PKSampler(View([index], "train"), PKOptions(P=4, K=4, window=2), seed=0, stage="s")
     work = Work(sampler, ImageSpec(64, 32), Augment(flip=True, crop=True), 0, "s", 0, 6)
     opened = open_loader(replace(work, **options), loader=loader, device=torch.device("cpu"), threads=1)  # type: ignore[arg-type]
     try:
@@ -320,7 +322,7 @@ def test_few_files_are_held_open(
     near, web = many
     monkeypatch.setattr(ahead, "FILES", 3)  # fewer than the shards of a batch
     index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
-    sampler = PKSampler(View([index], "train"), P=4, K=2, seed=0, stage="s")
+    sampler = PKSampler(View([index], "train"), PKOptions(P=4, K=2), seed=0, stage="s")
     opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 12), loader="webdataset",
                          device=torch.device("cpu"), threads=1)
     rows, most = [], 0

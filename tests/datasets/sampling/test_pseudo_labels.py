@@ -15,8 +15,10 @@ import pytest
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Record
-from embae.datasets.sampling.plan import PKSampler
-from embae.datasets.sampling.pseudo_labels import CARD, LABELS, RelabelledView, agreement, read_labels, write_labels
+from embae.datasets.sampling.label_agreement import measure_agreement
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.pseudo_labels import CARD, LABELS, read_labels, write_labels
+from embae.datasets.sampling.relabelled_view import RelabelledView
 from embae.datasets.sampling.view import PERSON, View
 
 Tabled = Callable[..., Index]
@@ -68,14 +70,14 @@ def test_labels_need_not_be_contiguous(originals: Index) -> None:
 def test_images_that_are_left_out_are_in_no_row_and_no_batch(relabelled: RelabelledView) -> None:
     every = keys(relabelled, np.arange(len(relabelled)))
     assert len(set(every)) == 29 and not set(every) & set(OUT)
-    plan = PKSampler(relabelled, P=2, K=4, seed=0, stage="s")
+    plan = PKSampler(relabelled, PKOptions(P=2, K=4), seed=0, stage="s")
     assert plan.images == 29
     drawn = {key for step in range(200) for key in keys(relabelled, plan.plan(step))}
     assert drawn == set(every)  # and all others come
 
 
 def test_batches_hold_k_of_p_clusters_and_no_cluster_twice_in_a_pass(relabelled: RelabelledView) -> None:
-    plan = PKSampler(relabelled, P=2, K=4, seed=3, stage="s")
+    plan = PKSampler(relabelled, PKOptions(P=2, K=4), seed=3, stage="s")
     for number in range(10):
         found = [relabelled.identity(plan.plan(step)) for step in (2 * number, 2 * number + 1)]
         assert all(sorted(Counter(rows.tolist()).values()) == [4, 4] for rows in found)
@@ -104,7 +106,7 @@ def test_what_the_index_says_of_roles_plays_no_part(tabled: Tabled) -> None:
     index = tabled("set", [(0, 0, "distractor"), (0, 1, "junk"), (1, 0), (1, 1)])
     view = RelabelledView([index], "train", np.array([0, 0, 0, 1]))
     assert view.identities[0][:, 2].tolist() == [3, 1]
-    plan = PKSampler(view, P=2, K=3, seed=0, stage="s")
+    plan = PKSampler(view, PKOptions(P=2, K=3), seed=0, stage="s")
     assert {int(row) for step in range(20) for row in plan.plan(step)} == {0, 1, 2, 3}
 
 
@@ -120,7 +122,7 @@ def test_batches_do_not_depend_on_the_pids_of_the_index(
     found = []
     for index in (originals, other):
         view = RelabelledView([index], "train", clusters_of(index, OUT))
-        plan = PKSampler(view, P=3, K=4, seed=1, stage="s")
+        plan = PKSampler(view, PKOptions(P=3, K=4), seed=1, stage="s")
         batches = [plan.plan(step) for step in range(12)]
         # By content, since three of the files are the same photograph, two of them on one camera.
         content = view.fingerprints()
@@ -145,7 +147,7 @@ def test_other_datasets_stand_before_it_as_they_are(originals: Index, tabled: Ta
     assert view.column("pid", mixed).tolist() == view.column("pid", rows)[mixed].tolist()
     assert view.fingerprints().tolist() == [*before.fingerprints(), *alone.fingerprints()]
     assert view.cameras() == sorted([*before.cameras(), *alone.cameras()])
-    plan = PKSampler(view, P=2, K=2, seed=0, stage="s")
+    plan = PKSampler(view, PKOptions(P=2, K=2), seed=0, stage="s")
     batches = [view.locate(plan.plan(step))[0] for step in range(40)]
     assert all(len(set(batch.tolist())) == 1 for batch in batches) and {int(batch[0]) for batch in batches} == {0, 1, 2}
 
@@ -154,7 +156,7 @@ def test_a_window_is_for_the_other_datasets(originals: Index, tabled: Tabled) ->
     """How the target is sharded depends on its pids, so that it may play no part."""
     one = tabled("one", [(pid, camid) for pid in range(40) for camid in range(2)])
     view = RelabelledView([one, originals], "train", clusters_of(originals, OUT))
-    plans = [PKSampler(view, P=2, K=2, seed=0, stage="s", window=window) for window in (None, 1)]
+    plans = [PKSampler(view, PKOptions(P=2, K=2, window=window), seed=0, stage="s") for window in (None, 1)]
     batches = [[plan.plan(step) for step in range(60)] for plan in plans]
     for plain, windowed in zip(*batches, strict=True):
         assert plain.tolist() == windowed.tolist() or plain[0] < 80
@@ -239,7 +241,7 @@ def test_damaged_labels_are_refused_by_the_folder_and_the_remedy(originals: Inde
     ],
 )
 def test_purity_is_the_share_of_commonest_identities(labels: list[int], pid: list[int], wanted: float) -> None:
-    assert agreement(np.array(labels), np.array(pid), np.zeros(len(pid), int))["purity"] == wanted
+    assert measure_agreement(np.array(labels), np.array(pid), np.zeros(len(pid), int))["purity"] == wanted
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -247,7 +249,7 @@ def test_pairs_are_counted_one_by_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels, pid, camid = rng.integers(-1, 6, 60), 10**9 * rng.integers(-2, 5, 60), rng.integers(0, 1 + seed, 60)
     pairs = list(itertools.combinations(range(60), 2))
-    found = agreement(labels, pid, camid)
+    found = measure_agreement(labels, pid, camid)
     for name, some in (("", pairs), ("cross_", [(i, j) for i, j in pairs if camid[i] != camid[j]])):
         labelled = {(i, j) for i, j in some if labels[i] == labels[j] >= 0}
         same = {(i, j) for i, j in some if pid[i] == pid[j]}
@@ -260,12 +262,12 @@ def test_pairs_are_counted_one_by_one(seed: int) -> None:
 
 def test_agreement_leaves_out_what_is_a_share_of_nothing() -> None:
     camid = np.zeros(2, int)
-    assert agreement(np.array([-1, -1]), np.array([0, 1]), camid) == {}
-    assert agreement(np.array([-1, -1]), np.array([1, 1]), camid) == {"recall": 0}
-    assert agreement(np.array([0, 1]), np.array([1, 1]), camid) == {"purity": 1, "recall": 0}
+    assert measure_agreement(np.array([-1, -1]), np.array([0, 1]), camid) == {}
+    assert measure_agreement(np.array([-1, -1]), np.array([1, 1]), camid) == {"recall": 0}
+    assert measure_agreement(np.array([0, 1]), np.array([1, 1]), camid) == {"purity": 1, "recall": 0}
 
 
 def test_agreement_of_many_clusters_takes_memory_of_the_images() -> None:
     every = np.arange(2**18)  # a table of clusters × identities would take 256 GiB
-    found = agreement(every, every // 2, every % 2)
+    found = measure_agreement(every, every // 2, every % 2)
     assert found == {"purity": 1, "recall": 0, "cross_recall": 0}

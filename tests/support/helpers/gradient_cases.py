@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embae.datasets.loading.batch import Batch
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.trainer.model.batch_norm import use_global_batch_norm
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.recipe.model import Model

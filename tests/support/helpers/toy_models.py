@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embae.datasets.loading.batch import Batch
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.datasets.sampling.view import PERSON
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.heads import Head

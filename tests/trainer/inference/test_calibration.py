@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embae.datasets.loading.augment import ImageSpec
-from embae.datasets.sampling.plan import by_content
+from embae.datasets.sampling.content_order import order_by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError
 from embae.trainer.inference.options import Inference, Reading
@@ -66,7 +66,7 @@ def calibrations(world: World, folder: Path) -> dict[str, Any]:
             every = np.arange(len(view))
             pieces = read_batches(view, every, SPEC, Reading("webdataset", 1, 128), world.device)
             found[name] = {"images": torch.cat([batch.inputs for batch in pieces]),
-                           "order": torch.from_numpy(by_content(view)),
+                           "order": torch.from_numpy(order_by_content(view)),
                            "camera": torch.from_numpy(view.column("camid", every))}
     return found
 

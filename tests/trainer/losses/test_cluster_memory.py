@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.loading.augment import ImageSpec
-from embae.datasets.sampling.pseudo_labels import RelabelledView
+from embae.datasets.sampling.relabelled_view import RelabelledView
 from embae.datasets.sampling.view import View, labelled_rows
 from embae.trainer.losses.camera_proxies import ProxyLoss
 from embae.trainer.losses.cluster_memory import ClusterMemory, MemoryLoss

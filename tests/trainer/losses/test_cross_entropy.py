@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.trainer.losses.cross_entropy import cross_entropy
 
 

@@ -14,7 +14,7 @@ import torch
 from helpers.ranks import on_ranks
 from torch import Tensor
 
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.trainer.losses import triplet
 from embae.trainer.runtime.distributed import World, gather_rows
 

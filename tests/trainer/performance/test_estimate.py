@@ -16,7 +16,7 @@ from helpers.ranks import on_ranks
 from helpers.tiny_run import embae
 from helpers.toy_models import KEYS, NECK, RECONSTRUCTION, TRIPLET, ToyView, heads, images, parts_in, share_of, stage
 
-from embae.datasets.sampling.plan import share
+from embae.datasets.sampling.sampler import share
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.objective import BatchForm, Objective

@@ -11,7 +11,7 @@ from helpers.invented_evidence import evidence
 from helpers.noise_datasets import shards
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.sampling.for_display import choose
+from embae.datasets.sampling.for_display import choose_for_display
 from embae.datasets.sampling.view import View
 from embae.trainer.report.camera_pairs import camera_pairs, pair_scores
 from embae.trainer.report.distances import closer, distances, pair_distances
@@ -97,9 +97,9 @@ def test_maps_choose_the_same_images_again(made: Evidence, root: str) -> None:
     index = Index.open(made.index.root.parent.parent / root / "target")  # type: ignore[union-attr]
     view = View([index], "train")
     most = {"images": 30, "identities": 5}
-    chosen = choose(view, 3, **most)
-    assert np.array_equal(chosen, choose(view, 3, **most)) and len(np.unique(chosen)) == len(chosen) <= 30
-    every = choose(View([index], "query", "gallery"), 3, images=600, identities=40)
+    chosen = choose_for_display(view, 3, **most)
+    assert np.array_equal(chosen, choose_for_display(view, 3, **most)) and len(np.unique(chosen)) == len(chosen) <= 30
+    every = choose_for_display(View([index], "query", "gallery"), 3, images=600, identities=40)
     assert len(every) == index.count("query") + index.count("gallery")
 
 

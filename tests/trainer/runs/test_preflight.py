@@ -39,8 +39,8 @@ def test_all_is_well() -> None:
 WRONG: dict[str, tuple[dict[str, Any], int]] = {
     "lake: no such dataset; datasets beside it: park, square, tower; make one with embae shard (data.root is ": (
         {"data__sources": ["square", "lake"]}, 1),
-    " identities, but P is 99; wanted 1 to ": ({"stages__embedding__data__P": 99, "data__sources": ["tower"]}, 1),
-    " images, but the global batch is 999; wanted 1 to ": ({"stages__target-nuisance__data__batch": 999}, 1),
+    " identities, but P is 99; expected 1 to ": ({"stages__embedding__data__P": 99, "data__sources": ["tower"]}, 1),
+    " images, but the global batch is 999; expected 1 to ": ({"stages__target-nuisance__data__batch": 999}, 1),
     "stages.embedding.data.P: found square; expected each of square, tower": (
         {"stages__embedding__data__P": {"square": 3}}, 1),
     "stages.embedding.data.P: found square, tower, lake; expected each of square, tower": (
@@ -63,8 +63,8 @@ WRONG: dict[str, tuple[dict[str, Any], int]] = {
 CLUSTERED: dict[str, dict[str, Any]] = {
     "stages.both.data.P: found square, lake; expected each of square, tower, park": {"P": {"square": 2, "lake": 2}},
     "stages.both.data.weights: found park; expected each of square, tower, park": {"weights": {"park": 1.0}},
-    "park: 5 identities, but P is 6; wanted 1 to 5": {"P": {"square": 2, "tower": 2, "park": 6}},
-    "square: 8 identities, but P is 99; wanted 1 to 8": {"P": 99},
+    "park: 5 identities, but P is 6; expected 1 to 5": {"P": {"square": 2, "tower": 2, "park": 6}},
+    "square: 8 identities, but P is 99; expected 1 to 8": {"P": 99},
     "stages.both.data: a global batch of 4 images cannot be shared by 5 ranks": {"P": 2},
 }
 

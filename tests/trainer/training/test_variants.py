@@ -255,7 +255,7 @@ def test_a_head_changes_through_the_images_of_its_own_camera_alone(computed: Cal
 @on_ranks(1, 2)
 def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
     """Cached features, and embeddings to cluster, of the target with and without labels, by image."""
-    from embae.datasets.sampling.plan import by_content
+    from embae.datasets.sampling.content_order import order_by_content
     from embae.trainer.clustering.registry import Cluster
     from embae.trainer.inference.embeddings import embedded
     from embae.trainer.inference.features import cached_features
@@ -270,7 +270,7 @@ def order_of_computing(world: World, folder: Path) -> dict[str, Any]:
         cached = cached_features(made, view, inference, bf16=False)
         order = np.argsort(view.fingerprints(), kind="stable")
         assert len(np.unique(view.fingerprints())) == len(view)
-        rows = by_content(view)
+        rows = order_by_content(view)
         with embedded(made, view, inference, rows=rows) as memmap:
             vectors = torch.from_numpy(memmap.copy())
         found[labels] = [torch.from_numpy(cached.features[order].copy()), vectors]

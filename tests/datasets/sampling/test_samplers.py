@@ -19,7 +19,11 @@ from embae.datasets.index.records import Record
 from embae.datasets.index.writer import write_index
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Work
-from embae.datasets.sampling.plan import PKSampler, Sampler, SequentialSampler, ShuffledSampler, share, turn
+from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
+from embae.datasets.sampling.sampler import Sampler, share
+from embae.datasets.sampling.sequential_sampler import SequentialSampler
+from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
+from embae.datasets.sampling.turns import turn
 from embae.datasets.sampling.view import View
 
 Tabled = Callable[..., Index]
@@ -50,8 +54,8 @@ def two(tabled: Tabled) -> View:
     return View([tabled("a", people(12)), tabled("b", people(9, 4, 2))], "train")
 
 
-def sampler(view: View, P: int = 5, K: int = 4, **options: object) -> PKSampler:
-    return PKSampler(view, P=P, K=K, **{"seed": 1, "stage": "s", **options})  # type: ignore[arg-type]
+def sampler(view: View, P: int = 5, K: int = 4, seed: int = 1, stage: str = "s", **options: object) -> PKSampler:
+    return PKSampler(view, PKOptions(P, K, **options), seed=seed, stage=stage)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows, count", [(72, 1), (72, 5), (18, 8), (7, 3), (3, 8)])
@@ -227,7 +231,7 @@ def test_another_seed_or_stage_draws_others(two: View, other: dict[str, object])
 
 
 def test_p_for_each_dataset(two: View) -> None:
-    plan = PKSampler(two, P={"a": 6, "b": 3}, K=2, seed=1, stage="s")
+    plan = PKSampler(two, PKOptions(P={"a": 6, "b": 3}, K=2), seed=1, stage="s")
     steps = {int(two.locate(plan.plan(step))[0][0]): step for step in range(10)}
     assert {dataset: len(plan.plan(step)) for dataset, step in steps.items()} == {0: 12, 1: 6}
     assert plan.batch == 12
