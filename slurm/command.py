@@ -117,8 +117,8 @@ def _training_job(recipe: str, overrides: Sequence[str], settings: Sequence[str]
     Raises:
         RecipeError: The recipe has a mistake, or sets the seed of runs with several seeds.
     """
-    from embae.trainer.recipe.load import load
-    name = load(recipe, overrides, settings).name
+    from embae.trainer.recipe.load import load_recipe
+    name = load_recipe(recipe, overrides, settings).name
     if seeds and any(word.partition("=")[0] == "seed" for word in overrides):
         raise RecipeError("seed: each run of --seeds has its own")
     job = Job("train", {"job-name": name}, {"EMBAE_OUT": str(Path("runs") / name)},

@@ -25,7 +25,7 @@ from embae.datasets.readers.registry import READERS
 from embae.trainer.commands.app import app
 from embae.trainer.comparison.compare import plan
 from embae.trainer.recipe.json_schema import recipe_schema
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -87,9 +87,9 @@ def checked(words: list[str]) -> click.Context:
     context = parsed(words)
     name, given = context.info_name, context.params
     if name in ("train", "bench", "check") or (name == "slurm" and given["recipe"] != "shard"):
-        load(given["recipe"], given.get("overrides", given.get("words")) or [], given["settings"] or [])
+        load_recipe(given["recipe"], given.get("overrides", given.get("words")) or [], given["settings"] or [])
     elif name == "adapt":
-        load("adapt-source-free", given["overrides"] or [])
+        load_recipe("adapt-source-free", given["overrides"] or [])
     elif name == "compare":
         every = given["words"] or []
         plan([one for one in every if "=" not in one], [one for one in every if "=" in one], given["settings"] or [],

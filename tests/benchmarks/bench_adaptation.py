@@ -43,7 +43,7 @@ from embae.datasets.index.writer import write_index
 from embae.trainer.inference.features import Cached
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runs.stage_key import stage_keys
@@ -112,7 +112,7 @@ class Bench:
 
     def recipe(self, name: str, *more: str, target: str = "target") -> Recipe:
         """A shipped recipe over the made-up data."""
-        return load(name, [f"data.root={self.folder}/shards", f"data.sources=[{','.join(SOURCES)}]",
+        return load_recipe(name, [f"data.root={self.folder}/shards", f"data.sources=[{','.join(SOURCES)}]",
                            f"data.target={target}", f"defaults.precision={self.precision}", *more])
 
     def open(self, name: str, stage: str, target: str = "target") -> stages.StageRun:

@@ -27,7 +27,7 @@ from embae.trainer.inference.calibration import calibrate
 from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.calibration import Calibrate
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.run_datasets import draw_synthetic
 from embae.trainer.runtime.distributed import World, join, leave
 
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = [f"data.root={given.shards or folder / 'shards'}"]
-        recipe, path = load("baseline", data, ["quick"]), given.export or folder / "run" / "embedding" / "export"
+        recipe, path = load_recipe("baseline", data, ["quick"]), given.export or folder / "run" / "embedding" / "export"
         draw_synthetic(recipe)
         if not given.export:
             subprocess.run(

@@ -32,7 +32,7 @@ from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
-from embae.trainer.recipe.load import check
+from embae.trainer.recipe.load import check_recipe
 from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runtime.distributed import join, leave
 from embae.trainer.runtime.signals import StopSignals
@@ -80,8 +80,8 @@ def main() -> None:
         shards = Path(folder) / "shards"
         write_shards("plaza", read_records("synthetic", None, {"domain": "plaza"}), shards, source={}, size=(128, 64))
         data = {"root": str(shards), "sources": ["plaza"], "target": "plaza", "image": [128, 64]}
-        recipe = check({"name": "bench", "model": {"backbone": "mobilenetv2_100"}, "data": data, "run": ["embedding"],
-                        "stages": {"embedding": STAGE}}, "bench")
+        recipe = check_recipe({"name": "bench", "model": {"backbone": "mobilenetv2_100"}, "data": data,
+                               "run": ["embedding"], "stages": {"embedding": STAGE}}, "bench")
         world = join()
         run = Path(folder) / "run"
         context = RunContext(recipe, run, world, Monitor.open(run, first=True), StopSignals())

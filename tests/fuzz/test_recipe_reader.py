@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import check, dump, load, names, source
+from embae.trainer.recipe.load import check_recipe, dump_recipe, load_recipe
+from embae.trainer.recipe.shipped import read_text, shipped_names
 
-SHIPPED = {name: source(name)[0] for name in names()}
+SHIPPED = {name: read_text(name)[0] for name in shipped_names()}
 TREES: dict[str, Any] = {name: yaml.safe_load(text) for name, text in SHIPPED.items()}
-SETTINGS = {name: source(name, "settings")[0] for name in names("settings")}
+SETTINGS = {name: read_text(name, "settings")[0] for name in shipped_names("settings")}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reads_back(file: Path, *arguments: Any) -> None:
     """A recipe that is taken is written to the run folder, and must be the same when the run goes on."""
-    found = load(str(file), *arguments)
+    found = load_recipe(str(file), *arguments)
     written = file.with_name("resolved.yaml")
-    written.write_text(dump(found), encoding="utf-8")
-    assert load(str(written)) == found
+    written.write_text(dump_recipe(found), encoding="utf-8")
+    assert load_recipe(str(written)) == found
 
 
 @inputs(60)
@@ -78,7 +79,7 @@ def test_bent_trees_in_python(name: str, changes: list[tuple[str, int, int]]) ->
     tree = bent(TREES[name], changes)
     if isinstance(tree, dict) and "extends" not in tree:
         with works_or_refuses("the tree", only=(RecipeError,)):
-            check(tree, "the tree")
+            check_recipe(tree, "the tree")
 
 
 PATHS = ["name", "seed", "model", "model.hidden", "model.backbone", "data.root", "data.sources", "data.image", "run",
@@ -103,7 +104,7 @@ def test_overrides_and_settings(file: Path, pairs: list[tuple[str, Any]], settin
 def test_damaged_settings(file: Path, name: str, changes: list[tuple[str, int, int]]) -> None:
     file.write_bytes(damaged(SETTINGS[name].encode(), changes))
     with works_or_refuses(file, "embae-cam", only=(RecipeError,)):
-        load("embae-cam", [], [str(file)])
+        load_recipe("embae-cam", [], [str(file)])
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -112,6 +113,6 @@ def test_what_is_no_file(tmp_path: Path, odd: Any, how: str) -> None:
     odd(tmp_path / "odd.yaml")
     (tmp_path / "good.yaml").write_text(f"extends: {tmp_path / 'odd.yaml'}\n" if how == "extends" else "{}")
     with works_or_refuses(tmp_path / "odd.yaml", only=(RecipeError,)) as refusals:
-        load(str(tmp_path / ("odd.yaml" if how == "the recipe" else "good.yaml")), [],
+        load_recipe(str(tmp_path / ("odd.yaml" if how == "the recipe" else "good.yaml")), [],
              [str(tmp_path / "odd.yaml")] * (how == "settings"))
     assert refusals

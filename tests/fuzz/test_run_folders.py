@@ -19,8 +19,8 @@ from embae.datasets.index.arrow_index import Index
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.evaluation.rescore import scoring_job
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.recipe.load import check as recipe_of
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import check_recipe as recipe_of
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.folder import write_recipe
 from embae.trainer.runs.preflight import check_run
@@ -137,7 +137,7 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
         with pytest.raises(WeightsError):
             check_run(recipe(stages__embedding__init=text), 1)
         with pytest.raises(RecipeError):
-            load(text)
+            load_recipe(text)
         with pytest.raises((RecipeError, DataError)):
             scoring_job(Path(text), None, None, None)
         with pytest.raises(DataError):

@@ -18,7 +18,7 @@ from embae.datasets.sampling.pseudo_labels import CARD, LABELS, read_labels, wri
 from embae.trainer.comparison.compare import Run, results
 from embae.trainer.evaluation.score_run import read_kept
 from embae.trainer.model.manifest import META, read_description
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.score_table import SHOWN, are_scores, write_scores
 from embae.trainer.runs.stage_folder import StageCost, finish_stage, read_cost
 
@@ -81,7 +81,7 @@ def kept_scores(folder: Path) -> Target:
 
 
 def run_scores(folder: Path, kind: str) -> Target:
-    recipe = load("baseline", ["data.target=park"])
+    recipe = load_recipe("baseline", ["data.target=park"])
     rows = recipe.evaluate
     (folder / "evaluation").mkdir()
     write_scores(folder / "evaluation" / "park.json", "park", "flip", dict.fromkeys(rows, SCORES))

@@ -36,8 +36,8 @@ def bench(
 
     Example: embae bench embae-cam data.root=/data/shards --stage target-embedding --nproc 8
     """
-    from embae.trainer.recipe.load import load
-    found = load(recipe, overrides or [], settings or [])
+    from embae.trainer.recipe.load import load_recipe
+    found = load_recipe(recipe, overrides or [], settings or [])
     name = _stage(found, stage)
     try:
         run_on_ranks(["bench", *sys.argv[2:]], nproc, prepare=lambda ranks: _prepare(found, name, ranks),

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def recipe_names(incomplete: str) -> list[str]:
     """Shipped recipes that begin so, for the shell's completion; where there are none, shells complete files."""
-    from embae.trainer.recipe.load import names
-    return [name for name in names() if name.startswith(incomplete)]
+    from embae.trainer.recipe.shipped import shipped_names
+    return [name for name in shipped_names() if name.startswith(incomplete)]
 
 
 def settings_names(incomplete: str) -> list[str]:
     """The same of shipped settings."""
-    from embae.trainer.recipe.load import SETTINGS, names
-    return [name for name in names(SETTINGS) if name.startswith(incomplete)]
+    from embae.trainer.recipe.shipped import SETTINGS, shipped_names
+    return [name for name in shipped_names(SETTINGS) if name.startswith(incomplete)]
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help=(

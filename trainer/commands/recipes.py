@@ -19,9 +19,9 @@ def recipes_list() -> None:
 
     Example: embae recipes list
     """
-    from embae.trainer.recipe.load import SETTINGS, names, source
+    from embae.trainer.recipe.shipped import SETTINGS, read_text, shipped_names
     for heading, folder in (("recipe", ""), (f"--{SETTINGS}", SETTINGS)):
-        rows = [[name, source(name, folder)[0].splitlines()[0].removeprefix("# ")] for name in names(folder)]
+        rows = [[name, read_text(name, folder)[0].splitlines()[0].removeprefix("# ")] for name in shipped_names(folder)]
         print(format_table([heading, ""], rows, left=[heading, ""]), end="\n\n" if not folder else "\n")
 
 
@@ -31,8 +31,8 @@ def recipes_show(recipe: RecipeName) -> None:
 
     Example: embae recipes show embae-cam
     """
-    from embae.trainer.recipe.load import source
-    print(source(recipe)[0], end="")
+    from embae.trainer.recipe.shipped import read_text
+    print(read_text(recipe)[0], end="")
 
 
 @recipes.command("check")
@@ -46,9 +46,9 @@ def recipes_check(
 
     Example: embae recipes check embae-cam data.root=/data/shards
     """
-    from embae.trainer.recipe.load import dump, load
-    found = load(recipe, overrides or [], settings or [])
-    print(dump(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
+    from embae.trainer.recipe.load import dump_recipe, load_recipe
+    found = load_recipe(recipe, overrides or [], settings or [])
+    print(dump_recipe(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
 
 
 @recipes.command("schema")

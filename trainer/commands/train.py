@@ -41,8 +41,8 @@ def train(
 
     Example: embae train embae-cam data.root=/data/shards --nproc 8
     """
-    from embae.trainer.recipe.load import load
-    resolved = load(recipe, overrides or [], settings or [])
+    from embae.trainer.recipe.load import load_recipe
+    resolved = load_recipe(recipe, overrides or [], settings or [])
     if dry_run:
         _estimate(resolved, world_size or count_ranks(nproc), to)
         return

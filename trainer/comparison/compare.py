@@ -21,7 +21,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.trainer.comparison.results import Comparison, Result, remarks, summarise, to_json
 from embae.trainer.comparison.table import comparison_table
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runs.preflight import check_run
@@ -62,7 +62,7 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
     runs = []
     for seed in range(seeds):
         for name in recipes or ALL:
-            recipe = load(name, [*overrides, f"seed={seed}"], settings)
+            recipe = load_recipe(name, [*overrides, f"seed={seed}"], settings)
             runs.append(Run(recipe, out / "runs" / f"{recipe.name}-{seed}"))
     first = runs[0].recipe
     for run in runs:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.mistakes import short
+from embae.trainer.recipe.mistakes import show_value
 from embae.trainer.recipe.model import Model
 
 EPS = 1e-6  # below it a value of the feature map has no part in the pooled one
@@ -74,7 +74,7 @@ def build_backbone(keys: Model, size: tuple[int, int], pretrained: bool = False)
 def _unknown(name: str) -> RecipeError:
     close = timm.list_models(f"*{name[:100].split('_')[0]}*")[:8]
     near = f"; near: {', '.join(close)}" if close else ""
-    return RecipeError(f"model.backbone: timm has no model {short(name)}{near}")
+    return RecipeError(f"model.backbone: timm has no model {show_value(name)}{near}")
 
 
 def _sizes(name: str, error: Exception) -> RecipeError:

@@ -14,31 +14,31 @@ from embae.datasets.remote.url import Url, parse_location
 
 
 class StageData(Strict):
-    """What a stage reads: P × K for labelled stages, a plain global batch for the others."""
+    """What a stage reads: P identities × K images for labelled stages, a plain global batch for the others."""
 
     from_: Literal["sources", "target", "all"] = Field(alias="from")
     labels: Name | None = None
-    """The clustering stage whose pseudo-labels the target's images bear."""
+    """The clustering stage whose pseudo-labels are the labels of the target's images."""
     P: Count | dict[Name, Count] | None = None
     K: Count | None = None
     batch: Count | None = None
     weights: dict[Name, Positive] | None = None
     mix: Flag = False
     window: Count | None = None
-    """Shards of a dataset that identities are drawn from at a time, for data that is far away; null: all of them.
-    Of a target with pseudo-labels always all."""
+    """Shards of a dataset that identities are drawn from at a time, for remote data; null: all of them.
+    A target with pseudo-labels always uses all of its shards."""
     augment: Augment = Augment()
 
     @property
     def labelled(self) -> bool:
-        """Whether batches are made of identities."""
+        """Whether batches are drawn by identity."""
         return self.batch is None
 
     @model_validator(mode="after")
     def _shape(self) -> StageData:
         wrong = []
         if self.labels and (self.from_ == "sources" or self.batch is not None):
-            wrong.append("labels: pseudo-labels are the target's; they go with from: target or all, P and K")
+            wrong.append("labels: pseudo-labels belong to the target; use them with from: target or all, P and K")
         if (self.batch is None) == (self.P is None and self.K is None):
             wrong.append("batch: give either P and K (labelled images) or batch (any images)")
         elif self.batch is None and (self.P is None or self.K is None):
@@ -47,18 +47,20 @@ class StageData(Strict):
             if self.batch is not None and getattr(self, key):
                 wrong.append(f"{key}: belongs to labelled stages; plain batches are shuffled over all images")
         if self.labels and self.window and (self.from_ == "target" or self.mix):
-            wrong.append("window: the images of a pseudo-label lie in any shards; leave it out")
+            wrong.append("window: the images of a pseudo-label may be in any shard; leave it out")
         if self.mix and self.weights:
-            wrong.append("weights: datasets do not take turns where mix is true; give one of them")
+            wrong.append("weights: mix: true draws each batch from all datasets, which do not take turns; "
+                         "give weights or mix")
         if self.mix and isinstance(self.P, dict):
-            wrong.append("P: give one number; with mix: true a batch is of all datasets")
+            wrong.append("P: found a number for each dataset; expected one number, as mix: true draws each batch from "
+                         "all datasets")
         return checked(self, wrong)
 
 
-def _located(value: Any, given: ValidationInfo) -> Path | Url:
+def _parse_root(value: Any, fields: ValidationInfo) -> Path | Url:
     if not isinstance(value, (str, Path)):
-        raise ValueError(f"found {value!r:.80}; wanted the path of a folder, or a url")
-    return parse_location(value, given.data.get("cache", Cache()))
+        raise ValueError(f"found {value!r:.80}; expected the path of a folder, or a url")
+    return parse_location(value, fields.data.get("cache", Cache()))
 
 
 Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels
@@ -67,11 +69,11 @@ Side = Annotated[int, Field(ge=1, le=4096, strict=True)]  # pixels
 class Data(Strict):
     """Where the images are, and how they are read."""
 
-    cache: Cache = Cache()  # before root, which takes it along
-    root: Annotated[Path | Url, PlainSerializer(str), PlainValidator(_located)] = Path("shards")
+    cache: Cache = Cache()  # before root, whose validation reads it
+    root: Annotated[Path | Url, PlainSerializer(str), PlainValidator(_parse_root)] = Path("shards")
     """A folder, or a url."""
     sources: list[Name] = Field(default_factory=list)
-    """None where every stage of the run reads the target alone."""
+    """Empty if every stage of the run reads only the target."""
     target: Name
     image: tuple[Side, Side] = (256, 128)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -79,17 +81,18 @@ class Data(Strict):
     loader: Literal["dali", "webdataset"] = "dali"
     threads: Count | None = None
     synthetic: dict[Name, dict[str, int | str]] = Field(default_factory=dict)
-    """Datasets to draw and shard if they are used and not there: name → options of ``embae shard synthetic``."""
+    """Datasets to draw and shard if they are used and do not exist: name → options of ``embae shard synthetic``."""
 
     @property
     def spec(self) -> ImageSpec:
-        """What the model takes."""
+        """Size and normalisation of the model's input images."""
         return ImageSpec(*self.image, self.mean, self.std)
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:
         twice = sorted({name for name in self.sources if self.sources.count(name) > 1})
-        wrong = [f"sources: {name} stands here twice" for name in twice]
+        wrong = [f"sources: names {name} twice; remove one" for name in twice]
         if self.synthetic and isinstance(self.root, Url):
-            wrong.append("synthetic: is drawn into a folder, and root is a url; give one of them")
+            wrong.append("synthetic: is drawn into a folder, but root is a url; remove synthetic, or set root to a "
+                         "folder")
         return checked(self, wrong)

@@ -8,7 +8,7 @@ from embae.datasets.fields import Count, Flag, Strict
 
 
 class Nuisance(Strict):
-    """The nuisance heads: how wide, and how many."""
+    """The nuisance heads: their width and number."""
 
     dim: Count = 128
     per: Literal["shared", "dataset", "camera"] = "shared"
@@ -19,14 +19,14 @@ class Model(Strict):
 
     backbone: str = "mobilenetv1_100"
     pooling: Literal["avg", "gem"] = "avg"
-    """Of the last feature map: its mean, or the generalised mean with an exponent that trains with the backbone."""
+    """Of the last feature map: the mean, or the generalised mean, whose exponent trains with the backbone."""
     last_stride: Literal[1, 2] = 2
-    """Of a ResNet's last stage: 1 leaves a feature map twice as high and wide."""
+    """Of a ResNet's last stage: with 1 the feature map is twice as high and wide."""
     head: Literal["mlp", "bnneck"] = "mlp"
     """The embedding: dense, ReLU, batch norm, dense (arXiv 1807.10591 §3.1), sized by ``embedding`` and ``hidden``;
-    or a batch norm of the features, with a classifier behind it and the triplet loss before it (arXiv 1903.07071)."""
+    or a batch norm of the features, with the classifier after it and the triplet loss before it (arXiv 1903.07071)."""
     unit: Flag = False
-    """Whether embeddings that leave the model have length 1: distances then rank as the cosine does."""
+    """Whether the model's embeddings have length 1, so that distances rank as the cosine does."""
     embedding: Count = 128
     hidden: Count = 1024
     nuisance: Nuisance = Nuisance()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from embae.datasets.fields import Count, Strict
 from embae.trainer.retrieval.ranking_options import MOST, RankingOptions
-
-if TYPE_CHECKING:
-
-    pass
-
 
 TTA = Literal["none", "flip", "ten-crop"]
 
@@ -23,9 +18,9 @@ class Scoring(Strict):
     tta: TTA = "flip"
     batch: Count = 256
     rerank: bool = False
-    """Whether by k-reciprocal re-ranking (Zhong et al. 2017) instead of plain distances."""
+    """Rank by k-reciprocal re-ranking (Zhong et al. 2017) instead of plain distances."""
     expand: Annotated[int, Field(ge=0, le=MOST, strict=True)] = 0
-    """By how many of its nearest images each query is expanded before (Chum et al. 2007)."""
+    """Number of nearest images that each query is expanded by before ranking (Chum et al. 2007); 0: none."""
 
     @property
     def refined(self) -> RankingOptions:

@@ -101,7 +101,7 @@ class Stage(Strict):
     def _wrong_parts(self) -> Iterator[str]:
         missing = [part for part in PARTS if part not in (*self.parts, *RARE_PARTS)]
         if missing:
-            yield f"parts: wanted train, frozen or absent of every part; missing: {', '.join(missing)}"
+            yield f"parts: expected train, frozen or absent for every part; missing: {', '.join(missing)}"
         if self.parts.get("backbone") == "absent":
             yield "parts.backbone: cannot be absent"
         for part in self.reinit:

@@ -20,7 +20,7 @@ from embae.datasets.console.progress import note
 from embae.datasets.files.atomic import write_text
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.remote.url import Url
-from embae.trainer.recipe.load import dump, load
+from embae.trainer.recipe.load import dump_recipe, load_recipe
 from embae.trainer.recipe.schema import Recipe
 
 _PACKAGES = ("embae", "torch", "deepspeed", "timm", "webdataset", "nvidia-dali-cuda130")
@@ -31,7 +31,7 @@ def write_recipe(run: Path, recipe: Recipe, world_size: int) -> None:
     run.mkdir(parents=True, exist_ok=True)
     packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     head = f"# {packages}\n# git commit {_commit()}, world size {world_size}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n"
-    write_text(run / "recipe.yaml", head + dump(recipe))
+    write_text(run / "recipe.yaml", head + dump_recipe(recipe))
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -43,7 +43,7 @@ def read_recipe(run: Path) -> Recipe:
     Raises:
         RecipeError: ``recipe.yaml`` is damaged.
     """
-    recipe = load(str(run / "recipe.yaml"))
+    recipe = load_recipe(str(run / "recipe.yaml"))
     root, names = recipe.data.root, [recipe.data.target, *recipe.data.sources]
     if isinstance(root, Url) or root.is_absolute() or _has_dataset(root, names):
         return recipe

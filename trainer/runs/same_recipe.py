@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import LENGTHS
 from embae.trainer.runs.stage_folder import is_done, read_cost
@@ -27,7 +27,7 @@ def check_same_recipe(run: Path, recipe: Recipe) -> None:
     path = run / "recipe.yaml"
     if not path.exists():
         return
-    before, now = (_flatten(each.model_dump(mode="json", by_alias=True)) for each in (load(str(path)), recipe))
+    before, now = (_flatten(each.model_dump(mode="json", by_alias=True)) for each in (load_recipe(str(path)), recipe))
     free = [*_FREE, *(f"stages.{stage}.evaluate_every" for stage in recipe.run)]
     for stage in recipe.run:
         if is_done(run, stage):

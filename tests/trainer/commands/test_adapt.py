@@ -16,7 +16,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.commands.app import app
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.same_recipe import check_same_recipe
 
 SHORT = ["rounds=1", "stages.adapt.data.P=2", "stages.adapt.data.K=2", "stages.adapt.steps=2", "data.threads=1",
@@ -42,7 +42,7 @@ def test_adapts_to_a_folder_of_images(desk: Path) -> None:
     assert "door" in done.stderr and "runs/adapt-footage" in done.stdout
     written = yaml.safe_load((run / "adapt.yaml").read_text())
     assert written["extends"] == "adapt-source-free" and written["defaults"] == {"precision": "fp32"}
-    assert load(str(run / "adapt.yaml")).data.image == SIZE
+    assert load_recipe(str(run / "adapt.yaml")).data.image == SIZE
     card = json.loads((run / "recalibrate-1" / "export" / "model.json").read_text())
     assert card["cameras"] == [["footage", 0], ["footage", 1]] and card["names"] == ["door", "hall"]
     again = _embae(desk)
@@ -59,7 +59,7 @@ def test_other_words_are_told_what_goes_on(desk: Path, monkeypatch: pytest.Monke
     said = str(refused.value).splitlines()
     assert len(said) < 13 and f"To resume the run in the folder: embae train {run}/recipe.yaml --out {run}" in said
     assert not [line for line in said if "adapt-2." in line]  # `run` says that there are more rounds
-    check_same_recipe(run, load(str(run / "recipe.yaml")))
+    check_same_recipe(run, load_recipe(str(run / "recipe.yaml")))
     (desk / "footage" / "door" / "new.jpg").write_bytes(Drawn(1, 1).read())
     try:
         with pytest.raises(RecipeError, match=r"it began with other images\).*embae train .*recipe.yaml --out runs"):

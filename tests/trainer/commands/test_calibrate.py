@@ -27,7 +27,7 @@ from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model import saved as export
 from embae.trainer.model.camera_tables import TABLES
 from embae.trainer.model.saved import SavedModel
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runtime.distributed import join, leave
 from embae.trainer.training.calibrate_stage import run_calibrate_stage
 
@@ -82,7 +82,8 @@ def test_it_is_what_the_stages_of_a_recipe_write(desk: Path, by_dataset: Path) -
     words = ["data.target=station", f"data.root={root}", "data.loader=dali", "run=[calibrate, features]",
              "evaluate=null", f"stages.calibrate.init={desk / 'start' / 'export'}",
              "stages.calibrate.data.batch=128"]  # fmt: skip
-    recipe, run, world = load("bn-camera-features", words, [noise_datasets.settings(desk, root)]), desk / "run", join()
+    recipe = load_recipe("bn-camera-features", words, [noise_datasets.settings(desk, root)])
+    run, world = desk / "run", join()
     run.mkdir()
     try:
         for stage in recipe.run:

@@ -58,13 +58,14 @@ def test_what_cannot_be_measured_is_code_2(tmp_path: Path, words: list[str], sai
 def stages_alone(world: World, folder: Path) -> dict[str, Any]:
     """Stages of every kind, none of which has what it starts from; and what is in their folder afterwards."""
     from embae.trainer.performance.bench import bench
-    from embae.trainer.recipe.load import load
+    from embae.trainer.recipe.load import load_recipe
     from embae.trainer.runs.stage_data import open_trial_sampler
 
     root, found = noise_datasets.shared_shards(world, folder), {}
     for recipe, name in (("embae-cam", "target-nuisance"), ("aae", "adversarial"), ("pul", "retrain"),
                          ("embae-narrow", "target-embedding")):  # fmt: skip
-        loaded = load(recipe, [f"data.root={root / 'labelled'}"], [noise_datasets.settings(folder, root / "labelled")])
+        settings = noise_datasets.settings(folder, root / "labelled")
+        loaded = load_recipe(recipe, [f"data.root={root / 'labelled'}"], [settings])
         # Of several rounds the first.
         name = next(stage for stage in loaded.run if stage.startswith(name))
         empty = folder / f"bench-{recipe}"

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from embae.trainer.commands.app import app
 from embae.trainer.recipe.json_schema import recipe_schema
-from embae.trainer.recipe.load import SETTINGS, dump, load, names, parse, source
+from embae.trainer.recipe.load import dump_recipe, load_recipe
+from embae.trainer.recipe.shipped import SETTINGS, read_text, shipped_names
+from embae.trainer.recipe.trees import parse_tree
 
 SCHEMA = Draft202012Validator(recipe_schema())
 
@@ -29,14 +31,14 @@ def test_it_is_a_schema() -> None:
 
 @pytest.mark.parametrize("folder", ["", SETTINGS])
 def test_all_that_is_shipped_fits_as_it_is_written(folder: str) -> None:
-    assert names(folder)
-    for name in names(folder):
-        assert wrong(parse(source(name, folder)[0], name)) == [], name
+    assert shipped_names(folder)
+    for name in shipped_names(folder):
+        assert wrong(parse_tree(read_text(name, folder)[0], name)) == [], name
 
 
 def test_a_resolved_recipe_fits_too() -> None:
     for name in ("embae-cam", "pul", "adapt-best"):
-        assert wrong(yaml.safe_load(dump(load(name)))) == []
+        assert wrong(yaml.safe_load(dump_recipe(load_recipe(name)))) == []
 
 
 @pytest.mark.parametrize("text, place, key", [

@@ -14,13 +14,14 @@ import yaml
 from helpers import tiny_run
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe import load as recipes
-from embae.trainer.recipe.load import dump, load, merge, names
+from embae.trainer.recipe.load import dump_recipe, load_recipe
+from embae.trainer.recipe.shipped import read_text, shipped_names
+from embae.trainer.recipe.trees import merge_trees
 
 
 def refused(*arguments: Any) -> str:
     with pytest.raises(RecipeError) as caught:
-        load(*arguments)
+        load_recipe(*arguments)
     return str(caught.value)
 
 
@@ -31,32 +32,32 @@ def text(folder: Path, content: str | bytes, name: str = "own.yaml") -> str:
 
 
 def test_names_what_ships() -> None:
-    assert {"baseline", "embae-cam", "quickstart"} <= set(names())
+    assert {"baseline", "embae-cam", "quickstart"} <= set(shipped_names())
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", shipped_names())
 def test_shipped_recipes_load_and_come_back_from_their_dump(name: str, tmp_path: Path) -> None:
-    found = load(name)
+    found = load_recipe(name)
     assert found.name == name
-    assert load(text(tmp_path, dump(found))) == found
-    assert recipes.source(name)[0].startswith("# ")  # the line that `embae recipes list` shows
+    assert load_recipe(text(tmp_path, dump_recipe(found))) == found
+    assert read_text(name)[0].startswith("# ")  # the line that `embae recipes list` shows
 
 
 def test_a_dump_keeps_text_that_looks_like_something_else(tmp_path: Path) -> None:
     tree = tiny_run.tree(
         evaluate={"1e5": "embedding", "2020-01-01": "embedding", "yes": "embedding", "null": "embedding"}
     )
-    found = load(str(tiny_run.write(tmp_path, tree)))
+    found = load_recipe(str(tiny_run.write(tmp_path, tree)))
     assert (
-        load(text(tmp_path, dump(found))).evaluate
+        load_recipe(text(tmp_path, dump_recipe(found))).evaluate
         == found.evaluate
         == dict.fromkeys(["1e5", "2020-01-01", "yes", "null"], "embedding")
     )
 
 
 def test_extends_a_shipped_recipe(tmp_path: Path) -> None:
-    found = load(text(tmp_path, "extends: embae-cam\nname: mine\nstages: {embedding: {clip: 2.0}}\n"))
-    base = load("embae-cam")
+    found = load_recipe(text(tmp_path, "extends: embae-cam\nname: mine\nstages: {embedding: {clip: 2.0}}\n"))
+    base = load_recipe("embae-cam")
     assert found.stages["embedding"].clip == 2.0
     assert found.model_copy(update={"name": base.name, "stages": base.stages}) == base
     assert found.stages["autoencoder"] == base.stages["autoencoder"]
@@ -67,11 +68,11 @@ def test_extends_the_file_beside_it_whatever_the_working_directory(tmp_path: Pat
     tiny_run.write(tmp_path / "deep", tiny_run.tree(seed=5), "base.yaml")
     path = text(tmp_path / "deep", "extends: base.yaml\nname: mine\n")
     monkeypatch.chdir(tmp_path)
-    assert (load("deep/own.yaml").seed, load(path).name) == (5, "mine")
+    assert (load_recipe("deep/own.yaml").seed, load_recipe(path).name) == (5, "mine")
 
 
 def test_a_recipe_may_extend_the_shipped_one_of_its_name(tmp_path: Path) -> None:
-    assert load(text(tmp_path, "extends: baseline\nseed: 3\n", "baseline.yaml")).seed == 3
+    assert load_recipe(text(tmp_path, "extends: baseline\nseed: 3\n", "baseline.yaml")).seed == 3
 
 
 @pytest.mark.parametrize("first, second", [("a.yaml", None), ("b.yaml", "a.yaml"), ("../x/b.yaml", "../x/a.yaml")])
@@ -87,14 +88,14 @@ def test_a_loop_of_extends_is_refused(tmp_path: Path, first: str, second: str | 
 def test_extends_what_is_not_there(tmp_path: Path) -> None:
     said = refused(text(tmp_path, "extends: embae-kam\n"))
     assert "did you mean embae-cam?" in said and "own.yaml" in said
-    assert "wanted the name" in refused(text(tmp_path, "extends: [a, b]\n"))
+    assert "expected the name" in refused(text(tmp_path, "extends: [a, b]\n"))
 
 
 def test_defaults_reach_every_stage_and_give_way(tmp_path: Path) -> None:
     tree = tiny_run.tree(defaults={"clip": 3.0, "optimizer": {"lr": 0.5, "name": "sgd"}, "epochs": 4})
     tree["stages"]["autoencoder"]["optimizer"] = {"lr": 0.25}
     tree["stages"]["embedding"] |= {"clip": None, "epochs": None, "schedule": {"constant": 2}}
-    stages = load(str(tiny_run.write(tmp_path, tree))).stages
+    stages = load_recipe(str(tiny_run.write(tmp_path, tree))).stages
     assert stages["embedding"].clip is None  # null takes the default away
     assert stages["embedding"].epochs is None
     assert stages["autoencoder"].clip == 3.0
@@ -104,7 +105,7 @@ def test_defaults_reach_every_stage_and_give_way(tmp_path: Path) -> None:
 
 def test_mistakes_in_defaults_are_named_there_and_once(tmp_path: Path) -> None:
     said = refused(str(tiny_run.write(tmp_path, tiny_run.tree(defaults={"optimizer": {"lr": -1}, "precison": "bf16"}))))
-    assert "defaults.optimizer.lr: found -1; wanted greater than 0" in said
+    assert "defaults.optimizer.lr: found -1; expected greater than 0" in said
     assert "defaults.precison: unknown key; did you mean precision?" in said
     assert "2 mistakes" in said and len(said.splitlines()) == 3
     assert "defaults: found 3" in refused(str(tiny_run.write(tmp_path, tiny_run.tree(defaults=3))))
@@ -112,12 +113,12 @@ def test_mistakes_in_defaults_are_named_there_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written, value", [("1e-4", 1e-4), ("1E-4", 1e-4), ("2.e-4", 2e-4), ("0.5", 0.5), ("2", 2.0)])
 def test_overrides_are_numbers_where_they_look_like_it(written: str, value: float) -> None:
-    found = load("embae-cam", [f"stages.embedding.optimizer.lr={written}"]).stages["embedding"].optimizer.lr
+    found = load_recipe("embae-cam", [f"stages.embedding.optimizer.lr={written}"]).stages["embedding"].optimizer.lr
     assert isinstance(found, float) and found == value
 
 
 def test_overrides() -> None:
-    found = load(
+    found = load_recipe(
         "embae-cam",
         [
             "data.sources=[dukemtmc, viper]",
@@ -140,7 +141,7 @@ def test_an_override_of_an_alias_stays_where_it_is(tmp_path: Path) -> None:
     path = tiny_run.write(tmp_path, tiny_run.tree())
     said = path.read_text().replace("optimizer:", "optimizer: &o", 1) + "x: 1\n"
     aliased = said.replace("x: 1\n", "").replace("    init: random\n", "    init: random\n    optimizer: *o\n")
-    found = load(text(tmp_path, aliased), ["stages.embedding.optimizer.lr=0.125"])
+    found = load_recipe(text(tmp_path, aliased), ["stages.embedding.optimizer.lr=0.125"])
     assert found.stages["embedding"].optimizer.lr == 0.125
     assert found.stages["autoencoder"].optimizer.lr == 1e-3
 
@@ -150,7 +151,7 @@ def test_wrong_overrides_are_told_together() -> None:
     assert "stages.embeding.optimizer.lr: there is no stage embeding; did you mean embedding?" in said
     assert "seeds: unknown key; did you mean seed?" in said
     assert "'foo': found no key=value" in said
-    assert "name.deep: name holds a value" in said
+    assert "name.deep: name is a value" in said
     assert "seed={: not a valid YAML file" in said
     assert "6 mistakes" in said
 
@@ -171,16 +172,16 @@ def test_all_mistakes_at_once_each_by_its_path(tmp_path: Path) -> None:
     parts = "'backbone', 'embedding', 'nuisance', 'decoder', 'classifier' or 'discriminator'"
     wanted = [
         "sed: unknown key; did you mean seed?",
-        "model.nuisance.per: found 'cameras'; wanted 'shared', 'dataset' or 'camera'",
+        "model.nuisance.per: found 'cameras'; expected 'shared', 'dataset' or 'camera'",
         "data.image.1: missing",
-        "data.loader: found 'dalli'; wanted 'dali' or 'webdataset'",
-        "data.target: found 'a b'; wanted letters, digits, _ and -, a letter or digit first",
-        "stages.embedding.data.K: found 'two'; wanted a valid integer",
-        "stages.embedding.loss.triplet.margin: found -1; wanted 'soft', or greater than 0",
-        "stages.embedding.data.augment.flip: found 1; wanted a valid boolean",
-        "stages.embedding.data.augment.hue: found 200; wanted less than or equal to 180",
-        f"stages.autoencoder.parts.decodr: found 'decodr'; wanted {parts}",
-        f"stages.autoencoder.reinit.0: found 'heads'; wanted {parts}",
+        "data.loader: found 'dalli'; expected 'dali' or 'webdataset'",
+        "data.target: found 'a b'; expected letters, digits, _ and -, a letter or digit first",
+        "stages.embedding.data.K: found 'two'; expected a valid integer",
+        "stages.embedding.loss.triplet.margin: found -1; expected 'soft', or greater than 0",
+        "stages.embedding.data.augment.flip: found 1; expected a valid boolean",
+        "stages.embedding.data.augment.hue: found 200; expected less than or equal to 180",
+        f"stages.autoencoder.parts.decodr: found 'decodr'; expected {parts}",
+        f"stages.autoencoder.reinit.0: found 'heads'; expected {parts}",
         "stages.target-nuisance.init: missing",
         "stages.target-embedding.optimiser: unknown key; did you mean optimizer?",
     ]
@@ -191,7 +192,7 @@ def test_all_mistakes_at_once_each_by_its_path(tmp_path: Path) -> None:
 def test_an_unlike_key_is_told_what_may_stand_there(tmp_path: Path) -> None:
     said = refused(str(tiny_run.write(tmp_path, tiny_run.tree(model__zzz=1))))
     known = "backbone, pooling, last_stride, head, unit, embedding, hidden, nuisance"
-    assert f"model.zzz: unknown key; known here: {known}" in said
+    assert f"model.zzz: unknown key; expected one of {known}" in said
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path, content: str) -> None:
 def test_merge_keys_are_no_duplicates(tmp_path: Path) -> None:
     tree = yaml.safe_dump(tiny_run.tree(defaults=None), sort_keys=False)
     merged = tree.replace("  autoencoder:\n", "  autoencoder:\n    <<: {optimizer: {lr: 0.5}, epochs: 9, clip: 1}\n")
-    stage = load(text(tmp_path, merged)).stages["autoencoder"]
+    stage = load_recipe(text(tmp_path, merged)).stages["autoencoder"]
     assert (stage.optimizer.lr, stage.epochs, stage.clip) == (0.5, 1, 1)
 
 
@@ -324,7 +325,7 @@ def test_bombs_neither_hang_nor_crash(tmp_path: Path, content: str) -> None:
 
 
 def test_merge_removes_what_is_null_at_any_depth() -> None:
-    assert merge(
+    assert merge_trees(
         {"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": None, "e": {"f": None, "g": 3}}, "d": None, "x": None}
     ) == {"a": {"c": 2, "e": {"g": 3}}}
 
@@ -387,11 +388,11 @@ def test_mutated_recipes_load_or_are_refused(tmp_path: Path) -> None:
             content = bytes(damaged)
         path = text(tmp_path, content)
         try:
-            found = load(path)
+            found = load_recipe(path)
         except RecipeError as error:
             assert str(error).startswith(path) and len(str(error)) < 20_000
             outcomes[False] += 1
         else:
-            assert load(text(tmp_path, dump(found))) == found
+            assert load_recipe(text(tmp_path, dump_recipe(found))) == found
             outcomes[True] += 1
     assert min(outcomes.values()) > 10, outcomes

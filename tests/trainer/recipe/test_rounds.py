@@ -11,9 +11,10 @@ import yaml
 from helpers import tiny_run
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import SETTINGS, check, dump, load, names
-from embae.trainer.recipe.rounds import expand
+from embae.trainer.recipe.load import check_recipe, dump_recipe, load_recipe
+from embae.trainer.recipe.rounds import expand_rounds
 from embae.trainer.recipe.schema import Recipe
+from embae.trainer.recipe.shipped import SETTINGS, shipped_names
 from embae.trainer.recipe.stage import PARTS, Stage
 
 _PARTS = {"backbone": "train", "embedding": "absent", "nuisance": "absent", "decoder": "absent", "classifier": "train"}
@@ -57,7 +58,7 @@ def written(**changes: Any) -> dict[str, Any]:
 
 def refused(tree: dict[str, Any]) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        check(tree, "here")
+        check_recipe(tree, "here")
     lines = str(caught.value).splitlines()
     assert lines[0] == f"here: {len(lines) - 1} mistake{'s' * (len(lines) > 2)} in the recipe"
     return [line.strip() for line in lines[1:]]
@@ -73,7 +74,7 @@ def file(folder: Path, content: dict[str, Any] | str, name: str = "own.yaml") ->
 
 
 def test_rounds_are_written_out() -> None:
-    found = check(written(), "here")
+    found = check_recipe(written(), "here")
     assert found.run == ["classify", "cluster-1", "retrain-1", "cluster-2", "retrain-2", "cluster-3", "retrain-3"]
     assert list(found.stages) == found.run
     assert [found.stages[f"cluster-{number}"].init for number in (1, 2, 3)] == ["classify", "retrain-1", "retrain-2"]
@@ -87,7 +88,7 @@ def test_rounds_are_written_out() -> None:
 
 
 def test_lineage_and_start_go_through_the_rounds() -> None:
-    found = check(written(), "here")
+    found = check_recipe(written(), "here")
     assert found.lineage("retrain-3") == found.run
     assert found.lineage("retrain-1") == ["classify", "cluster-1", "retrain-1"]
     assert found.start("End") == "Start" and found.start("Start") is None
@@ -99,7 +100,7 @@ def test_init_within_a_round_is_of_that_round_and_next_init_of_the_one_before() 
                                   "calibrate": {"what": "features"}})
     tree["run"] = ["classify", ["cluster", "retrain", "again"]]
     tree["stages"]["cluster"]["next_init"] = "again"
-    stages = check(tree, "here").stages
+    stages = check_recipe(tree, "here").stages
     assert [stages[f"again-{number}"].init for number in (1, 2, 3)] == ["retrain-1", "retrain-2", "retrain-3"]
     assert [stages[f"cluster-{number}"].init for number in (1, 2, 3)] == ["classify", "again-1", "again-2"]
 
@@ -107,35 +108,36 @@ def test_init_within_a_round_is_of_that_round_and_next_init_of_the_one_before() 
 def test_stages_between_and_several_brackets() -> None:
     tree = written(run=["classify", ["cluster", "retrain"], "last"], rounds=2)
     tree["stages"]["last"] = {**tree["stages"]["classify"], "init": "classify"}
-    assert check(tree, "here").run == ["classify", "cluster-1", "retrain-1", "cluster-2", "retrain-2", "last"]
+    assert check_recipe(tree, "here").run == ["classify", "cluster-1", "retrain-1", "cluster-2", "retrain-2", "last"]
     tree = written(run=["classify", ["cluster"], ["retrain"]], rounds=2, stages__cluster__next_init=None)
     tree["stages"]["retrain"]["data"]["labels"] = "cluster-2"
-    assert check(tree, "here").run == ["classify", "cluster-1", "cluster-2", "retrain-1", "retrain-2"]
+    assert check_recipe(tree, "here").run == ["classify", "cluster-1", "cluster-2", "retrain-1", "retrain-2"]
 
 
 def test_without_rounds_brackets_are_one_round_and_rounds_without_brackets_do_nothing() -> None:
-    assert check(written(rounds=None), "here").run == ["classify", "cluster-1", "retrain-1"]
+    assert check_recipe(written(rounds=None), "here").run == ["classify", "cluster-1", "retrain-1"]
     tree = tiny_run.tree()
-    assert check({**tree, "rounds": 4}, "tiny") == check(tree, "tiny")
+    assert check_recipe({**tree, "rounds": 4}, "tiny") == check_recipe(tree, "tiny")
 
 
 def test_the_tree_that_is_expanded_stays_as_it_was() -> None:
     tree = written()
     before = copy.deepcopy(tree)
-    found, wrong = expand(tree)
+    found, wrong = expand_rounds(tree)
     assert tree == before and wrong == [] and "rounds" not in found
-    assert expand(found) == (found, [])
+    assert expand_rounds(found) == (found, [])
 
 
 def test_a_resolved_recipe_with_rounds_loads_back(tmp_path: Path) -> None:
-    found = check(written(), "here")
-    assert "rounds" not in yaml.safe_load(dump(found)) and "next_init" not in dump(found)
-    assert load(file(tmp_path, dump(found))) == found
+    found = check_recipe(written(), "here")
+    assert "rounds" not in yaml.safe_load(dump_recipe(found)) and "next_init" not in dump_recipe(found)
+    assert load_recipe(file(tmp_path, dump_recipe(found))) == found
 
 
 def test_overrides_and_defaults_reach_every_round(tmp_path: Path) -> None:
     path = file(tmp_path, written(defaults={"clip": 2.0, "optimizer": {"lr": 0.5}}))
-    found = load(path, ["stages.retrain.optimizer.lr=0.25", "stages.cluster.cluster.kmeans.clusters=7", "rounds=2"])
+    overrides = ["stages.retrain.optimizer.lr=0.25", "stages.cluster.cluster.kmeans.clusters=7", "rounds=2"]
+    found = load_recipe(path, overrides)
     assert found.run[-1] == "retrain-2"
     for number in (1, 2):
         assert found.stages[f"retrain-{number}"].optimizer.lr == 0.25 and found.stages[f"retrain-{number}"].clip == 2.0
@@ -143,23 +145,23 @@ def test_overrides_and_defaults_reach_every_round(tmp_path: Path) -> None:
         assert kmeans is not None and kmeans.clusters == 7
     assert found.stages["classify"].optimizer.lr == 0.5
     with pytest.raises(RecipeError, match="there is no stage cluster-1; did you mean cluster"):
-        load(path, ["stages.cluster-1.epochs=3"])
+        load_recipe(path, ["stages.cluster-1.epochs=3"])
 
 
 @pytest.mark.parametrize("rounds", [0, -1, 1.5, "two", True, [2]])
 def test_rounds_are_a_whole_number(rounds: Any) -> None:
-    assert refused(written(rounds=rounds))[0] == f"rounds: found {rounds!r}; wanted a whole number from 1 to 100"
+    assert refused(written(rounds=rounds))[0] == f"rounds: found {rounds!r}; expected a whole number from 1 to 100"
 
 
 @pytest.mark.parametrize("name", ["clusterr", 3, None, ["retrain"], {"retrain": 1}])
 def test_what_is_repeated_must_be_stages(name: Any) -> None:
     tree = written()
     tree["run"] = ["classify", ["cluster", name]]
-    assert refused(tree)[0] == f"run: repeats {name!r}; wanted the name of a stage"
+    assert refused(tree)[0] == f"run: repeats {name!r}; expected the name of a stage"
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "stages.cluster.cluster.kmeans.clusters: found 0; wanted greater than or equal to 1": {
+    "stages.cluster.cluster.kmeans.clusters: found 0; expected greater than or equal to 1": {
         "stages__cluster__cluster__kmeans__clusters": 0},
     "stages.retrain.lost: unknown key": {"stages__retrain__lost": 1},
     "stages.retrain.data.K: missing; a labelled stage needs both P and K": {"stages__retrain__data__K": None},
@@ -176,7 +178,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "stages.cluster.init: is the stage retrain, which run does not list before it": {
         "stages__cluster__init": "retrain"},
     "stages.retrain.init: is the stage cluster, which makes labels and no model": {"stages__retrain__init": "cluster"},
-    "defaults.clip: found -1; wanted greater than 0": {"defaults": {"clip": -1}},
+    "defaults.clip: found -1; expected greater than 0": {"defaults": {"clip": -1}},
 }  # fmt: skip
 
 
@@ -214,13 +216,13 @@ def test_a_stages_own_length_replaces_the_default_of_the_other_kind(
 ) -> None:
     tree = tiny_run.tree(defaults=defaults, stages__embedding__epochs=None)
     tree["stages"]["embedding"] |= stage
-    found = check(tree, "tiny").stages["embedding"]
+    found = check_recipe(tree, "tiny").stages["embedding"]
     assert (found.epochs, found.schedule and found.schedule.constant) == (epochs, schedule)
 
 
 @pytest.mark.parametrize("length", [{"epochs": 4}, {"schedule": {"constant": 3}}])
 def test_stages_that_train_nothing_take_no_length_from_defaults(length: dict[str, Any]) -> None:
-    found = check(written(defaults=length), "here").stages
+    found = check_recipe(written(defaults=length), "here").stages
     assert found["cluster-1"].epochs is None and found["cluster-1"].schedule is None
 
 
@@ -231,11 +233,11 @@ def test_settings_go_over_the_recipe_and_under_the_command_line(tmp_path: Path) 
     path = file(tmp_path, tiny_run.tree(seed=1, model__hidden=16))
     first = file(tmp_path, {"seed": 2, "model": {"hidden": 32}, "scoring": {"batch": 7}}, "first.yaml")
     second = file(tmp_path, {"seed": 3, "scoring": {"tta": "none"}}, "second.yaml")
-    found = load(path, ["model.hidden=64"], [first, second])
+    found = load_recipe(path, ["model.hidden=64"], [first, second])
     assert (found.seed, found.model.hidden) == (3, 64)  # the later settings win
     assert (found.scoring.batch, found.scoring.tta) == (7, "none")
-    assert load(path, [], [second, first]).seed == 2
-    assert load(path).seed == 1
+    assert load_recipe(path, [], [second, first]).seed == 2
+    assert load_recipe(path).seed == 1
 
 
 def test_extends_then_settings_then_own_lines_then_the_command_line(tmp_path: Path) -> None:
@@ -243,17 +245,17 @@ def test_extends_then_settings_then_own_lines_then_the_command_line(tmp_path: Pa
     file(tmp_path, {"model": {"hidden": 2, "embedding": 2}, "scoring": {"batch": 2}}, "set.yaml")
     own = {"extends": "base.yaml", "settings": "set.yaml", "name": "own", "model": {"embedding": 3},
            "scoring": {"batch": 3}}
-    found = load(file(tmp_path, own), ["scoring.batch=4"])
+    found = load_recipe(file(tmp_path, own), ["scoring.batch=4"])
     assert (found.seed, found.model.hidden, found.model.embedding, found.scoring.batch) == (1, 2, 3, 4)
     # Of a recipe that is extended its settings are below all of this one's.
-    again = load(file(tmp_path, {"extends": "own.yaml", "model": {"hidden": 5}}, "again.yaml"))
+    again = load_recipe(file(tmp_path, {"extends": "own.yaml", "model": {"hidden": 5}}, "again.yaml"))
     assert (again.name, again.model.hidden, again.model.embedding) == ("own", 5, 3)
 
 
 def test_defaults_of_settings_replace_the_recipes(tmp_path: Path) -> None:
     path = file(tmp_path, tiny_run.tree(defaults={"clip": 1.0, "optimizer": {"lr": 0.5}}))
     small = file(tmp_path, {"defaults": {"optimizer": {"lr": 0.25}}}, "small.yaml")
-    stage = load(path, [], [small]).stages["embedding"]
+    stage = load_recipe(path, [], [small]).stages["embedding"]
     assert (stage.clip, stage.optimizer.lr) == (1.0, 0.25)
 
 
@@ -261,33 +263,33 @@ def test_a_recipe_takes_the_lines_of_the_stages_that_it_has(tmp_path: Path) -> N
     small = file(
         tmp_path, {"stages": {"embedding": {"clip": 3.0}, "autoencoder": {"clip": 4.0}}}, "small.yaml"
     )
-    assert load("baseline", [], [small]).stages.keys() == {"embedding"}
-    assert load("baseline", [], [small]).stages["embedding"].clip == 3.0
-    assert load("embae-new", [], [small]).stages["autoencoder"].clip == 4.0
-    assert set(load("pul", ["rounds=1"], [small]).stages) == {"classification", "cluster-1", "retrain-1"}
-    assert "target-nuisance" not in load("embae-fix", [], ["quick"]).stages
+    assert load_recipe("baseline", [], [small]).stages.keys() == {"embedding"}
+    assert load_recipe("baseline", [], [small]).stages["embedding"].clip == 3.0
+    assert load_recipe("embae-new", [], [small]).stages["autoencoder"].clip == 4.0
+    assert set(load_recipe("pul", ["rounds=1"], [small]).stages) == {"classification", "cluster-1", "retrain-1"}
+    assert "target-nuisance" not in load_recipe("embae-fix", [], ["quick"]).stages
 
 
 def test_a_stage_that_the_recipe_took_away_stays_away(tmp_path: Path) -> None:
     path = file(tmp_path, "extends: embae-new\nrun: [embedding]\nevaluate: null\n"
                           "stages: {autoencoder: null, target-nuisance: null, target-embedding: null}\n")
     small = file(tmp_path, {"stages": {"autoencoder": {"epochs": 3}}}, "small.yaml")
-    assert load(path, [], [small]).stages.keys() == {"embedding"}
+    assert load_recipe(path, [], [small]).stages.keys() == {"embedding"}
     tree = tiny_run.tree()
     tree["stages"]["spare"] = None
     small = file(tmp_path, {"stages": {"spare": {"epochs": 3}}}, "small.yaml")
-    assert "spare" not in load(file(tmp_path, tree), [], [small]).stages
+    assert "spare" not in load_recipe(file(tmp_path, tree), [], [small]).stages
 
 
 def test_a_stage_of_no_recipe_is_refused_with_the_nearest(tmp_path: Path) -> None:
     small = file(tmp_path, {"stages": {"autoencodr": {"epochs": 3}}}, "small.yaml")
-    with pytest.raises(RecipeError, match=r"small\.yaml: stages: autoencodr is a stage of no recipe; did you mean a"):
-        load("baseline", [], [small])
+    with pytest.raises(RecipeError, match=r"small\.yaml: stages: autoencodr is not a stage of this .*; did you mean a"):
+        load_recipe("baseline", [], [small])
     own = file(
         tmp_path, tiny_run.tree(run=["mine"], evaluate={}, stages={"mine": tiny_run.tree()["stages"]["embedding"]})
     )
     small = file(tmp_path, {"stages": {"mine": {"clip": 3.0}}}, "small.yaml")
-    assert load(own, [], [small]).stages["mine"].clip == 3.0  # its own stages are known
+    assert load_recipe(own, [], [small]).stages["mine"].clip == 3.0  # its own stages are known
 
 
 @pytest.mark.parametrize(
@@ -302,46 +304,46 @@ def test_settings_that_are_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=message):
-        load("baseline", [], [settings])
+        load_recipe("baseline", [], [settings])
     with pytest.raises(RecipeError, match=message):
-        load(file(tmp_path, {"extends": "baseline", "settings": settings}))
+        load_recipe(file(tmp_path, {"extends": "baseline", "settings": settings}))
 
 
 @pytest.mark.parametrize("content", ["stages: 3", "stages: [embedding]", "[1]", "a: 1\na: 2", ""])
 def test_what_is_no_settings(tmp_path: Path, content: str) -> None:
     small = file(tmp_path, content, "small.yaml")
     with pytest.raises(RecipeError, match=r"small\.yaml: "):
-        load("baseline", [], [small])
-    with pytest.raises(RecipeError, match="settings: found 3; wanted the name of shipped settings"):
-        load(file(tmp_path, "extends: baseline\nsettings: 3\n"))
+        load_recipe("baseline", [], [small])
+    with pytest.raises(RecipeError, match="settings: found 3; expected the name of shipped settings"):
+        load_recipe(file(tmp_path, "extends: baseline\nsettings: 3\n"))
 
 
 def test_mistakes_that_settings_bring_are_told_by_their_path(tmp_path: Path) -> None:
     small = file(tmp_path, {"sed": 3, "stages": {"embedding": {"clip": -1}}}, "small.yaml")
     with pytest.raises(RecipeError) as caught:
-        load("baseline", ["seed=-1"], [small])
+        load_recipe("baseline", ["seed=-1"], [small])
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert "sed: unknown key; did you mean seed?" in lines
-    assert "stages.embedding.clip: found -1; wanted greater than 0" in lines
-    assert "seed: found -1; wanted greater than or equal to 0" in lines
+    assert "stages.embedding.clip: found -1; expected greater than 0" in lines
+    assert "seed: found -1; expected greater than or equal to 0" in lines
 
 
 def test_a_recipe_without_stages_is_told_so_whatever_the_settings(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="stages: found 3; wanted"):
-        load(file(tmp_path, {**tiny_run.tree(), "stages": 3}), [], ["quick"])
+    with pytest.raises(RecipeError, match="stages: found 3; expected"):
+        load_recipe(file(tmp_path, {**tiny_run.tree(), "stages": 3}), [], ["quick"])
 
 
 # What ships
 
 
-@pytest.mark.parametrize("settings", [[], *([name] for name in names(SETTINGS)), list(names(SETTINGS))],
+@pytest.mark.parametrize("settings", [[], *([name] for name in shipped_names(SETTINGS)), list(shipped_names(SETTINGS))],
                          ids=lambda settings: "+".join(settings) or "none")  # fmt: skip
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", shipped_names())
 def test_every_recipe_loads_with_every_settings(name: str, settings: list[str], tmp_path: Path) -> None:
-    found = load(name, [], settings)
+    found = load_recipe(name, [], settings)
     assert found.name == name
-    assert load(file(tmp_path, dump(found))) == found
-    bare = load(name)
+    assert load_recipe(file(tmp_path, dump_recipe(found))) == found
+    bare = load_recipe(name)
     for stage, keys in found.stages.items():
         if stage in bare.stages:  # what settings may not change: that is what makes it this recipe
             assert (keys.parts, keys.reinit, keys.kind) == (
@@ -397,12 +399,12 @@ def _letters(stage: Stage) -> str:
 
 
 def test_the_table_has_every_recipe() -> None:
-    assert {*PAPER, *BEYOND, "quickstart", "pretrain-merged"} == set(names())
+    assert {*PAPER, *BEYOND, "quickstart", "pretrain-merged"} == set(shipped_names())
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_shipped_variants_train_and_freeze_what_the_paper_says(name: str) -> None:
-    found: Recipe = load(name, ["rounds=2"] if name == "pul" else [])
+    found: Recipe = load_recipe(name, ["rounds=2"] if name == "pul" else [])
     per, stages = PAPER[name]
     assert found.run == list(stages)
     assert {stage: (keys.init, keys.data.from_, _letters(keys)) for stage, keys in found.stages.items()} == stages
@@ -419,23 +421,23 @@ def test_shipped_variants_train_and_freeze_what_the_paper_says(name: str) -> Non
 
 
 def test_quickstart_is_embae_cam_with_quick_settings() -> None:
-    found, wanted = load("quickstart"), load("embae-cam", [], ["quick"])
+    found, wanted = load_recipe("quickstart"), load_recipe("embae-cam", [], ["quick"])
     assert found == wanted.model_copy(update={"name": "quickstart"})
 
 
 def test_what_recipes_share_begins_alike() -> None:
     """Else a comparison would train it again for each."""
-    baseline = load("baseline").stages["embedding"]
+    baseline = load_recipe("baseline").stages["embedding"]
     for name in PAPER:
         if name not in ("pul", "mixed-batches"):
-            assert load(name).stages["embedding"] == baseline, name
+            assert load_recipe(name).stages["embedding"] == baseline, name
     for name in ("embae", "embae-fix", "embae-cam", "embae-dataset", "bn-camera-embae-cam"):
-        assert load(name).stages["autoencoder"] == load("embae-new").stages["autoencoder"], name
+        assert load_recipe(name).stages["autoencoder"] == load_recipe("embae-new").stages["autoencoder"], name
 
 
-@pytest.mark.parametrize("name", sorted(names()))
+@pytest.mark.parametrize("name", sorted(shipped_names()))
 def test_the_first_row_of_the_table_is_what_the_others_start_from(name: str) -> None:
-    found = load(name)
+    found = load_recipe(name)
     first, *others = found.evaluate
     assert found.start(first) is None
     for row in others:

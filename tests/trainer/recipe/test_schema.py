@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from embae.trainer.errors import RecipeError
 from embae.trainer.losses.registry import TERMS
-from embae.trainer.recipe.load import check, load
+from embae.trainer.recipe.load import check_recipe, load_recipe
 from embae.trainer.recipe.optimizer import OWNED, DeepSpeed, Optimizer, Schedule
 from embae.trainer.recipe.schema import Recipe
 
@@ -65,7 +65,7 @@ CONTINUED = """
 def test_the_recipe_of_the_contract_loads(tmp_path: Path) -> None:
     path = tmp_path / "contract.yaml"
     path.write_text(CONTRACT + CONTINUED)
-    found = load(str(path))
+    found = load_recipe(str(path))
     assert found.stages["embedding"].lr_schedule.final == 3e-7
     assert found.stages["embedding"].deepspeed.zero_stage == 1 and found.stages["autoencoder"].deepspeed.zero_stage == 0
     assert found.stages["target-embedding"].precision == "bf16"
@@ -77,7 +77,7 @@ STAGE = {
     "parts.backbone: cannot be absent": {"parts__backbone": "absent"},
     "parts: no part trains; set at least one part to train": {
         "parts__backbone": "frozen", "parts__embedding": "frozen"},
-    "parts: wanted train, frozen or absent of every part; missing: decoder": {"parts__decoder": None},
+    "parts: expected train, frozen or absent for every part; missing: decoder": {"parts__decoder": None},
     "parts.nuisance: only trains with a loss of reconstruction or adversarial": {"parts__nuisance": "train"},
     "parts.decoder: reconstruction needs it; it cannot be absent": {
         "loss__reconstruction": {}, "parts__nuisance": "train", "data": {"from": "sources", "P": 2, "K": 2}},
@@ -90,9 +90,9 @@ STAGE = {
     "data.batch: give either P and K (labelled images) or batch (any images)": {"data__batch": 8},
     "data.K: missing; a labelled stage needs both P and K": {"data__K": None},
     "data.P: missing; a labelled stage needs both P and K": {"data__P": None},
-    "data.weights: datasets do not take turns where mix is true; give one of them": {
+    "data.weights: mix: true draws each batch from all datasets, which do not take turns; give weights or mix": {
         "data__mix": True, "data__weights": {"square": 1}},
-    "data.P: give one number; with mix: true a batch is of all datasets": {
+    "data.P: found a number for each dataset; expected one number, as mix: true draws each batch from all datasets": {
         "data__mix": True, "data__P": {"square": 2, "tower": 2}},
     "data.K: the triplet loss needs at least 2": {"data__K": 1},
     "data.P: the triplet loss needs at least 2": {"data__P": {"square": 1, "tower": 4}},
@@ -102,11 +102,11 @@ STAGE = {
     f"loss: name at least one of {', '.join(TERMS)}": {"loss": {}},
     "data: labels are not used without a loss that needs identities; give batch instead of P and K": {
         "loss": {"reconstruction": {}}, "parts__nuisance": "train", "parts__decoder": "train"},
-    "optimizer.lr: found 0; wanted greater than 0": {"optimizer": {"lr": 0}},
-    "optimizer.lr: found '1e-4'; wanted a valid number": {"optimizer": {"lr": "1e-4"}},
-    "optimizer.lr: found inf; wanted a finite number": {"optimizer": {"lr": float("inf")}},
-    "optimizer.betas.1: found 1.0; wanted less than 1": {"optimizer": {"betas": [0.9, 1.0]}},
-    "data.K: found True; wanted a valid integer": {"data__K": True},
+    "optimizer.lr: found 0; expected greater than 0": {"optimizer": {"lr": 0}},
+    "optimizer.lr: found '1e-4'; expected a valid number": {"optimizer": {"lr": "1e-4"}},
+    "optimizer.lr: found inf; expected a finite number": {"optimizer": {"lr": float("inf")}},
+    "optimizer.betas.1: found 1.0; expected less than 1": {"optimizer": {"betas": [0.9, 1.0]}},
+    "data.K: found True; expected a valid integer": {"data__K": True},
     "schedule.decay: give decay or cosine, not both": {
         "epochs": None, "schedule": {"decay": 1, "cosine": 1, "final": 1e-6}},
     "schedule.final: exponential decay needs the learning rate it ends at, above 0": {
@@ -130,7 +130,7 @@ _ADVERSARIAL = {
     "data": {"from": "target", "batch": 8}, "loss": {"reconstruction": {}, "adversarial": {}},
 }  # fmt: skip
 _CODES = {**_ADVERSARIAL["parts"], "embedding": "frozen", "nuisance": "frozen"}
-_PSEUDO = "data.labels: pseudo-labels are the target's; they go with from: target or all, P and K"
+_PSEUDO = "data.labels: pseudo-labels belong to the target; use them with from: target or all, P and K"
 STAGE |= {
     f"{_PSEUDO}": {"data__labels": "autoencoder"},
     "data.batch: give either P and K (labelled images) or batch (any images) ": {
@@ -144,7 +144,7 @@ STAGE |= {
     "calibrate.per: embedding is calibrated by camera; dataset goes with batch-norm": {
         **_CALIBRATED, "calibrate": {"what": "embedding", "per": "dataset"}},
     "calibrate.what: missing": {**_CALIBRATED, "calibrate": {}},
-    "calibrate.what: found 'bn'; wanted 'batch-norm', 'features' or 'embedding'": {
+    "calibrate.what: found 'bn'; expected 'batch-norm', 'features' or 'embedding'": {
         **_CALIBRATED, "calibrate": {"what": "bn"}},
     "calibrate.what: there is no embedding; take features": {
         **_CALIBRATED, "parts__embedding": "absent", "calibrate": {"what": "embedding"}},
@@ -163,7 +163,7 @@ STAGE |= {
     "cluster: give one of kmeans, dbscan, linkage ": {
         **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3}, "dbscan": {}}},
     "cluster.kmeans.clusters: missing": {**_CLUSTERED, "cluster": {"kmeans": {}}},
-    "cluster.kmeans.similarity: found 1.5; wanted less than or equal to 1": {
+    "cluster.kmeans.similarity: found 1.5; expected less than or equal to 1": {
         **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3, "similarity": 1.5}}},
     "cluster.dbscan.epps: unknown key; did you mean eps?": {**_CLUSTERED, "cluster": {"dbscan": {"epps": 0.5}}},
     "loss.identity: needs identities; give data.P and data.K instead of data.batch": {
@@ -171,7 +171,7 @@ STAGE |= {
     "parts.classifier: identity needs it; it cannot be absent": {"loss": {"identity": {}}},
     "parts.classifier: only trains with a loss of identity": {"parts__classifier": "train"},
     "parts.discriminator: only trains with a loss of adversarial": {"parts__discriminator": "train"},
-    "loss.identity.smoothing: found 1.0; wanted less than 1": {
+    "loss.identity.smoothing: found 1.0; expected less than 1": {
         "loss": {"identity": {"smoothing": 1.0}}, "parts__classifier": "train"},
     "deepspeed.zero_stage: updates in turn leave the other parts unmoved at stage 0 only; set it to 0": {
         **_ADVERSARIAL, "deepspeed": {"zero_stage": 1}},
@@ -200,7 +200,7 @@ def test_rules_of_a_stage(message: str) -> None:
         within = functools.reduce(dict.__getitem__, keys, at)
         within[last] = copy.deepcopy(value)  # null takes away, also what is not there
     with pytest.raises(RecipeError) as caught:
-        check(tree, "tiny")
+        check_recipe(tree, "tiny")
     assert f"  stages.embedding.{message.strip()}" in str(caught.value).splitlines(), str(caught.value)
 
 
@@ -212,31 +212,31 @@ def test_several_rules_are_told_at_once() -> None:
         stages__autoencoder__data__mix=True,
     )
     with pytest.raises(RecipeError, match="4 mistakes"):
-        check(tree, "tiny")
+        check_recipe(tree, "tiny")
 
 
 RUN = {
     "run: names the stage nothing, which stages lacks": {"run": ["embedding", "nothing"], "evaluate": {}},
     "run: names the stage embedding twice": {"run": ["embedding", "embedding"], "evaluate": {}},
-    "run: found []; wanted at least 1 item": {"run": [], "evaluate": {}},
+    "run: found []; expected at least 1 item": {"run": [], "evaluate": {}},
     "stages.autoencoder.init: is the stage embedding, which run does not list before it": {
         "run": ["autoencoder", "embedding"], "evaluate": {}},
     "stages.embedding.init: is the stage embedding, which run does not list before it": {
         "stages__embedding__init": "embedding"},
     "evaluate.Row: is the stage autoencoder, which run lacks": {
         "run": ["embedding"], "evaluate": {"Row": "autoencoder"}},
-    "data.sources: square stands here twice": {"data__sources": ["square", "tower", "square"]},
+    "data.sources: names square twice; remove one": {"data__sources": ["square", "tower", "square"]},
     "stages.autoencoder.reinit: embedding has no decoder, so it starts afresh anyway; leave it out": {
         "stages__autoencoder__reinit": ["decoder"]},
     "stages.autoencoder.parts.decoder: is frozen, but embedding, where it comes from, has none": {
         "stages__autoencoder__parts__decoder": "frozen"},
     "stages.autoencoder.deepspeed.zero_stage: is 1, but nuisance heads that a batch lacks": {
         "stages__autoencoder__deepspeed": {"zero_stage": 1}},
-    "name: found 'a/b'; wanted letters, digits, _ and -": {"name": "a/b"},
-    "name: found '..'; wanted letters, digits, _ and -": {"name": ".."},
-    "data.threads: found 0; wanted greater than or equal to 1": {"data__threads": 0},
-    "seed: found -1; wanted greater than or equal to 0": {"seed": -1},
-    "model.pooling: found 'max'; wanted 'avg' or 'gem'": {"model__pooling": "max"},
+    "name: found 'a/b'; expected letters, digits, _ and -": {"name": "a/b"},
+    "name: found '..'; expected letters, digits, _ and -": {"name": ".."},
+    "data.threads: found 0; expected greater than or equal to 1": {"data__threads": 0},
+    "seed: found -1; expected greater than or equal to 0": {"seed": -1},
+    "model.pooling: found 'max'; expected 'avg' or 'gem'": {"model__pooling": "max"},
     "stages.embedding.parts.embedding: with model.head: bnneck the triplet loss looks at the features": {
         "model__head": "bnneck"},
     "stages.embedding.loss.triplet: with model.head: bnneck the triplet loss looks at the features": {
@@ -272,7 +272,7 @@ RUN |= {
 @pytest.mark.parametrize("message", RUN)
 def test_rules_of_a_run(message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        check(tiny_run.tree(**RUN[message]), "tiny")
+        check_recipe(tiny_run.tree(**RUN[message]), "tiny")
     assert any(line.startswith(f"  {message}") for line in str(caught.value).splitlines()), str(caught.value)
 
 
@@ -281,7 +281,7 @@ def test_stage_names_with_another_meaning_are_refused(name: str) -> None:
     tree = tiny_run.tree(run=[name], evaluate={})
     tree["stages"] = {name: tree["stages"]["embedding"]}
     with pytest.raises(RecipeError, match=f"stages.{name}: the name has another meaning"):
-        check(tree, "tiny")
+        check_recipe(tree, "tiny")
 
 
 @pytest.mark.parametrize(
@@ -292,22 +292,22 @@ def test_several_heads_train_at_zero_0_only(per: str, zero: int, refused: bool) 
     tree["stages"]["embedding"]["deepspeed"] = {"zero_stage": 3}  # no heads there
     if refused:
         with pytest.raises(RecipeError, match="set it to 0"):
-            check(tree, "tiny")
+            check_recipe(tree, "tiny")
     else:
-        assert check(tree, "tiny").stages["autoencoder"].deepspeed.zero_stage == zero
+        assert check_recipe(tree, "tiny").stages["autoencoder"].deepspeed.zero_stage == zero
 
 
 @pytest.mark.parametrize("key", [*OWNED, "zero"])
 def test_deepspeed_keys_with_an_owner_are_refused(key: str) -> None:
     keys = {"zero": {"stage": 1}} if key == "zero" else {key: {"enabled": True}}
     with pytest.raises(RecipeError, match="has an owner elsewhere in the recipe; set ") as caught:
-        check(tiny_run.tree(stages__embedding__deepspeed=keys), "tiny")
+        check_recipe(tiny_run.tree(stages__embedding__deepspeed=keys), "tiny")
     assert f"stages.embedding.deepspeed.{key}" in str(caught.value)
 
 
 def test_other_deepspeed_keys_pass() -> None:
     keys = {"wall_clock_breakdown": True, "zero": {"reduce_bucket_size": 5}, "comms_logger": {"enabled": True}}
-    found = check(tiny_run.tree(stages__embedding__deepspeed=keys), "tiny").stages["embedding"].deepspeed
+    found = check_recipe(tiny_run.tree(stages__embedding__deepspeed=keys), "tiny").stages["embedding"].deepspeed
     assert found.model_extra == {"wall_clock_breakdown": True, "comms_logger": {"enabled": True}}
     assert found.zero == {"reduce_bucket_size": 5} and found.zero_stage == DeepSpeed().zero_stage == 0
 
@@ -315,21 +315,21 @@ def test_other_deepspeed_keys_pass() -> None:
 def test_models_are_frozen_and_hold_what_was_given() -> None:
     tree = tiny_run.tree()
     before = copy.deepcopy(tree)
-    found = check(tree, "tiny")
+    found = check_recipe(tree, "tiny")
     assert tree == before
     with pytest.raises(ValidationError):
         found.seed = 3  # type: ignore[misc]
 
 
 def test_every_default_is_itself_allowed() -> None:
-    found = Recipe.model_validate(check(tiny_run.tree(), "tiny").model_dump(by_alias=True))
-    assert found == check(tiny_run.tree(), "tiny")
+    found = Recipe.model_validate(check_recipe(tiny_run.tree(), "tiny").model_dump(by_alias=True))
+    assert found == check_recipe(tiny_run.tree(), "tiny")
     assert Optimizer.model_validate(Optimizer().model_dump()) == Optimizer()
     assert Schedule(warmup=1, constant=2, decay=3, final=1e-5).epochs == 6
 
 
 def test_shipped_recipes_are_those_of_the_paper() -> None:
-    cam: Any = load("embae-cam")
+    cam: Any = load_recipe("embae-cam")
     contract = yaml.safe_load(CONTRACT + CONTINUED)
     first = cam.stages["embedding"]
     assert (first.data.P, first.data.K, first.optimizer.lr, first.optimizer.name) == (18, 4, 3e-4, "adam")

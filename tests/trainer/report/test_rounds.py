@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.report.curves import curves
 from embae.trainer.report.loops import Loop, fold
@@ -22,13 +22,14 @@ THREE = ("group", "adapt", "recalibrate")
 
 
 def adapting(*overrides: str) -> Recipe:
-    return load("adapt-best", list(overrides), ["quick"])
+    return load_recipe("adapt-best", list(overrides), ["quick"])
 
 
 def test_rounds_of_a_recipe_are_one_loop() -> None:
     assert fold(adapting("rounds=25")) == ["embedding", "calibrate", Loop(THREE, 25)]
-    assert fold(load("pul", ["rounds=4"], ["quick"]))[-1] == Loop(("cluster", "retrain"), 4)
-    assert fold(load("embae-cam", [], ["quick"])) == ["embedding", "autoencoder", "target-nuisance", "target-embedding"]
+    assert fold(load_recipe("pul", ["rounds=4"], ["quick"]))[-1] == Loop(("cluster", "retrain"), 4)
+    stages = ["embedding", "autoencoder", "target-nuisance", "target-embedding"]
+    assert fold(load_recipe("embae-cam", [], ["quick"])) == stages
 
 
 def test_a_single_round_is_no_loop() -> None:

@@ -13,7 +13,7 @@ import pytest
 from helpers import tiny_run
 
 from embae.trainer.errors import RecipeError
-from embae.trainer.recipe.load import check, load
+from embae.trainer.recipe.load import check_recipe, load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.folder import write_recipe
 from embae.trainer.runs.folder_lock import lock_folder
@@ -21,7 +21,7 @@ from embae.trainer.runs.same_recipe import check_same_recipe
 
 
 def recipe(**changes: Any) -> Recipe:
-    return check(tiny_run.tree(**changes), "tiny")
+    return check_recipe(tiny_run.tree(**changes), "tiny")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_recipe_in_the_folder_loads_again_and_says_what_it_ran_with(run: Path) -> None:
-    assert load(str(run / "recipe.yaml")) == recipe()
+    assert load_recipe(str(run / "recipe.yaml")) == recipe()
     first, second, *_ = (run / "recipe.yaml").read_text().splitlines()
     assert "torch 2." in first and "deepspeed 0." in first and "timm 1." in first
     assert "git commit" in second and "world size 3" in second

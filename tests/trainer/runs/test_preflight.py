@@ -20,7 +20,7 @@ from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.readers.read import read_records
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.errors import WeightsError
-from embae.trainer.recipe.load import check as recipe_of
+from embae.trainer.recipe.load import check_recipe as recipe_of
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.preflight import check_run
 from embae.trainer.runs.run_datasets import draw_synthetic

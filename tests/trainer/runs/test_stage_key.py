@@ -11,7 +11,7 @@ import torch
 from helpers import noise_datasets
 from safetensors.torch import save_file
 
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs import stage_key
 from embae.trainer.runs.stage_key import stage_keys
 
@@ -27,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keys(root: Path, tmp_path: Path) -> Any:
     """``keys(recipe, overrides…, at=root)``: the keys of its stages."""
     def get(recipe: str, *overrides: str, at: Path = root / "labelled") -> dict[str, str]:
-        return stage_keys(load(recipe, overrides, [noise_datasets.settings(tmp_path, at)]))
+        return stage_keys(load_recipe(recipe, overrides, [noise_datasets.settings(tmp_path, at)]))
 
     return get
 
@@ -135,7 +135,7 @@ def test_weights_from_elsewhere_count_by_what_they_hold(keys: Any, tmp_path: Pat
 
 def test_what_came_later_leaves_the_keys_of_stages_without_it(root: Path, tmp_path: Path) -> None:
     """Else a comparison that is gone on with after an update would train all its stages again."""
-    recipe = load("baseline", [], [noise_datasets.settings(tmp_path, root / "labelled")])
+    recipe = load_recipe("baseline", [], [noise_datasets.settings(tmp_path, root / "labelled")])
     stage = stage_key.key_content(recipe, "embedding", {})["stage"]
     assert "ema" not in stage and "window" not in stage["data"]
     model = stage_key.key_content(recipe, "embedding", {})["model"]

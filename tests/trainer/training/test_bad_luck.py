@@ -21,7 +21,7 @@ from helpers.ranks import on_ranks
 from helpers.run_parts import begin_stage
 from torch import Tensor
 
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.checkpoint import Checkpoint, found
 
@@ -76,7 +76,7 @@ def poisoned(world: World, folder: Path) -> dict[str, Any]:
     """A batch with a not-a-number on the second rank, at the third step."""
 
     root, run, made = shared_shards(world, folder), folder / "poisoned", {}
-    recipe = load("embae-cam", [f"data.root={root / 'labelled'}", "stages.embedding.log_every=1"],
+    recipe = load_recipe("embae-cam", [f"data.root={root / 'labelled'}", "stages.embedding.log_every=1"],
                   [settings(folder, root / "labelled")])  # fmt: skip
     run.mkdir(exist_ok=True)
     stage = begin_stage(recipe, "embedding", run, world)

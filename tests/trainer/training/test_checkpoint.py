@@ -20,7 +20,7 @@ from torch import Tensor
 
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model import saved as export
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.distributed import World
 from embae.trainer.runtime.signals import StopSignals
@@ -175,7 +175,7 @@ def test_the_saver_keeps_some_and_tells_what_went_wrong(tmp_path: Path, monkeypa
 
 
 def _recipe(folder: Path, root: Path, *more: str) -> Recipe:
-    return load("embae-cam", [f"data.root={root / 'labelled'}", "evaluate=null", "checkpoints.every=1",
+    return load_recipe("embae-cam", [f"data.root={root / 'labelled'}", "evaluate=null", "checkpoints.every=1",
                               "checkpoints.keep=3", "stages.embedding.log_every=1", "stages.embedding.epochs=null",
                               "stages.embedding.steps=5", "stages.autoencoder.epochs=null",
                               "stages.autoencoder.steps=2", *more], [settings(folder, root / "labelled")])  # fmt: skip

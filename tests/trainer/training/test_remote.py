@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_run, web_server
 
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.preflight import check_run
 
 pytestmark = pytest.mark.ranks
@@ -28,7 +28,7 @@ def test_a_run_over_http_equals_one_from_a_folder(tmp_path: Path) -> None:
     assert near.read_bytes() == far.read_bytes()
     near, far = (tmp_path / name / "evaluation" / "park.json" for name in ("near", "far"))
     assert near.read_bytes() == far.read_bytes()
-    again = load(str(tmp_path / "far" / "recipe.yaml"))
+    again = load_recipe(str(tmp_path / "far" / "recipe.yaml"))
     assert str(again.data.root) == server.url and again.data.cache.folder == tmp_path / "cache"
 
 
@@ -38,6 +38,6 @@ def test_a_cache_that_is_too_small_is_told_before_the_start(tmp_path: Path, caps
         far = [f"data.root={server.url}", f"data.cache.folder={tmp_path / 'cache'}"]
         for overrides, told in ((["data.cache.gib=0.00003"], True), (["data.cache.gib=1"], False),
                                 (["data.cache.gib=0.00003", "stages.embedding.data.window=2"], False)):
-            check_run(load(str(path), [*far, *overrides]), 1)
+            check_run(load_recipe(str(path), [*far, *overrides]), 1)
             said = capsys.readouterr().err
             assert ("set stages.embedding.data.window, or enlarge data.cache" in said) == told, said

@@ -78,7 +78,7 @@ def _recipe(base: Path, case: str) -> Recipe:
     keys = dict(CASES[case])
     nuisance, loader = {"dim": 6, "per": keys.pop("per", "shared")}, keys.pop("loader", "webdataset")
     stage = {"init": str(base / "start"), "steps": STEPS, "log_every": 1, "optimizer": ADAM, **keys}
-    return recipes.check({
+    return recipes.check_recipe({
         "name": "toy", "model": {**KEYS.model_dump(), "nuisance": nuisance}, "run": ["stage"],
         "data": {"root": str(base / "shards" / "labelled"), "sources": ["one", "two"], "target": "target",
                  "image": list(SIZE), "loader": loader, "threads": 1},

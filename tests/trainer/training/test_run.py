@@ -14,7 +14,7 @@ from helpers.run_parts import context
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.pseudo_labels import write_labels
 from embae.trainer.errors import RunError
-from embae.trainer.recipe.load import check
+from embae.trainer.recipe.load import check_recipe
 from embae.trainer.runs.stage_data import open_sampler
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.run import run_stage
@@ -28,7 +28,7 @@ def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too
         "adapt": {"init": "embedding", "parts": {**parts, "embedding": "train"}, "epochs": 1, "loss": {"triplet": {}},
                   "data": {"from": "target", "labels": "group", "P": 3, "K": 2}}}  # fmt: skip
     changes = {f"stages__{name}": stage for name, stage in stages.items()}
-    recipe = check(tiny_run.tree(data__root=str(tiny_run.shards()), run=["embedding", "group", "adapt"],
+    recipe = check_recipe(tiny_run.tree(data__root=str(tiny_run.shards()), run=["embedding", "group", "adapt"],
                              evaluate={"Adapted": "adapt"}, **changes), "tiny")  # fmt: skip
     index, found = Index.open(tiny_run.shards() / "park"), tmp_path / "group" / "export"
     found.mkdir(parents=True)

@@ -115,7 +115,7 @@ def _recipe(
             decoder="train",
         ),
     }
-    return recipes.check(
+    return recipes.check_recipe(
         {
             "name": "toy",
             "seed": seed,

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.sampling.pseudo_labels import read_labels
 from embae.trainer.model.camera_tables import COMMON, TABLES
-from embae.trainer.recipe.load import load
+from embae.trainer.recipe.load import load_recipe
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import PARTS
 from embae.trainer.runs.stage_folder import EXPORT, read_cost
@@ -36,7 +36,7 @@ CALIBRATED = [name for name in VARIANTS if "camera" in name or name == "bn-targe
 
 
 def small(name: str, folder: Path, root: Path, *overrides: str) -> Recipe:
-    return load(name, ["evaluate=null", *overrides], [settings(folder, root)])
+    return load_recipe(name, ["evaluate=null", *overrides], [settings(folder, root)])
 
 
 @on_ranks(1)

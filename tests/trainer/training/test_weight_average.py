@@ -29,7 +29,7 @@ def trained(world: World, folder: Path) -> dict[int, Any]:
     for zero in (0, 2, 3):
         run = folder / f"run-{zero}"
         run.mkdir(exist_ok=True)
-        recipe = recipes.check({
+        recipe = recipes.check_recipe({
             "name": "toy", "model": {**KEYS.model_dump(), "nuisance": {"dim": 6}}, "run": ["stage"],
             "data": {"root": str(folder.parent / "shards" / "labelled"), "sources": ["one", "two"], "target": "target",
                      "image": list(SIZE), "loader": "webdataset", "threads": 1},
