@@ -134,7 +134,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("market1501", "dukemtmc", "msmt17")):
         images = [*noise_datasets.records(1000 * number, 8, 4, 2), *scored]
         write_shards(
-            name, images, folder / "shards", source={"reader": "test"}, workers=1, progress=noise_datasets._silent
+            name, images, folder / "shards", source={"reader": "test"}, workers=1, progress=noise_datasets.silent
         )
     for camera in range(4):
         for number in range(64):

@@ -20,7 +20,7 @@ from pathlib import Path
 from embae.datasets.index.card import CARD
 
 CLAIM = ".claim"
-_PATIENCE = 5.0  # seconds to wait for a shard of somebody else's, where none of our own shows how long one takes
+PATIENCE_S = 5.0  # seconds to wait for a shard of somebody else's, where none of our own shows how long one takes
 
 
 class ShardQueue:
@@ -85,7 +85,7 @@ class ShardQueue:
         for stem in done:
             del self._theirs[stem]
         self.elsewhere += done
-        patience = 1.5 * self._longest or _PATIENCE
+        patience = 1.5 * self._longest or PATIENCE_S
         overdue = [stem for stem, since in self._theirs.items() if time.monotonic() - since > patience]
         if not overdue:
             return None

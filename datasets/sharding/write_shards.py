@@ -110,9 +110,9 @@ def write_shards(
                         raise DataError(_bad(name, bad, plan.images))
                 if not (partial / CARD).exists():
                     write_shard_index(partial, plan, name, source, about)
-                _clean(partial)
+                remove_leftovers(partial)
                 partial.rename(folder)
-                _clean(folder)  # what a late writer left between the two
+                remove_leftovers(folder)  # what a late writer left between the two
                 sync_folder(out)
             except OSError as error:
                 # Others may find at the same time that all is written: one of them renames, and the rest end up here.
@@ -213,7 +213,7 @@ def _read_part(partial: Path, stem: str) -> dict[str, Any] | None:
         return None
 
 
-def _unfinished(partial: Path, plan: ShardPlan, size: tuple[int, int] | None, skip_bad: bool) -> list[str]:
+def find_unfinished(partial: Path, plan: ShardPlan, size: tuple[int, int] | None, skip_bad: bool) -> list[str]:
     """Shards to write. One that left out bad images is among them if they have been mended since."""
     left = []
     for stem, records in plan.shards.items():
@@ -241,7 +241,7 @@ def _write_all(
         part = _read_part(partial, stem)
         return part is not None and (skip_bad or not part["bad"])
 
-    left = _unfinished(partial, plan, size, skip_bad)
+    left = find_unfinished(partial, plan, size, skip_bad)
     if len(left) < len(plan.shards):
         done = f"{len(plan.shards) - len(left)} of {len(plan.shards)} shards are finished"
         note(f"{name}: going on with what others have begun, {done}" if join else
@@ -264,7 +264,7 @@ def _write_all(
             while True:
                 while len(running) < workers and (stem := queue.next()):
                     task = ShardTask(partial, stem, name, plan.shards[stem], size, skip_bad)
-                    with _uninterrupted():
+                    with defer_interrupt():
                         running[executor.submit(write_shard, task)] = stem
                 if not running and not queue.waiting:
                     break
@@ -297,7 +297,7 @@ def _write_all(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def defer_interrupt() -> Iterator[None]:
     """Keeps Ctrl-C for later while workers start, and from the server that they are forked from: one that is half
     started would print a traceback. They end with us anyway."""
     asked: list[int] = []
@@ -323,7 +323,7 @@ def _bad(name: str, bad: list[str], images: int) -> str:
     return "\n  ".join(lines[:-1]) + "\n" + lines[-1]
 
 
-def _clean(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes what only an unfinished dataset needs."""
     for path in folder.iterdir():
         if path.name == PLAN or path.name.endswith((PART, CLAIM, TEMPORARY)):

@@ -103,7 +103,7 @@ def write_shard(task: ShardTask) -> list[str]:
             scratch.mkdir()
             tar, text = scratch / target.name, scratch / part_file.name
             with tar.open("w+b") as file:
-                if not _fill(file, task, part, taken):
+                if not fill_shard(file, task, part, taken):
                     return []
                 file.flush()
                 os.fsync(file.fileno())
@@ -150,7 +150,7 @@ def writing(path: Path) -> Iterator[None]:
             from error
 
 
-def _fill(file: BinaryIO, task: ShardTask, part: dict[str, Any], taken: Callable[[], bool]) -> bool:
+def fill_shard(file: BinaryIO, task: ShardTask, part: dict[str, Any], taken: Callable[[], bool]) -> bool:
     """Writes the tar and notes where its images are; False if another writer has finished it meanwhile."""
     import webdataset  # here, as it imports torch, which takes seconds and which the parent does without
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from embae.trainer.model.batch_norm import _columns, _GlobalBatchNorm
+from embae.trainer.model.batch_norm import GlobalBatchNormFunction, as_columns
 from embae.trainer.model.camera_batch_norm import CameraBatchNorm
 from embae.trainer.model.camera_tables import MEAN, fill_up, has_table
 
@@ -55,7 +55,7 @@ class VarMean(torch.autograd.Function):
         scale = torch.rsqrt(var + ctx.eps)
         factor = weight * scale / (x.numel() / x.shape[1])
         slope = factor * scale * grad_weight
-        grad_x -= _columns(slope, x) * x + _columns(factor * grad_bias - slope * mean, x)
+        grad_x -= as_columns(slope, x) * x + as_columns(factor * grad_bias - slope * mean, x)
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -71,7 +71,7 @@ def var_mean(norm: Any, x: Tensor) -> Tensor:
 
 def everyone(norm: Any, x: Tensor) -> Tensor:
     """Global batch norm."""
-    return _GlobalBatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+    return GlobalBatchNormFunction.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
                                   norm.num_batches_tracked, norm.momentum, norm.eps, False)
 
 

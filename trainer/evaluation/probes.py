@@ -62,7 +62,7 @@ def linear_probe(x: np.ndarray, y: np.ndarray, *, seed: int, group: np.ndarray |
     kept = np.isin(y, classes)
     label = np.searchsorted(classes, y)
     trained, tested = half & kept, ~half & kept
-    told = _classify(x[trained], label[trained], x[tested], x.shape[1] / len(np.unique(one[trained])))
+    told = classify(x[trained], label[trained], x[tested], x.shape[1] / len(np.unique(one[trained])))
     right = np.bincount(label[tested], weights=told == label[tested]) / np.bincount(label[tested])
     return Probe(float(right.mean()), 1 / len(classes))
 
@@ -107,7 +107,7 @@ def _pair(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
     return chosen[number]
 
 
-def _classify(x: np.ndarray, label: np.ndarray, asked: np.ndarray, ridge: float) -> np.ndarray:
+def classify(x: np.ndarray, label: np.ndarray, asked: np.ndarray, ridge: float) -> np.ndarray:
     """The classes of codes `(M, D)` that the regression on codes `(N, D)` and their labels, 0 … C−1, finds: `(M,)`."""
     mean, deviation = x.mean(0), x.std(0)
     # A dimension that never moves says nothing, and rounding in it must not be blown up.

@@ -62,7 +62,7 @@ class _Global:
             self.num_batches_tracked.add_(1)
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum,
                                 self.eps)
-        return _GlobalBatchNorm.apply(x, self.weight, self.bias, self.running_mean, self.running_var,
+        return GlobalBatchNormFunction.apply(x, self.weight, self.bias, self.running_mean, self.running_var,
                                       self.num_batches_tracked, self.momentum, self.eps, together)
 
 
@@ -91,12 +91,12 @@ _GLOBAL: dict[type, Any] = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: G
                             BatchNormAct2d: GlobalBatchNormAct2d}
 
 
-def _columns(values: Tensor, x: Tensor) -> Tensor:
+def as_columns(values: Tensor, x: Tensor) -> Tensor:
     """Per-channel values shaped to go with x."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
-class _GlobalBatchNorm(torch.autograd.Function):
+class GlobalBatchNormFunction(torch.autograd.Function):
     """Normalises by the statistics of all ranks' rows; the backward pass goes through those statistics too."""
 
     @staticmethod
@@ -130,6 +130,6 @@ class _GlobalBatchNorm(torch.autograd.Function):
         total = torch.stack([grad_weight, grad_bias])
         if ctx.together:
             dist.all_reduce(total)
-        factor, slope, constant = (_columns(values, x) for values in pull(weight, mean, var, n, total, ctx.eps))
+        factor, slope, constant = (as_columns(values, x) for values in pull(weight, mean, var, n, total, ctx.eps))
         grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, factor).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None

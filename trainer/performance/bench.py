@@ -72,9 +72,9 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
 
     seconds["loader"] = clock.time(load, steps)
     seconds["model"] = clock.time(lambda: stage.update(parts), steps)
-    exchanges = _exchanges(lambda: stage.update(parts))
+    exchanges = record_exchanges(lambda: stage.update(parts))
     if exchanges:
-        seconds["exchanges"] = clock.time(lambda: _replay(exchanges), steps)
+        seconds["exchanges"] = clock.time(lambda: replay_exchanges(exchanges), steps)
     trained: Any = stage.train()  # a generator
     seconds["step"] = clock.time(lambda: next(trained), steps)
     trained.close()
@@ -157,7 +157,7 @@ def _slowest(seconds: list[float]) -> list[float]:
     return np.max(gather_objects(seconds), axis=0).tolist()
 
 
-def _exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
+def record_exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
     """The exchanges of a step; on one rank there are none that count."""
     if dist.get_world_size() == 1:
         return []
@@ -166,7 +166,7 @@ def _exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
     return recorder.calls
 
 
-def _replay(calls: Sequence[tuple[Any, Any, Any]]) -> None:
+def replay_exchanges(calls: Sequence[tuple[Any, Any, Any]]) -> None:
     """Makes the exchanges of a step again, one after the other, and nothing between them."""
     for func, args, kwargs in calls:
         work = func(*args, **kwargs)

@@ -37,7 +37,7 @@ _SUMS, _TERMS = 2**20, 2**21
 # Rows at a time of sparse products.
 _ROWS = 4096
 # Pairs in a result: 4 GiB.
-_MOST = 2**29
+MOST_PAIRS = 2**29
 
 
 def jaccard_distances(
@@ -132,10 +132,10 @@ def pairwise(weights: sparse.csr_matrix, farthest: float, split: WorkSplit) -> s
         columns.append((place % count).astype(np.int32))
         values.append(distance)
         pairs[rows] = np.bincount(place // count, minlength=rows.stop - rows.start)
-        if pairs.sum() > _MOST:  # too many already; the other ranks have to know
+        if pairs.sum() > MOST_PAIRS:  # too many already; the other ranks have to know
             break
     pairs = split.add(pairs)
-    if (total := int(pairs.sum())) > _MOST:
+    if (total := int(pairs.sum())) > MOST_PAIRS:
         raise ValueError(
             f"{count:,} images have {total:,} near pairs or more, too many to hold: have the features collapsed? If "
             "not, give a smaller `farthest`"

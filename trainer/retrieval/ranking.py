@@ -38,13 +38,13 @@ from embae.trainer.retrieval.work_split import WorkSplit
 STEP = 2.0**-20
 # From so many positives on it is cheaper to sort the values of what is closer than the last of them than to compare the
 # row with each. Measured on 16k float32 columns: equal at some 31 positives.
-_MANY = 32
+MANY_POSITIVES = 32
 # Distances held per thread when the caller sets no chunk: 8 MiB in float64.
-_BLOCK = 2**20
+BLOCK = 2**20
 # Gallery images at a time, and numbers of their embeddings: 256 MiB in float64.
 _PART, _NUMBERS = 2**15, 2**25
 # Gallery images whose distances to the queries of the same identities are taken at a time.
-_MATCHED = 128
+MATCHED_BLOCK = 128
 
 Block = Callable[[np.ndarray], np.ndarray]
 # Given gallery images, the distances `(C, n)` of any C queries to these n, each time in an array of its own. A distance
@@ -123,7 +123,7 @@ def rank_distances(
     dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
     split = split or WorkSplit()
     own = split.share(distances.shape[1])
-    for rows in blocks(len(distances), _BLOCK // max(1, own.stop - own.start)):
+    for rows in blocks(len(distances), BLOCK // max(1, own.stop - own.start)):
         some = distances[rows, own]
         if some.dtype.kind == "f" and (bad := np.isnan(some)).any():
             row, column = np.argwhere(bad)[0]
@@ -243,7 +243,7 @@ def _positives(
         at = place[queries[row]] + which[column] - start[queries[row]]
         found[at] = distances(people.places[which])(queries)[row, column]
 
-    list(pool.map(measure, blocks(len(mine), _MATCHED)))
+    list(pool.map(measure, blocks(len(mine), MATCHED_BLOCK)))
     found = split.add(found)
     others = gallery.camid[images] != query.camid[number]
     return _Positives(number[others], found[others])
@@ -274,12 +274,12 @@ def _count_part(
             at = slice(positives.start[number], positives.start[number] + positives.count[number])
             counts[:, at] += _count(row, closest[at], slice(low[q], high[q]))
 
-    list(pool.map(count, blocks(len(positives.queries), chunk or _BLOCK // len(images))))
+    list(pool.map(count, blocks(len(positives.queries), chunk or BLOCK // len(images))))
 
 
 def _count(row: np.ndarray, positives: np.ndarray, camera: slice) -> np.ndarray:
     """How many of `row[camera]` and of `row` are ≤ each of the sorted `positives` `(G,)`: `(2, G)`."""
-    if len(positives) >= _MANY:
+    if len(positives) >= MANY_POSITIVES:
         near = (np.sort(part[part <= positives[-1]]) for part in (row[camera], row))
         return np.stack([part.searchsorted(positives, "right") for part in near])
     found = np.empty((2, len(positives)), dtype=np.int64)

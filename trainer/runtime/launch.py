@@ -16,6 +16,11 @@ from pathlib import Path
 from embae.trainer.errors import RecipeError
 from embae.trainer.runtime.signals import RESUMABLE
 
+SETTLE_S, FINISH_S = 2.0, 25.0
+"""How long the launcher waits for the other ranks: after a failure, and after a stop request, for the checkpoint."""
+GRACE_S = 10.0
+"""How long a rank may take to end before it is killed."""
+
 
 def is_rank() -> bool:
     """Whether this process is a rank: our launcher, torchrun or srun started it. Otherwise it is a user's command."""
@@ -97,7 +102,7 @@ def _environment(store: Path, nproc: int) -> dict[str, str]:
     return environment
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]], settle_s: float = 2, finish_s: float = 25) -> int:
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
     deadline = math.inf
     while True:
         codes = [worker.poll() for worker in workers]
@@ -111,17 +116,17 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], settle_s: float = 2, finis
             # highest code is the one that says why.
             return max(*failed, 1)
         if failed:  # after a stop request, a rank may still be writing the checkpoint
-            deadline = min(deadline, time.monotonic() + (finish_s if RESUMABLE in failed else settle_s))
+            deadline = min(deadline, time.monotonic() + (FINISH_S if RESUMABLE in failed else SETTLE_S))
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)
 
 
-def _end(workers: Sequence[subprocess.Popen[bytes]], grace_s: float = 10) -> None:
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
-    deadline = time.monotonic() + grace_s
+    deadline = time.monotonic() + GRACE_S
     for worker in workers:
         try:
             worker.wait(max(0.0, deadline - time.monotonic()))

@@ -216,7 +216,7 @@ def test_a_kill_while_fetching_leaves_nothing_that_looks_whole(
     process.wait()
     assert copies(cache, "*.tar.part") and not copies(cache)
     web.bytes_per_s = float("inf")
-    web._free_at = 0.0
+    web.free_at = 0.0
     assert everything(Index.open(far)) == everything(stored)
     assert not copies(cache, "*.part") and len(copies(cache)) == len(stored.shards)
 

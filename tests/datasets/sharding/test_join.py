@@ -32,7 +32,7 @@ from embae.datasets.sharding.writer import ShardTask, write_shard
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_queue, "_PATIENCE", 0.2)
+    monkeypatch.setattr(shard_queue, "PATIENCE_S", 0.2)
 
 
 @pytest.fixture
@@ -196,13 +196,13 @@ def test_an_open_file_that_was_cleared_away_over_a_network_is_no_error(
     task = ShardTask(out, "train-000000", "set", records, None, False)
     with pytest.raises(DataError, match="cannot be written"):
         write_shard(task)
-    fill = shard_writer._fill
+    fill = shard_writer.fill_shard
 
     def complete(*arguments: object) -> bool:
         (out / CARD).touch()
         return fill(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_writer, "_fill", lambda *given: complete(*given[:3], lambda: False))
+    monkeypatch.setattr(shard_writer, "fill_shard", lambda *given: complete(*given[:3], lambda: False))
     assert write_shard(task) == []
     assert os.listdir(out) == [CARD]
 
@@ -260,7 +260,7 @@ def test_an_image_mended_while_another_writes_the_index(
         if not path.stat().st_size:
             path.write_bytes(good)
             plan = plan_shards("set", records, None, 5)
-            (stem,) = sharding._unfinished(partial, plan, None, True)
+            (stem,) = sharding.find_unfinished(partial, plan, None, True)
             write_shard(ShardTask(partial, stem, "set", plan.shards[stem], None, True))
         return found
 
@@ -277,7 +277,7 @@ def test_who_skips_no_bad_images_takes_no_dataset_that_another_made_without_some
     def killed(folder: Path) -> None:
         raise InterruptedError
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "_clean", killed)  # before it renames
+        patch.setattr(sharding, "remove_leftovers", killed)  # before it renames
         with pytest.raises(DataError):
             shard(records, tmp_path / "out", join=True, skip_bad=True)
     with pytest.raises(DataError, match="was made without 1 bad images"):

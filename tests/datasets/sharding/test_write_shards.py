@@ -395,7 +395,7 @@ def test_extreme_numbers_survive(tmp_path: Path) -> None:
 def test_ctrl_c_waits_for_workers_to_start() -> None:
     done, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     try:
-        with pytest.raises(KeyboardInterrupt), sharding._uninterrupted():
+        with pytest.raises(KeyboardInterrupt), sharding.defer_interrupt():
             signal.raise_signal(signal.SIGINT)
             done.append("started")
         assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -99,14 +99,14 @@ def shards(folder: Path) -> Path:
     for root, name, images in (("labelled", "one", records(0, 5, 6, 3)), ("labelled", "two", records(1000, 4, 6, 2)),
                                ("labelled", "target", [*target, *scored]), ("nulled", "target", nulled),
                                ("fewer", "target", [*others, target[1], *scored])):
-        write_shards(name, images, folder / root, source={"reader": "test"}, workers=1, progress=_silent)
+        write_shards(name, images, folder / root, source={"reader": "test"}, workers=1, progress=silent)
     for root, name in (("nulled", "one"), ("nulled", "two"), ("fewer", "one"), ("fewer", "two")):
         (folder / root / name).symlink_to(folder / "labelled" / name)
     return folder
 
 
 @contextlib.contextmanager
-def _silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 

@@ -30,7 +30,7 @@ class Web:
         self.folder, self.gets, self.bytes, self.url = folder, Counter[str](), 0, ""
         self.latency_s, self.bytes_per_s = 0.0, float("inf")
         self.fault: Callable[[str, int, bytes], int | bytes] = lambda path, number, data: data
-        self._lock, self._free_at = threading.Lock(), 0.0
+        self._lock, self.free_at = threading.Lock(), 0.0
 
     def send(self, handler: BaseHTTPRequestHandler, body: bool) -> None:
         """One answer."""
@@ -52,8 +52,8 @@ class Web:
         for at in range(0, len(data) if body else 0, CHUNK):
             with self._lock:
                 self.bytes += len(data[at:at + CHUNK])
-                self._free_at = max(self._free_at, time.monotonic()) + len(data[at:at + CHUNK]) / self.bytes_per_s
-                wait = self._free_at - time.monotonic()
+                self.free_at = max(self.free_at, time.monotonic()) + len(data[at:at + CHUNK]) / self.bytes_per_s
+                wait = self.free_at - time.monotonic()
             time.sleep(max(wait, 0))
             handler.wfile.write(data[at:at + CHUNK])
 

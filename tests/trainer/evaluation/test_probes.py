@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from embae.trainer.evaluation.probes import Probe, _classify, error_by_camera, linear_probe, moved
+from embae.trainer.evaluation.probes import Probe, classify, error_by_camera, linear_probe, moved
 
 
 def drawn(images: int, classes: int, seed: int = 0) -> tuple[np.random.Generator, np.ndarray]:
@@ -113,7 +113,7 @@ def test_it_is_the_regression_it_says() -> None:
     solved = np.linalg.lstsq(left, right, rcond=None)[0]
     asked = rng.standard_normal((500, 5))
     expected = (np.column_stack([(asked - mean) / deviation, np.ones(500)]) @ solved).argmax(1)
-    np.testing.assert_array_equal(_classify(x, y, asked, 0.2), expected)
+    np.testing.assert_array_equal(classify(x, y, asked, 0.2), expected)
 
 
 def test_market_size_is_quick() -> None:

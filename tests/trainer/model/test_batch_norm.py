@@ -181,13 +181,13 @@ def test_moments_are_as_close_as_torchs(shape: tuple[int, ...], dims: list[int],
 
 
 def test_the_backward_pass_is_the_derivative() -> None:
-    from embae.trainer.model.batch_norm import _GlobalBatchNorm
+    from embae.trainer.model.batch_norm import GlobalBatchNormFunction
 
     for kind in ("1d", "2d"):
         norm, (x, _) = _norm(kind), _rows(kind, 4)
 
         def normalise_alone(x: Tensor, weight: Tensor, bias: Tensor, norm: Any = norm) -> Tensor:
-            return _GlobalBatchNorm.apply(
+            return GlobalBatchNormFunction.apply(
                 x,
                 weight,
                 bias,

@@ -87,7 +87,7 @@ def test_every_kind_of_stage_is_measured_without_what_it_starts_from(computed: C
 @on_ranks(2)
 def exchanged(world: World, folder: Path) -> dict[str, Any]:
     """Exchanges of a step by ZeRO stage, and whether making them again changes weights."""
-    from embae.trainer.performance.bench import _exchanges, _replay
+    from embae.trainer.performance.bench import record_exchanges, replay_exchanges
     from embae.trainer.performance.exchanges import bytes_sent
     from embae.trainer.training.engine import Engine
     from embae.trainer.training.objective import Objective
@@ -97,7 +97,7 @@ def exchanged(world: World, folder: Path) -> dict[str, Any]:
         dist.all_gather([torch.ones(10), torch.ones(10)], torch.ones(10))
         dist.broadcast(torch.ones(100), 0)
 
-    found: dict[str, Any] = {"known": [bytes_sent(call) for call in _exchanges(known)]}
+    found: dict[str, Any] = {"known": [bytes_sent(call) for call in record_exchanges(known)]}
     view, parts = ToyView(pid=[0] * 8, camid=[0] * 8), parts_in("frozen", "train", "frozen", "train")
     for zero in range(4):
         keys = stage(parts, RECONSTRUCTION, deepspeed={"zero_stage": zero}, batch_norm={"embedding": "running"})
@@ -109,9 +109,9 @@ def exchanged(world: World, folder: Path) -> dict[str, Any]:
             engine.step(batches, 0.01)
 
         step()
-        calls = _exchanges(step)
+        calls = record_exchanges(step)
         before = engine.state()
-        _replay(calls)
+        replay_exchanges(calls)
         same = all(torch.equal(value, before[key]) for key, value in engine.state().items())
         sizes = [value.numel() for value in made.parameters() if value.requires_grad] if zero < 3 else []
         found[f"ZeRO {zero}"] = [(str(call[0]), bytes_sent(call)) for call in calls], sum(sizes), same

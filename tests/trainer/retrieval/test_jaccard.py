@@ -176,13 +176,13 @@ def by_ranks(world: World, folder: Path) -> dict[str, Any]:
         distances = jaccard_distances(features, k1=k1, k2=k2, farthest=0.8, split=spread_over(world))
         found[case] = [torch.from_numpy(getattr(distances, name)) for name in ("data", "indices", "indptr")]
     collapsed = np.concatenate([np.eye(200, dtype=np.float32), np.ones((60, 200), np.float32)])
-    jaccard._MOST = 1000
+    jaccard.MOST_PAIRS = 1000
     try:
         jaccard_distances(collapsed, split=spread_over(world))
     except ValueError as error:
         found["said"] = str(error)
     finally:
-        jaccard._MOST = 2**29
+        jaccard.MOST_PAIRS = 2**29
     return found
 
 
@@ -219,7 +219,7 @@ def test_threads_do_not_change_it() -> None:
 
 
 def test_too_many_pairs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaccard, "_MOST", 1599)
+    monkeypatch.setattr(jaccard, "MOST_PAIRS", 1599)
     with pytest.raises(ValueError, match="collapsed"):
         jaccard_distances(np.ones((40, 3), np.float32))
 

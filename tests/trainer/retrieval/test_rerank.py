@@ -131,7 +131,7 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(nearest, name, size)
     for name, size in {"_SUMS": 500, "_TERMS": 700, "_ROWS": 17}.items():
         monkeypatch.setattr(jaccard, name, size)
-    monkeypatch.setattr(ranking, "_MATCHED", 5)
+    monkeypatch.setattr(ranking, "MATCHED_BLOCK", 5)
     for chunk, part in ((1, 7), (13, 100), (None, 33)):
         same(rank_again(q, g, *known, chunk=chunk, part=part), wanted)
     for world_size in (2, 3):

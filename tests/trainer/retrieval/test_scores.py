@@ -93,7 +93,7 @@ def assert_literal(result: PerQuery, expected) -> None:
 @pytest.mark.parametrize("many", [1, 4, 128], ids=["all by sorting", "both", "all by comparison"])
 @pytest.mark.parametrize("kind", ["few integers", "float32", "float64"])
 def test_distances_score_like_the_literal_protocol(kind, many, monkeypatch):
-    monkeypatch.setattr(ranking, "_MANY", many)
+    monkeypatch.setattr(ranking, "MANY_POSITIVES", many)
     unmatched = 0
     for seed in range(100):
         rng, query, gallery = case(seed)
@@ -281,7 +281,7 @@ def test_blocks_are_what_bounds_memory(monkeypatch):
         return of
 
     ranking_distances = ranking.squared_distances
-    monkeypatch.setattr(ranking, "_BLOCK", 4012)
+    monkeypatch.setattr(ranking, "BLOCK", 4012)
     monkeypatch.setattr(ranking, "squared_distances", watched)
     rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery)
     # First the positives, of few images each, with the queries of these images' identities alone.

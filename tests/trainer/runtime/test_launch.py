@@ -106,7 +106,7 @@ def test_the_reason_counts_not_those_who_fell_with_it(notes: Path) -> None:
 def test_a_rank_that_will_not_end_is_killed(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from embae.trainer.runtime import launch as module
 
-    monkeypatch.setattr(module._end, "__defaults__", (0.5,))
+    monkeypatch.setattr(module, "GRACE_S", 0.5)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     line = "(time.sleep(1), sys.exit(1)) if rank == 1 else time.sleep(600)"
     assert launch([deaf, line], 2) == 1

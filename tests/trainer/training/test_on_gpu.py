@@ -19,7 +19,7 @@ from helpers.toy_models import CROWD, NECK, SECOND, distance, images, model, par
 
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer import load
-from embae.trainer.model.batch_norm import _GlobalBatchNorm, use_global_batch_norm
+from embae.trainer.model.batch_norm import GlobalBatchNormFunction, use_global_batch_norm
 from embae.trainer.model.camera_tables import fill_up
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
@@ -64,7 +64,7 @@ def normalised(world: World, folder: Path) -> dict[str, Any]:
             running = torch.zeros(3), torch.ones(3), torch.zeros((), dtype=torch.int64)
             given = [value.to(world.device) for value in (weight, bias, *running)]
             weight, bias = (value.requires_grad_() for value in given[:2])
-            out = _GlobalBatchNorm.apply(x, weight, bias, *given[2:], 0.1, 1e-5, True)
+            out = GlobalBatchNormFunction.apply(x, weight, bias, *given[2:], 0.1, 1e-5, True)
             out.backward(images(12, seed=3, size=(8, 6)).to(world.device, kind).contiguous(memory_format=layout))
             found[f"{kind} {layout}"] = [value.detach().cpu().double() for value in (
                 x, out, x.grad, weight.grad, bias.grad, *given[2:4])]  # type: ignore[union-attr]

@@ -54,12 +54,12 @@ def _shards(folder: Path) -> None:
         ("labelled", "target", target),
         ("nulled", "target", nulled),
     ):
-        write_shards(name, records, folder / root, source={"reader": "test"}, workers=1, progress=_silent)
+        write_shards(name, records, folder / root, source={"reader": "test"}, workers=1, progress=silent)
     (folder / "nulled" / "source").symlink_to(folder / "labelled" / "source")
 
 
 @contextlib.contextmanager
-def _silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
