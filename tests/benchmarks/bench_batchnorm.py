@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from embae.trainer.model.batch_norm import GlobalBatchNormFunction, as_columns
 from embae.trainer.model.camera_batch_norm import CameraBatchNorm
-from embae.trainer.model.camera_tables import MEAN, fill_up, has_table
+from embae.trainer.model.camera_tables import MEAN, extend_tables, has_table
 
 IMAGES, SIZE = 64, (128, 64)
 MOST = 64  # cameras
@@ -78,7 +78,7 @@ def everyone(norm: Any, x: Tensor) -> Tensor:
 def by_camera(cameras: int, norm: Any, x: Tensor) -> Tensor:
     """Batch norm by camera."""
     if not has_table(norm, MEAN):
-        fill_up(norm, max(cameras, MOST), trains=True)
+        extend_tables(norm, max(cameras, MOST), trains=True)
     which = torch.arange(IMAGES) % cameras
     return CameraBatchNorm.apply(x, norm.weight, norm.bias, norm, which, torch.arange(cameras), False)
 

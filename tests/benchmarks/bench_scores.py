@@ -70,7 +70,7 @@ def torchreid(distances: np.ndarray, query: Labels, gallery: Labels) -> float | 
     rank = module_from_spec(spec)
     spec.loader.exec_module(rank)
     kept = ~gallery.junk  # it leaves them out when it reads a dataset
-    pid = np.where(gallery.known, gallery.pid, 0)[kept]
+    pid = np.where(gallery.identified, gallery.pid, 0)[kept]
     given = distances[:LOOPED, kept], query.pid[:LOOPED], pid, query.camid[:LOOPED], gallery.camid[kept]
     return timed(lambda: rank.eval_market1501(*given, max_rank=50)) * len(distances) / LOOPED
 

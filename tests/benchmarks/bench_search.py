@@ -68,7 +68,7 @@ def extraction(folder: Path, threads: int) -> None:
     for height, width in (index.image, (128, 64)):
         spec, rows = ImageSpec(height, width), np.arange(len(view))
         torch.manual_seed(0)
-        model = EmbAE(keys, [], {"backbone": "frozen", "embedding": "frozen"}).eval()
+        model = EmbAE(keys, {"backbone": "frozen", "embedding": "frozen"}).eval()
         place = folder / f"{height}" / "export"
         place.mkdir(parents=True)
         write(place, model, model.state_dict(), keys=keys, spec=spec)

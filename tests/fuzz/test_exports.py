@@ -89,7 +89,7 @@ def test_bent_descriptions(folder: Path, changes: list[tuple[str, int, int]], na
         ({"model": {"hidden": 10**12}}, "wider than"),
         ({"model": {"hidden": 2**20}}, r"embedding\.0\.weight is"),  # and no memory was asked for
         ({"model": {"backbone": "hf-hub:timm/resnet18"}}, "timm has no model"),
-        ({"model": {"backbone": "vit_giant_patch14_224"}}, "model.safetensors|takes images of some sizes only"),
+        ({"model": {"backbone": "vit_giant_patch14_224"}}, "model.safetensors|only takes images of some sizes"),
         ({"classes": 3}, "classes"),
         ({"heads": [["toy", n] for n in range(100_000)]}, "too few for 100000 nuisance heads"),
         ({"cameras": [["toy", 0]]}, r"camera_s\w+ is \(2, 8\), the model's \(1, 8\)"),

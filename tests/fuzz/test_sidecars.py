@@ -17,7 +17,7 @@ from hypothesis import given
 from embae.datasets.sampling.pseudo_labels import CARD, LABELS, read_labels, write_labels
 from embae.trainer.comparison.compare import Run, results
 from embae.trainer.evaluation.score_run import read_kept
-from embae.trainer.model.manifest import META, read_description
+from embae.trainer.model.manifest import META, read_manifest
 from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.score_table import SHOWN, are_scores, write_scores
 from embae.trainer.runs.stage_folder import StageCost, finish_stage, read_cost
@@ -100,7 +100,7 @@ def run_scores(folder: Path, kind: str) -> Target:
 
 def a_description(folder: Path) -> Target:
     an_export(folder)
-    return Target(folder / META, lambda: read_description(folder), (folder,))
+    return Target(folder / META, lambda: read_manifest(folder), (folder,))
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

@@ -24,7 +24,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.trainer.commands.options import ENOUGH, Debug, Name, Overrides, SkipBad, Stage, check_writable
 from embae.trainer.commands.train import train
 from embae.trainer.errors import RecipeError
-from embae.trainer.model.manifest import read_description
+from embae.trainer.model.manifest import read_manifest
 from embae.trainer.runs.trained_model import TrainedModel, find_model
 from embae.trainer.runtime.launch import count_gpus
 
@@ -55,7 +55,7 @@ def adapt(
     trained = find_model(run, stage)
     check_writable("--out", out or Path("runs"))
     keep = (out or Path("runs")) / "footage"
-    index = footage(target, name=name, pattern=pattern, keep=keep, size=read_description(trained.export).image,
+    index = footage(target, name=name, pattern=pattern, keep=keep, size=read_manifest(trained.export).image,
                     skip_bad=skip_bad)
     _look_at(index)
     to = out or Path("runs") / f"adapt-{index.name}"
@@ -81,7 +81,7 @@ def _look_at(index: Index) -> None:
 
 def _recipe(trained: TrainedModel, index: Index) -> dict[str, Any]:
     """What differs from the shipped recipe."""
-    found = read_description(trained.export)
+    found = read_manifest(trained.export)
     tree: dict[str, Any] = {
         "extends": "adapt-source-free", "name": f"adapt-{index.name}",
         "model": found.model.model_dump(mode="json"),

@@ -85,7 +85,7 @@ def calibrate(
     export = SavedModel.open(source)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what lies elsewhere meanwhile is removed
     with tempfile.TemporaryDirectory(prefix="embae-") as folder:
-        indexes = _shard(found, export.known, Path(folder), skip_bad)
+        indexes = _shard(found, export.known_cameras, Path(folder), skip_bad)
         if dataset is not None:
             pointed = open_source(dataset, trained.root, name=name, pattern=pattern, keep=Path(folder),
                                  skip_bad=skip_bad)

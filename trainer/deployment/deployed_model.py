@@ -57,7 +57,7 @@ class Deployed(nn.Module):
         images = torch.from_numpy(noise)
         if not self.by_camera:
             return (images,)
-        return images, torch.arange(batch) % (len(self.model.known.cameras) + 1) - 1
+        return images, torch.arange(batch) % (len(self.model.known_cameras.cameras) + 1) - 1
 
 
 def contract(export: SavedModel, deployed: Deployed) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def contract(export: SavedModel, deployed: Deployed) -> dict[str, Any]:
         "input": {"name": IMAGES, "dtype": "float32", "shape": ["batch", 3, height, width], "colour": "RGB",
                   "range": [0, 1]},
         "camera": {"name": CAMERA, "dtype": "int64", "shape": ["batch"], "unknown": -1, "cameras": cameras,
-                   "names": [export.known.names.get(camera) for camera in export.cameras]}
+                   "names": [export.known_cameras.names.get(camera) for camera in export.cameras]}
                   if deployed.by_camera else None,
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", deployed.model.z],
                    "compare": "Euclidean distance of embeddings divided by their length"},

@@ -25,7 +25,7 @@ from embae.trainer.runtime.distributed import broadcast_object, on_first_rank
 
 def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
     """A name for what a model's embeddings mean: those under one name may be compared."""
-    known = [model.cameras, *([names] if (names := sorted(model.known.names.items())) else [])]
+    known = [model.cameras, *([names] if (names := sorted(model.known_cameras.names.items())) else [])]
     return content_key([spec.size, spec.mean, spec.std, tta, *known], np.empty(0, np.uint64), model)
 
 

@@ -20,7 +20,7 @@ from embae.datasets.errors import DataError
 from embae.trainer.deployment.extract import model_key
 from embae.trainer.deployment.pixels import Images, One, normalised, one_by_one, pixels, resized
 from embae.trainer.inference.embeddings import read_size, views
-from embae.trainer.model.known_cameras import tell
+from embae.trainer.model.known_cameras import describe_cameras
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.scoring import TTA
 from embae.trainer.retrieval.work_split import threads
@@ -70,7 +70,7 @@ class Loaded:
     """
 
     def __init__(self, export: SavedModel, device: torch.device, tta: TTA, batch: int):
-        self.spec, self.cameras, self.names = export.spec, export.cameras, dict(export.known.names)
+        self.spec, self.cameras, self.names = export.spec, export.cameras, dict(export.known_cameras.names)
         self.net, self.device = export.restore().to(device), device
         self.width, self.key = self.net.z, model_key(self.net, export.spec, tta)
         self.tta, self._batch, self._warned = tta, batch, False
@@ -117,10 +117,10 @@ class Loaded:
                 raise DataError(f"camera: found {len(each)} for {count} images; wanted one, or one of each image")
         if not self.cameras:
             return None
-        found = [-1 if one is None else self.net.known.by_label(*one) for one in each]
+        found = [-1 if one is None else self.net.known_cameras.by_label(*one) for one in each]
         if -1 in found and not self._warned:
             self._warned = True
-            warnings.warn(f"the model is calibrated by camera ({tell(self.cameras, self.names)}), and "
+            warnings.warn(f"the model is calibrated by camera ({describe_cameras(self.cameras, self.names)}), and "
                           f"{each[found.index(-1)]} is none of them: such images go through the statistics that all "
                           'cameras share; say camera=("DATASET", "NAME")', stacklevel=3)
         return torch.tensor(found, dtype=torch.int64)

@@ -12,7 +12,7 @@ from embae.datasets.console.progress import note
 from embae.datasets.errors import DataError
 from embae.datasets.index.records import ROLES
 from embae.trainer.deployment.query_camera import find_camera
-from embae.trainer.model.known_cameras import tell
+from embae.trainer.model.known_cameras import describe_cameras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def _read_file(text: str, camera_text: str | None, vectors: Vectors, model: Load
     from embae.datasets.images.encoding import opened, upright
     with opened(Path(text).read_bytes(), text) as file:
         image = upright(file, text)
-    camera = find_camera(camera_text, vectors, model.net.known) if camera_text else None
+    camera = find_camera(camera_text, vectors, model.net.known_cameras) if camera_text else None
     return Query(text, image, camera, None, _embed(text, image, camera, vectors, model), None)
 
 
@@ -94,13 +94,13 @@ def _find_row(text: str, source: ImageSource) -> tuple[int, int]:
 
 def _embed(text: str, image: Image.Image, camera: Camera | None, vectors: Vectors, model: Loaded) -> np.ndarray:
     """A query's embedding with the statistics of its camera; notes if the model has none."""
-    cameras = model.net.known
+    cameras = model.net.known_cameras
     place = cameras.index_of(camera, vectors.camera_names.get(camera)) if camera else -1
     if cameras.cameras and place < 0:
         reason = (f"the model is not calibrated on camera {vectors.camera_name(camera)} of {camera[0]}" if camera else
                   "its camera is not known (give --camera)")
         note(f"--query {text}: {reason}; the statistics that all cameras share are used. The model knows "
-             f"{tell(cameras.cameras, cameras.names)}")
+             f"{describe_cameras(cameras.cameras, cameras.names)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model would warn a programmer of the same
         embedding: np.ndarray = model(image, cameras.cameras[place] if place >= 0 else None)[0].numpy()

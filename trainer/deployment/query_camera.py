@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from embae.datasets.errors import DataError
-from embae.trainer.model.known_cameras import listed, tell
+from embae.trainer.model.known_cameras import describe_cameras, list_cameras
 
 if TYPE_CHECKING:
     from embae.trainer.deployment.vectors import Vectors
@@ -37,6 +37,7 @@ def find_camera(text: str, vectors: Vectors, model_cameras: KnownCameras) -> Cam
             return matches[0]
     if dataset not in vectors.datasets and (place := model_cameras.by_label(dataset, label)) >= 0:
         return model_cameras.cameras[place]
-    describe = listed if len(vectors.datasets) == 1 else tell
-    raise DataError(f"--camera {text}: {vectors.origin.name} has {describe(cameras, names, None)}" + (
-        f"; the model knows {tell(model_cameras.cameras, model_cameras.names)}" if model_cameras.cameras else ""))
+    describe = list_cameras if len(vectors.datasets) == 1 else describe_cameras
+    model_knows = describe_cameras(model_cameras.cameras, model_cameras.names)
+    raise DataError(f"--camera {text}: {vectors.origin.name} has {describe(cameras, names, None)}"
+                    + (f"; the model knows {model_knows}" if model_cameras.cameras else ""))

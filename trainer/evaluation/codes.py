@@ -47,7 +47,7 @@ def codes(model: EmbAE, view: View, features: np.ndarray, device: torch.device,
     """
     rows = np.arange(len(view))
     dataset, camid = view.locate(rows)[0], view.column("camid", rows)
-    which = model.numbers(view, rows)
+    which = model.row_cameras(view, rows)
     served = "nuisance" in model.parts() and (
         model.heads[0] == () or {camera[:len(model.heads[0])] for camera in view.cameras()} <= set(model.heads))
     heads = head_numbers(model.heads, view.names, dataset, camid) if served else None

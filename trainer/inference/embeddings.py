@@ -19,7 +19,7 @@ from embae.trainer.inference.features import seen_as
 from embae.trainer.inference.options import Inference
 from embae.trainer.inference.shared_array import content_key, fill, finish
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.model.known_cameras import listed, tell
+from embae.trainer.model.known_cameras import describe_cameras, list_cameras
 from embae.trainer.recipe.scoring import TTA
 from embae.trainer.retrieval.work_split import WorkSplit, threads
 from embae.trainer.runtime.distributed import World, barrier, broadcast_object, on_first_rank, sum_over_ranks
@@ -72,7 +72,7 @@ def embedded(model: EmbAE, view: View, inference: Inference, rows: np.ndarray | 
         with closing(read_batches(view, chosen, spec, reading, world.device, read_size(spec, tta))) as batches:
             for batch in batches:
                 with torch.inference_mode():
-                    cameras = model.cameras_of(batch)
+                    cameras = model.image_cameras(batch)
                     mean = torch.stack([model.encode(crop, cameras) for crop in views(batch.inputs, spec, tta)]).mean(0)
                     embeddings = model.for_search(mean).float()
                 yield embeddings
@@ -96,19 +96,19 @@ def embedded(model: EmbAE, view: View, inference: Inference, rows: np.ndarray | 
 
 def note_unknown_cameras(model: EmbAE, views: Sequence[View]) -> None:
     """Says which cameras of each dataset a model that is calibrated by camera does not know, or not by name."""
-    known = model.known
+    known = model.known_cameras
     names = {camera: name for view in views for camera, name in view.camera_names.items()}
-    if guessed := sorted({camera for view in views for camera in known.by_number(view)}):
-        note(f"the model knows cameras by number alone, and takes {tell(guessed, names)} for its cameras "
-             f"{tell(guessed, {})}; if they had other numbers when it was calibrated, calibrate it again")
+    if guessed := sorted({camera for view in views for camera in known.matched_by_number(view)}):
+        note(f"the model knows cameras by number alone, and takes {describe_cameras(guessed, names)} for its cameras "
+             f"{describe_cameras(guessed, {})}; if they had other numbers when it was calibrated, calibrate it again")
     strange = sorted({camera for view in views for camera in known.unknown(view)})
     for dataset in dict.fromkeys(dataset for dataset, _ in strange if known.cameras):
         own = [camera for camera in strange if camera[0] == dataset]
-        said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras ({listed(own, names)}); their "
-                "images go through the statistics that all cameras share")
+        said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras "
+                f"({list_cameras(own, names)}); their images go through the statistics that all cameras share")
         if dataset not in {other for other, _ in known.cameras}:
-            said += (f". It knows {tell(known.cameras, known.names)}; where these are the same cameras, give the "
-                     "folder that name with --name")
+            said += (f". It knows {describe_cameras(known.cameras, known.names)}; where these are the same cameras, "
+                     "give the folder that name with --name")
         note(said)
 
 

@@ -96,7 +96,7 @@ def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: boo
         with closing(read_batches(view, chosen, spec, reading, world.device)) as batches:
             for batch in batches:
                 with torch.inference_mode(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                    cameras = model.cameras_of(batch)
+                    cameras = model.image_cameras(batch)
                     features = torch.stack([model.extract(images, cameras).float()
                                             for images in (batch.inputs, batch.inputs.flip(3))], 1)
                 yield features
@@ -116,7 +116,7 @@ def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: boo
 
 def seen_as(model: EmbAE, view: View, rows: np.ndarray) -> np.ndarray:
     """What rows of a view are to a model: a number for each image, and where its camera stands among the model's."""
-    which = model.numbers(view, rows)
+    which = model.row_cameras(view, rows)
     return np.concatenate([view.fingerprints()[rows], *([which.astype(np.uint64)] if which is not None else [])])
 
 

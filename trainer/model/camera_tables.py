@@ -1,14 +1,15 @@
-"""Statistics by camera: batch norms, features and embeddings that see each image through its own camera's numbers.
+"""Statistics by camera: each image passes batch norms, features and embedding with the numbers of its own camera.
 
-A model *calibrated* on cameras holds, beside its shared statistics, for each of them
+A model that is *calibrated* on cameras has these buffers in addition to its shared statistics, with one row per camera:
 
-    <batch norm>.camera_mean, .camera_var     `(C, channels)`, in place of running_mean and running_var
-    backbone|embedding.camera_shift, .camera_scale     `(C, width)`: what the part puts out, minus shift, times scale
-    backbone.camera_common     `(2, width)`: mean and deviation of all, that each camera's are mixed with
+    <batch norm>.camera_mean, .camera_var              `(C, channels)`, in place of running_mean and running_var
+    backbone|embedding.camera_shift, .camera_scale     `(C, width)`: the output of the part, minus shift, times scale
+    backbone.camera_common                             `(2, width)`: mean and deviation over all cameras, with which
+                                                       those of each camera are mixed
 
-An image of another camera goes through the shared statistics. Those of features and embeddings are used in eval mode
-alone; a batch norm that has tables while it trains normalises by camera and keeps them up (`camera_norm.py`). Which
-of the model's cameras an image is of says `known_cameras.py`.
+An image of an unknown camera uses the shared statistics. The tables of features and embeddings are used in eval mode
+alone; a batch norm with tables in training mode normalises by camera and updates them (`camera_batch_norm.py`).
+`known_cameras.py` decides which of the model's cameras an image belongs to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,124 +26,160 @@ from torch.nn.modules.batchnorm import _BatchNorm
 MEAN, VAR, SHIFT, SCALE, COMMON = TABLES = ("camera_mean", "camera_var", "camera_shift", "camera_scale",
                                             "camera_common")
 
-_present: ContextVar[Tensor | None] = ContextVar("cameras of the global batch", default=None)
-_which: ContextVar[Tensor | None] = ContextVar("cameras of the images in the network", default=None)
+# Batch norms lie inside timm's networks, which pass on nothing but the images, so the cameras reach them by context. A
+# context variable belongs to the calling thread and is reset at the end of its `with` block: no state remains here.
+_image_cameras: ContextVar[Tensor | None] = ContextVar("cameras of the images in the network", default=None)
+_batch_cameras: ContextVar[Tensor | None] = ContextVar("cameras of the global batch", default=None)
 
 
 @contextmanager
-def using_cameras(which: Tensor | None) -> Iterator[None]:
-    """Says which camera each image of a forward pass is of: `(B,)`, −1 for one that the model has no statistics of."""
-    token = _which.set(which)
+def using_cameras(cameras: Tensor | None) -> Iterator[None]:
+    """Sets the camera of each image of a forward pass: `(B,)`, the index in the tables, −1 for an unknown camera."""
+    token = _image_cameras.set(cameras)
     try:
         yield
     finally:
-        _which.reset(token)
+        _image_cameras.reset(token)
 
 
 @contextmanager
-def with_batch_cameras(present: Tensor | None) -> Iterator[None]:
-    """Says which cameras a global batch has images of: `(K,)`, rising; all of the model's where nobody says."""
-    token = _present.set(present)
+def with_batch_cameras(cameras: Tensor | None) -> Iterator[None]:
+    """Sets the cameras with images in the global batch: `(K,)`, ascending; without this, all cameras of the model."""
+    token = _batch_cameras.set(cameras)
     try:
         yield
     finally:
-        _present.reset(token)
+        _batch_cameras.reset(token)
+
+
+@dataclass(frozen=True)
+class TrainingCameras:
+    """The cameras by which a batch norm normalises in training mode.
+
+    Attributes:
+        of_image: `(B,)`, the camera of each image of this rank.
+        in_batch: `(K,)`, the cameras with images in the global batch, ascending; the same on every rank.
+    """
+
+    of_image: Tensor
+    in_batch: Tensor
 
 
 def has_table(module: nn.Module, name: str) -> bool:
-    """Whether a module holds this table."""
+    """Whether a module has this table."""
     return name in module._buffers
 
 
-def make_room(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Gives a module the tables that a state dict has and it lacks; returns whether there were any."""
-    made = False
+def add_tables(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Adds the tables that a state dict has and the module does not have; returns whether there were any."""
+    added = False
     for key, value in state.items():
         path, _, name = key.rpartition(".")
         if name in TABLES:
             try:
                 owner = module.get_submodule(path)
             except AttributeError:
-                continue  # loading will say that the model lacks it
+                continue  # loading the state dict will report it
             if not has_table(owner, name):
                 owner.register_buffer(name, torch.empty_like(value))
-                made = True
-    return made
+                added = True
+    return added
 
 
-def forget(module: nn.Module, names: Collection[str] = TABLES) -> None:
-    """Takes tables of these names from a module and all below it."""
-    for one in module.modules():
+def remove_tables(module: nn.Module, names: Collection[str] = TABLES) -> None:
+    """Removes the tables of these names from a module and all modules below it."""
+    for child in module.modules():
         for name in names:
-            one._buffers.pop(name, None)
+            child._buffers.pop(name, None)
 
 
-def fill_up(part: nn.Module, cameras: int, *, trains: bool) -> None:
-    """Gives a part's tables rows for so many cameras: new ones do as the shared statistics do.
+def extend_tables(part: nn.Module, cameras: int, *, trains: bool) -> None:
+    """Extends the tables of a part to a number of cameras; new rows have the same effect as the shared statistics.
 
     Args:
-        part: A part; rows that it has stay.
-        cameras: How many.
-        trains: Whether its batch norms go by camera while it trains, and so get tables where they have none.
+        part: A part; its existing rows stay unchanged.
+        cameras: The number of rows that each table gets.
+        trains: Whether its batch norms normalise by camera in training, and so get tables if they have none.
     """
-    for one in part.modules():
-        if isinstance(one, _BatchNorm) and trains and not has_table(one, MEAN):
-            for name, shared in ((MEAN, one.running_mean), (VAR, one.running_var)):
+    for module in part.modules():
+        if isinstance(module, _BatchNorm) and trains and not has_table(module, MEAN):
+            for name, shared in ((MEAN, module.running_mean), (VAR, module.running_var)):
                 assert shared is not None
-                one.register_buffer(name, shared.new_empty(0, len(shared)))
-        for name in filter(one._buffers.__contains__, (MEAN, VAR, SHIFT, SCALE)):
-            table = one.get_buffer(name)
-            more = table.new_zeros(cameras - len(table), table.shape[1])
+                module.register_buffer(name, shared.new_empty(0, len(shared)))
+        for name in filter(module._buffers.__contains__, (MEAN, VAR, SHIFT, SCALE)):
+            table = module.get_buffer(name)
+            new_rows = table.new_zeros(cameras - len(table), table.shape[1])
             if name == SCALE:
-                more += 1
+                new_rows += 1
             elif name in (MEAN, VAR):
-                more += one.get_buffer("running_mean" if name == MEAN else "running_var")
-            one.register_buffer(name, torch.cat([table, more]))
+                new_rows += module.get_buffer("running_mean" if name == MEAN else "running_var")
+            module.register_buffer(name, torch.cat([table, new_rows]))
+
+
+def reorder_tables(part: nn.Module, order: Tensor) -> None:
+    """Reorders the rows of all tables by camera of a part: row i becomes the former row `order[i]`."""
+    for module in part.modules():
+        for name in filter(module._buffers.__contains__, (MEAN, VAR, SHIFT, SCALE)):
+            table = module.get_buffer(name)
+            module.register_buffer(name, table[order.to(table.device)])
+
+
+def set_table_rows(module: nn.Module, name: str, cameras: Tensor, rows: Tensor, initial: Tensor) -> None:
+    """Sets the rows of some cameras in a table; a table that does not exist yet starts from `initial`.
+
+    Args:
+        module: The owner of the table.
+        name: Name of the table.
+        cameras: `(K,)`, the indices of the cameras.
+        rows: `(K, width)`, their rows.
+        initial: `(C, width)`, the values that have the same effect as the shared statistics.
+    """
+    table = module.get_buffer(name) if has_table(module, name) else initial.clone()
+    table[cameras.to(table.device)] = rows.to(table)
+    module.register_buffer(name, table)
 
 
 def without_tables(state: Mapping[str, Tensor], *, keep_batch_norm: bool) -> dict[str, Tensor]:
-    """A part's state without the tables that training it makes stale.
+    """The state of a part without the tables that become outdated when the part is trained.
 
     Args:
         state: By the part's own names.
-        keep_batch_norm: Whether its batch norms keep to their statistics while it trains, or keep them up.
+        keep_batch_norm: Whether the tables of its batch norms stay valid: its batch norms keep their statistics in
+            training, or update them.
     """
-    stale = (SHIFT, SCALE, COMMON) if keep_batch_norm else TABLES
-    return {key: value for key, value in state.items() if key.rpartition(".")[2] not in stale}
+    outdated = (SHIFT, SCALE, COMMON) if keep_batch_norm else TABLES
+    return {key: value for key, value in state.items() if key.rpartition(".")[2] not in outdated}
 
 
-def trained_by(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:
-    """What a batch norm in training mode goes by: the camera of each image `(B,)`, and those that the global batch has.
-
-    None where it has no tables, or nobody says which camera an image is of.
-    """
-    which, present = _which.get(), _present.get()
-    if which is None or not has_table(norm, MEAN):
+def training_cameras(norm: _BatchNorm) -> TrainingCameras | None:
+    """The cameras by which a batch norm in training mode normalises; None if it has no tables or no cameras are set."""
+    of_image, in_batch = _image_cameras.get(), _batch_cameras.get()
+    if of_image is None or not has_table(norm, MEAN):
         return None
-    if present is None:
-        present = torch.arange(len(norm.get_buffer(MEAN)), device=which.device)
-    return which, present
+    if in_batch is None:
+        in_batch = torch.arange(len(norm.get_buffer(MEAN)), device=of_image.device)
+    return TrainingCameras(of_image, in_batch)
 
 
 def batch_norm_by_camera(norm: _BatchNorm, x: Tensor) -> Tensor | None:
-    """A batch norm in eval mode by each image's camera: `(B, C, …)`; None where there is nothing to tell cameras by."""
-    which = _which.get()
-    if which is None or not has_table(norm, MEAN):
+    """A batch norm in eval mode by each image's camera: `(B, C, …)`; None if it has no tables or no cameras are set."""
+    cameras = _image_cameras.get()
+    if cameras is None or not has_table(norm, MEAN):
         return None
     assert norm.running_mean is not None and norm.running_var is not None
-    mean = torch.cat([norm.running_mean[None], norm.get_buffer(MEAN)])[which + 1]
-    var = torch.cat([norm.running_var[None], norm.get_buffer(VAR)])[which + 1]
+    mean = torch.cat([norm.running_mean[None], norm.get_buffer(MEAN)])[cameras + 1]  # row 0: unknown cameras
+    var = torch.cat([norm.running_var[None], norm.get_buffer(VAR)])[cameras + 1]
     scale = norm.weight * torch.rsqrt(var + norm.eps)
     shift = norm.bias - mean * scale
     shape = *scale.shape, *[1] * (x.dim() - 2)
     return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
 
 
-def by_camera_affine(part: nn.Module, out: Tensor, which: Tensor | None) -> Tensor:
-    """What a part puts out, `(B, W)`, moved and scaled by each image's camera if it holds tables for that."""
-    if which is None or not has_table(part, SHIFT):
+def apply_camera_affine(part: nn.Module, out: Tensor, cameras: Tensor | None) -> Tensor:
+    """The output of a part, `(B, W)`, shifted and scaled by each image's camera if the part has tables for that."""
+    if cameras is None or not has_table(part, SHIFT):
         return out
     shift, scale = part.get_buffer(SHIFT), part.get_buffer(SCALE)
-    shift = torch.cat([shift.new_zeros(1, shift.shape[1]), shift])[which + 1]
-    scale = torch.cat([scale.new_ones(1, scale.shape[1]), scale])[which + 1]
+    shift = torch.cat([shift.new_zeros(1, shift.shape[1]), shift])[cameras + 1]
+    scale = torch.cat([scale.new_ones(1, scale.shape[1]), scale])[cameras + 1]
     return ((out - shift) * scale).to(out.dtype)

@@ -1,4 +1,4 @@
-"""The heads of a model: embedding, nuisance, decoder, discriminator."""
+"""The parts of a model besides the backbone: embedding, nuisance heads, decoder, discriminator."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embae.datasets.loading.to_device import to_device
-
-Head = tuple[str | int, ...]
-"""Whom a nuisance head serves: (dataset, camid), (dataset,) or, empty, everyone."""
+from embae.trainer.model.domain import Head
 
 
 def head(features: int, hidden: int, out: int) -> nn.Sequential:
@@ -23,20 +21,20 @@ def head(features: int, hidden: int, out: int) -> nn.Sequential:
 def bnneck(features: int) -> nn.BatchNorm1d:
     """Batch norm with a bias that stays 0 (Luo et al. 2019, §III-E): `(B, features)` to `(B, features)`.
 
-    The triplet loss looks at what goes in, the classifier and retrieval at what comes out.
+    The triplet loss uses its input; the classifier and retrieval use its output.
     """
     neck = nn.BatchNorm1d(features)
-    # A buffer: a parameter that does not train, in a part that does, would have to be told apart everywhere.
+    # A buffer, because every loop over the parameters of a trained part would have to skip a frozen parameter.
     del neck.bias
     neck.register_buffer("bias", torch.zeros(features))
     return neck
 
 
 class NuisanceHeads(nn.Module):
-    """N: one head for everyone, one a dataset, or one a camera.
+    """N: one head for all images, one per dataset, or one per camera.
 
     Args:
-        heads: Whom each head serves, in the order of the weights.
+        heads: The images that each head serves, in the order of the weights.
     """
 
     def __init__(self, features: int, hidden: int, out: int, heads: Sequence[Head]):
@@ -45,21 +43,22 @@ class NuisanceHeads(nn.Module):
         self.out = out
         self.heads = nn.ModuleList(head(features, hidden, out) for _ in heads)
 
-    def forward(self, features: Tensor, which: np.ndarray, present: Sequence[int]) -> Tensor:
+    def forward(self, features: Tensor, head_of_image: np.ndarray, present: Sequence[int]) -> Tensor:
         """`(B, features)` to `(B, out)`.
 
         Args:
             features: Features of this rank's images.
-            which: `(B,)` number of the head of each image; not on the device, which would have to be waited for.
-            present: Heads with images in the *global* batch, rising: every rank walks through the same ones, since
-                their batch norms exchange statistics, even where it has no rows of its own.
+            head_of_image: `(B,)`, the number of the head of each image; on the CPU, since reading it from a device
+                would wait for the device.
+            present: Heads with images in the *global* batch, ascending: each rank runs the same heads, even those for
+                which it has no rows, because their batch norms exchange statistics.
         """
-        order = np.argsort(which, kind="stable")
-        counts = np.bincount(which, minlength=len(self.heads))
-        there, back = (to_device(places, features.device) for places in (order, np.argsort(order)))
-        pieces = torch.split(features[there], counts[list(present)].tolist())
+        order = np.argsort(head_of_image, kind="stable")
+        counts = np.bincount(head_of_image, minlength=len(self.heads))
+        by_head, restored = (to_device(rows, features.device) for rows in (order, np.argsort(order)))
+        pieces = torch.split(features[by_head], counts[list(present)].tolist())
         out = torch.cat([self.heads[number](piece) for number, piece in zip(present, pieces, strict=True)])
-        return out[back]
+        return out[restored]
 
 
 class Decoder(nn.Sequential):
@@ -78,23 +77,23 @@ class Discriminator(nn.Sequential):
 
 
 def head_labels(per: Literal["shared", "dataset", "camera"], cameras: Sequence[tuple[str, int]]) -> list[Head]:
-    """Whom the nuisance heads of a stage serve, from the (dataset, camid) of its images, sorted."""
+    """What the nuisance heads of a stage serve, from the (dataset, camid) of its images, sorted."""
     if per == "shared":
         return [()]
     return [*sorted({(dataset,) for dataset, _ in cameras})] if per == "dataset" else [*sorted(cameras)]
 
 
 def head_numbers(labels: Sequence[Head], names: Sequence[str], dataset: np.ndarray, camid: np.ndarray) -> np.ndarray:
-    """The head that serves each image: `(N,)`.
+    """The number of the head that serves each image: `(N,)`.
 
     Args:
-        labels: Whom each head serves.
+        labels: What each head serves.
         names: Names of the datasets by number.
-        dataset: `(N,)` number of each image's dataset.
-        camid: `(N,)` its camera.
+        dataset: `(N,)`, the number of each image's dataset.
+        camid: `(N,)`, the camera of each image.
     """
     number = {label: position for position, label in enumerate(labels)}
     length = len(labels[0])
     pairs, inverse = np.unique(np.stack([dataset, camid], 1), axis=0, return_inverse=True)
-    found = np.array([number[(names[d], int(c))[:length]] for d, c in pairs])
-    return found[inverse.reshape(-1)]
+    heads = np.array([number[(names[d], int(c))[:length]] for d, c in pairs])
+    return heads[inverse.reshape(-1)]

@@ -18,11 +18,12 @@ from embae.datasets.sampling.sampler import share
 from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
 from embae.trainer.model.batch_norm import use_global_batch_norm
-from embae.trainer.model.camera_tables import fill_up
+from embae.trainer.model.camera_tables import extend_tables
+from embae.trainer.model.domain import Head, ModelDomain
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.model.heads import Head, head_labels
+from embae.trainer.model.heads import head_labels
 from embae.trainer.model.known_cameras import KnownCameras
-from embae.trainer.model.manifest import META, read_description
+from embae.trainer.model.manifest import META, read_manifest
 from embae.trainer.performance.estimate import Passes, RankMemory, owned, passes, pretended, rank_memory, sent, size_of
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
@@ -148,17 +149,11 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
     least = min(data.P.values()) * (data.K or 1) if isinstance(data.P, dict) else sampler.batch
     by_camera = keys.normalised("camera")
     with torch.random.fork_rng(devices=[]):
-        model = EmbAE(
-            recipe.model,
-            heads,
-            keys.parts,
-            classes=sum(map(len, sampler.view.identities)),
-            running=keys.normalised("running"),
-            known=KnownCameras(sampler.view.cameras()) if by_camera else None,
-            size=recipe.data.image,
-        )
+        known_cameras = KnownCameras(sampler.view.cameras()) if by_camera else KnownCameras()
+        domain = ModelDomain(heads, sum(map(len, sampler.view.identities)), known_cameras)
+        model = EmbAE(recipe.model, keys.parts, domain, running=keys.normalised("running"), size=recipe.data.image)
     for part in by_camera:
-        fill_up(getattr(model, part), len(model.known.cameras), trains=True)
+        extend_tables(getattr(model, part), len(model.known_cameras.cameras), trains=True)
     use_global_batch_norm(model, sync=keys.sync_batch_norm)
     scale = (torch.zeros(model.features), torch.ones(model.features)) if keys.loss.needs_feature_scale else None
     form = BatchForm(keys.accumulate, keys.caches, scale, sampler.images, sampler.batch)
@@ -208,4 +203,4 @@ def _heads(recipe: Recipe, stage: Stage, view: View, earlier: dict[str, list[Hea
 def _exported(init: str) -> Iterator[list[Head]]:
     for folder in (Path(init), Path(init) / EXPORT):
         if (folder / META).is_file():
-            yield list(read_description(folder).heads)
+            yield list(read_manifest(folder).heads)

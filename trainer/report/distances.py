@@ -37,8 +37,8 @@ def pair_distances(evidence: Evidence, model: Ranked) -> tuple[np.ndarray, np.nd
     there = np.flatnonzero(~gallery.junk)
     same: list[np.ndarray] = []
     other: list[np.ndarray] = []
-    for query in np.flatnonzero(query_labels.known):
-        alike = gallery.known & (gallery.pid == query_labels.pid[query])
+    for query in np.flatnonzero(query_labels.identified):
+        alike = gallery.identified & (gallery.pid == query_labels.pid[query])
         places = np.flatnonzero(alike & (gallery.camid != query_labels.camid[query]))
         drawn = there[draws.integers(len(there), size=_EACH)] if len(there) else there
         for into, which in ((same, places), (other, drawn[~alike[drawn]])):

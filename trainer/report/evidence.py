@@ -223,7 +223,7 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 
 def select_labels(labels: Labels, rows: np.ndarray | Sequence[int]) -> Labels:
     """The labels of some images."""
-    return Labels(labels.pid[rows], labels.camid[rows], labels.known[rows], labels.junk[rows])
+    return Labels(labels.pid[rows], labels.camid[rows], labels.identified[rows], labels.junk[rows])
 
 
 def _from_where(root: Path | Url) -> str:

@@ -33,7 +33,7 @@ def _people(evidence: Evidence) -> Iterator[tuple[int, int, float, float, int]]:
     """Identity, queries with a match, their mean AP, the median rank of the first match, the highest of the last."""
     results, query_labels, gallery = evidence.last.results, evidence.query_labels, evidence.gallery_labels
     matched = np.flatnonzero(results.first > 0)
-    counts = np.array([np.count_nonzero(gallery.known & (gallery.pid == query_labels.pid[query])
+    counts = np.array([np.count_nonzero(gallery.identified & (gallery.pid == query_labels.pid[query])
                                         & (gallery.camid != query_labels.camid[query])) for query in matched])
     last = np.rint(counts / results.inp[matched]).astype(int)
     for pid in np.unique(query_labels.pid[matched]):

@@ -103,7 +103,7 @@ def codes_of(
     reading = Reading(data.loader, data.threads, _BATCH)
     with torch.inference_mode(), closing(read_batches(view, chosen, export.spec, reading, device)) as batches:
         for batch in batches:
-            which = model.cameras_of(batch)
+            which = model.image_cameras(batch)
             features = model.extract(batch.inputs, which)
             z.append(model.embed(features, which).float().cpu().numpy())
             if heads is not None:

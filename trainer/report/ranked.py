@@ -45,7 +45,7 @@ def answers(evidence: Evidence, queries: np.ndarray) -> list[np.ndarray]:
     query_labels, gallery, orders = evidence.query_labels, evidence.gallery_labels, []
     for query, near in zip(queries, evidence.last.near(queries), strict=True):
         same_person, same_camera = gallery.pid == query_labels.pid[query], gallery.camid == query_labels.camid[query]
-        near[gallery.known & same_person & same_camera] = np.inf
+        near[gallery.identified & same_person & same_camera] = np.inf
         order = np.argsort(near, kind="stable")[:LENGTH]
         orders.append(order[np.isfinite(near[order])])
     return orders
@@ -56,9 +56,9 @@ def _list(evidence: Evidence, query: int, places: np.ndarray, pictures: Pictures
     cells = [tag("figure", pictures(int(evidence.queries[query]), f"query, identity {query_labels.pid[query]}"),
                  tag("figcaption", f"camera {query_labels.camid[query]}"), class_="query")]
     for place in places:
-        right = bool(gallery.known[place] and gallery.pid[place] == query_labels.pid[query])
+        right = bool(gallery.identified[place] and gallery.pid[place] == query_labels.pid[query])
         verdict = "right" if right else "wrong"
-        alt = f"{verdict}, {f'identity {gallery.pid[place]}' if gallery.known[place] else 'nobody known'}"
+        alt = f"{verdict}, {f'identity {gallery.pid[place]}' if gallery.identified[place] else 'nobody known'}"
         cells.append(tag("figure", pictures(int(evidence.gallery[place]), alt),
                          tag("figcaption", "✓" if right else "✗", f" camera {gallery.camid[place]}"), class_=verdict))
     ranks = [f"{model.row}: first match at {model.results.first[query]}" for model in evidence.models]

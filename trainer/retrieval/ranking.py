@@ -187,7 +187,7 @@ class _People:
     """Where the images of each identity lie among some of the gallery's."""
 
     def __init__(self, labels: Labels, images: np.ndarray) -> None:
-        known = np.flatnonzero(labels.known[images])
+        known = np.flatnonzero(labels.identified[images])
         pid = labels.pid[images[known]]
         order = np.argsort(pid, kind="stable")
         self.places, self.pid = known[order], pid[order]
@@ -195,7 +195,7 @@ class _People:
     def of(self, query: Labels) -> tuple[np.ndarray, np.ndarray]:
         """Where in `places` those of each query's identity start and stop: two `(Q,)`."""
         start, stop = (np.searchsorted(self.pid, query.pid, side=side) for side in ("left", "right"))
-        return start, np.where(query.known, stop, start)
+        return start, np.where(query.identified, stop, start)
 
 
 class _Positives:
@@ -228,7 +228,7 @@ def _positives(
     images = people.places[np.arange(len(number)) - np.repeat(place - start, count)]
     found = np.zeros(len(number))
     # Few images at a time, in the order of pids, with the queries of these pids.
-    by_pid = np.flatnonzero(query.known)
+    by_pid = np.flatnonzero(query.identified)
     by_pid = by_pid[np.argsort(query.pid[by_pid], kind="stable")]
     sorted_pid = query.pid[by_pid]
     mine = np.flatnonzero((people.places >= own.start) & (people.places < own.stop))

@@ -30,15 +30,15 @@ class Labels:
     """What the metric knows about N images; made by `Labels.of`.
 
     Attributes:
-        pid: `(N,)` int64, meaningless where `known` is false.
+        pid: `(N,)` int64, meaningless where `identified` is false.
         camid: `(N,)` int64.
-        known: `(N,)` bool, a person whose identity is known: the only images that can match.
+        identified: `(N,)` bool, a person whose identity is known: the only images that can match.
         junk: `(N,)` bool.
     """
 
     pid: np.ndarray
     camid: np.ndarray
-    known: np.ndarray
+    identified: np.ndarray
     junk: np.ndarray
 
     @classmethod
@@ -54,14 +54,15 @@ class Labels:
             ValueError: Lengths differ, a pid or camid is no integer, or a role is none of the three.
         """
         pid = list(pid)
-        known = np.array([one is not None for one in pid], dtype=bool)
-        pids, camids = _integers([0 if one is None else one for one in pid], "pid"), _integers(list(camid), "camid")
+        labelled = np.array([number is not None for number in pid], dtype=bool)
+        pids = _integers([0 if number is None else number for number in pid], "pid")
+        camids = _integers(list(camid), "camid")
         roles = np.array(["person"] * len(pids) if role is None else list(role), dtype=np.str_)
         if not len(pids) == len(camids) == len(roles):
             raise ValueError(f"{len(pids)} pids, {len(camids)} camids and {len(roles)} roles: one of each per image")
         if strange := set(roles.tolist()) - set(ROLES):
             raise ValueError(f"unknown role {min(strange)!r}; roles are {', '.join(ROLES)}")
-        return cls(pids, camids, known & (roles == "person"), roles == "junk")
+        return cls(pids, camids, labelled & (roles == "person"), roles == "junk")
 
     def __len__(self) -> int:
         return len(self.pid)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embae.trainer.errors import WeightsError
-from embae.trainer.model.manifest import META, WEIGHTS, check_weights, named, read_description
+from embae.trainer.model.manifest import META, WEIGHTS, check_weights, named, read_manifest
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runs.stage_folder import EXPORT, is_done
 
@@ -45,7 +45,7 @@ def _check_weights(init: str, stages: Sequence[str]) -> None:
     exports = [folder for folder in (path, path / EXPORT) if (folder / META).is_file()]
     if not exports:
         raise WeightsError(f"the folder {init} contains no export; {expected}")
-    read_description(exports[0])
+    read_manifest(exports[0])
     check_weights(exports[0] / WEIGHTS)
 
 

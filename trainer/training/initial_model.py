@@ -10,9 +10,10 @@ from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.model.backbone import build_backbone, fitted
-from embae.trainer.model.camera_tables import fill_up, without_tables
+from embae.trainer.model.camera_tables import extend_tables, without_tables
+from embae.trainer.model.domain import Head, ModelDomain
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.model.heads import Head, head_labels
+from embae.trainer.model.heads import head_labels
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.manifest import named
 from embae.trainer.model.saved import SavedModel, load_into, read_weights
@@ -56,10 +57,10 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         running, by_camera = stage.normalised("running"), stage.normalised("camera")
-        known = export.known if export else KnownCameras()
+        known = export.known_cameras if export else KnownCameras()
         if by_camera:
-            known = known.joined(view)  # rows of tables stay where they are
-        model = EmbAE(keys, heads, stage.parts, running=running, classes=classes, known=known, size=size)
+            known = known.extended_by(view)  # rows of tables stay where they are
+        model = EmbAE(keys, stage.parts, ModelDomain(heads, classes, known), running=running, size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
             raise WeightsError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
@@ -78,7 +79,7 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
         elif stage.init != "random":
             load_into(model.backbone, fitted(_backbone_file(Path(stage.init)), model.backbone), stage.init)
     for part, module in model.parts().items():
-        fill_up(module, len(known.cameras), trains=part in by_camera)
+        extend_tables(module, len(known.cameras), trains=part in by_camera)
     return model
 
 

@@ -17,7 +17,7 @@ from embae.datasets.loading.to_device import to_device
 from embae.trainer.losses.precision import exact
 from embae.trainer.losses.registry import Loss
 from embae.trainer.losses.term import LossTerm, TermState
-from embae.trainer.model.camera_tables import by_camera_affine, using_cameras, with_batch_cameras
+from embae.trainer.model.camera_tables import apply_camera_affine, using_cameras, with_batch_cameras
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.heads import head_numbers
 from embae.trainer.runtime.distributed import gather_rows, sum_over_ranks
@@ -98,8 +98,8 @@ class Objective(Trainable):
 
     def encode(self, batch: Batch) -> EncodedBatch:
         """Images through backbone and embedding."""
-        cameras = self.model.cameras_of(batch)
-        with with_batch_cameras(self.model.cameras_among(batch)):
+        cameras = self.model.image_cameras(batch)
+        with with_batch_cameras(self.model.batch_cameras(batch)):
             features = batch.inputs if self._form.cached else self.model.extract(batch.inputs, cameras)
             z = self.model.embed(features, cameras)
         return EncodedBatch(batch, features, z, cameras, self.model, getattr(self, "reference", None), self._form)
@@ -175,7 +175,7 @@ class EncodedBatch:
                 return target if scale is None else (target - scale[0]) / scale[1]
             with using_cameras(self.cameras):
                 features = self.reference(self.batch.inputs)
-                return exact(by_camera_affine(self.reference, features, self.cameras))
+                return exact(apply_camera_affine(self.reference, features, self.cameras))
 
     def noise_scores(self) -> Tensor:
         discriminator = self.model.discriminator

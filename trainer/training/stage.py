@@ -265,9 +265,7 @@ class StageRun:
 
     def snapshot(self) -> EmbAE:
         """A copy of the model as it is now, in eval mode, for scoring during training."""
-        own = self.model
-        model = EmbAE(self.recipe.model, own.heads, own.uses, classes=own.classes, known=own.known,
-                      size=self.spec.size)
+        model = EmbAE(self.recipe.model, self.model.uses, self.model.domain, size=self.spec.size)
         load_into(model, self.state(), self.name)
         return model.to(self.world.device).eval()
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from embae.datasets.loading.batch import Batch
 from embae.datasets.sampling.sampler import share
 from embae.datasets.sampling.view import PERSON
+from embae.trainer.model.domain import Head, ModelDomain
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.model.heads import Head
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.stage import Stage
@@ -83,6 +83,7 @@ def model(
     *,
     seed: int = 0,
     of: Model = KEYS,
+    classes: int = 0,
     cameras: Sequence[tuple[str, int]] = (),
     names: Mapping[tuple[str, int], str] | None = None,
     **keys: Any,
@@ -90,7 +91,8 @@ def model(
     """A model with fixed weights and the running statistics of some images: with fresh ones features are about 0."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made = EmbAE(of, labels, parts, known=KnownCameras(cameras, names or {}), **keys)  # type: ignore[arg-type]
+        domain = ModelDomain(labels, classes, KnownCameras(cameras, names or {}))
+        made = EmbAE(of, parts, domain, **keys)  # type: ignore[arg-type]
         norms = [module for module in made.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0

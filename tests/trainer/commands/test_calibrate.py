@@ -148,9 +148,9 @@ def test_cameras_are_known_by_name_when_one_sorts_before_them(desk: Path, by_dat
     assert done.exit_code == 0 and "station/attic: 12 images" in done.stdout
     found = SavedModel.open(desk / "more")
     assert found.cameras == [("station", 0), ("station", 1), ("station", 2), ("station", 4)]
-    assert [found.known.names[camera] for camera in found.cameras] == ["door", "hall", "yard", "attic"]
+    assert [found.known_cameras.names[camera] for camera in found.cameras] == ["door", "hall", "yard", "attic"]
     done = calibrate(desk, "--camera", f"station/attic={moved / 'door'}", "--out", desk / "again", start="more")
-    assert done.exit_code == 0 and SavedModel.open(desk / "again").known == found.known
+    assert done.exit_code == 0 and SavedModel.open(desk / "again").known_cameras == found.known_cameras
     old, new = weights(desk / "more"), weights(desk / "again")
     changed = {row for key in old if key.endswith(TABLES[:2]) for row in range(4)
                if not torch.equal(old[key][row], new[key][row])}

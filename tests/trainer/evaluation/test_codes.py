@@ -16,8 +16,8 @@ from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.evaluation.codes import Codes, codes, measure
 from embae.trainer.model.camera_tables import SCALE, SHIFT
+from embae.trainer.model.domain import Head, ModelDomain
 from embae.trainer.model.embae import EmbAE
-from embae.trainer.model.heads import Head
 from embae.trainer.model.known_cameras import KnownCameras
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def made(
     """A model whose z and v are twelve features from there on, and whose decoder puts out zeros."""
     parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "frozen" if nuisance else "absent",
              "decoder": "frozen" if decoder else "absent"}
-    model = EmbAE(WIDE, labels, parts).eval()  # type: ignore[arg-type]
+    model = EmbAE(WIDE, parts, ModelDomain(labels)).eval()  # type: ignore[arg-type]
     passes_on(model.embedding, z)
     if nuisance:
         for number, head in enumerate(model.nuisance.heads):
@@ -161,7 +161,7 @@ def test_what_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
 def test_calibrated_embeddings_are_those_of_their_camera(view: View) -> None:
     x, camid = features(view), view.column("camid", np.arange(len(view)))
     model = made()
-    model.known = KnownCameras([("target", 0), ("target", 1), ("target", 2)])
+    model.known_cameras = KnownCameras([("target", 0), ("target", 1), ("target", 2)])
     model.embedding.register_buffer(SHIFT, torch.arange(36.0).view(3, 12))
     model.embedding.register_buffer(SCALE, torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 12).contiguous())
     found = codes(model, view, x, CPU).z

@@ -53,7 +53,7 @@ def model(unit: bool = False) -> EmbAE:
         torch.manual_seed(3)
         keys = Model(backbone="test_efficientnet", embedding=6, hidden=8, unit=unit)
         return EmbAE(
-            keys, [], {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
+            keys, {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
         ).eval()
 
 
@@ -161,7 +161,7 @@ def test_labels(tmp_path: Path) -> None:
     found = labels(View([index], "gallery"))
     seen = {
         (bool(known), bool(junk), int(camid)) + ((int(pid),) if known else ())
-        for known, junk, camid, pid in zip(found.known, found.junk, found.camid, found.pid, strict=True)
+        for known, junk, camid, pid in zip(found.identified, found.junk, found.camid, found.pid, strict=True)
     }
     # A distractor is nobody's match, whatever its pid; junk is told apart from images that nobody labelled.
     assert seen == {(True, False, 2, 1), (False, False, 2), (False, True, 2), (False, True, 3), (False, False, 3)}

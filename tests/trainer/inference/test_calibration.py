@@ -312,7 +312,7 @@ def additions(world: World, folder: Path) -> dict[str, Any]:
     found["alone"] = put(put(alone, "features", (0, 1)), "features", (2,)).state_dict()
     old = put(fresh(), "features", (0, 1))
     del old.backbone.camera_common  # exports were so
-    none = EmbAE(KEYS.model_copy(update={"backbone": "test_convnext"}), [], {"backbone": "frozen"}).eval()
+    none = EmbAE(KEYS.model_copy(update={"backbone": "test_convnext"}), {"backbone": "frozen"}).eval()
     for name, made, what in (("old", old, "features"), ("none", none, "batch-norm")):
         try:
             put(made, what, (2,))
@@ -393,7 +393,8 @@ def test_features_are_taken_back_of_a_camera_whose_batch_norms_change(added: dic
 
 
 def test_features_that_were_moved_nobody_knows_whereto_take_no_camera_more(added: dict[str, Any]) -> None:
-    assert "does not keep what they were moved to; calibrate all cameras anew, together" in added["old"]
+    assert ("does not store the mean and deviation that they were moved to; calibrate all cameras again, together"
+            in added["old"])
 
 
 def test_a_model_without_batch_norm_is_refused(added: dict[str, Any]) -> None:

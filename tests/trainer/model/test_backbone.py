@@ -93,9 +93,9 @@ def test_a_last_stride_of_1_keeps_the_feature_map_large() -> None:
 
 @pytest.mark.parametrize(("keys", "said"), [
     ({"backbone": "mobilenetv9"}, r"model\.backbone: timm has no model 'mobilenetv9'"),
-    ({"backbone": "test_byobnets"}, r"near: .*test_byobnet"),
+    ({"backbone": "test_byobnets"}, r"similar names: .*test_byobnet"),
     ({"backbone": "resnet50.no_such_tag"}, r"timm has no model 'resnet50\.no_such_tag'"),
-    ({"backbone": "test_vit", "pooling": "gem"}, r"model\.pooling: gem .* test_vit takes none; set it to avg"),
+    ({"backbone": "test_vit", "pooling": "gem"}, r"model\.pooling: gem .* test_vit does not take one; set it to avg"),
     ({"backbone": "test_resnet", "last_stride": 1}, r"model\.last_stride: 1 .* for test_resnet leave it at 2"),
     ({"backbone": "test_vit", "last_stride": 1}, r"model\.last_stride: 1 .* for test_vit leave it at 2"),
 ])  # fmt: skip
@@ -105,7 +105,7 @@ def test_what_cannot_be_built_is_named(keys: dict[str, Any], said: str) -> None:
 
 
 def test_a_size_that_a_backbone_cannot_take_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"model\.backbone: VisionTransformer takes images of some sizes only"):
+    with pytest.raises(RecipeError, match=r"model\.backbone: VisionTransformer only takes images of some sizes"):
         width(built("test_vit", (60, 32)), (60, 32))
 
 

@@ -19,7 +19,7 @@ from embae.datasets.loading.augment import ImageSpec
 from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm
-from embae.trainer.model.camera_tables import MEAN, TABLES, VAR, fill_up, using_cameras, with_batch_cameras
+from embae.trainer.model.camera_tables import MEAN, TABLES, VAR, extend_tables, using_cameras, with_batch_cameras
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.saved import SavedModel
@@ -37,7 +37,7 @@ SPLITS = {1: [(8,)], 2: [(4, 4), (8, 0), (1, 7)], 4: [(2, 2, 2, 2), (3, 0, 1, 4)
 
 def _norm(kind: str) -> Any:
     norm = (nn.BatchNorm1d if kind == "1d" else nn.BatchNorm2d)(CHANNELS, momentum=0.3).double()
-    fill_up(norm, CAMERAS, trains=True)
+    extend_tables(norm, CAMERAS, trains=True)
     random = torch.Generator().manual_seed(7)
     for value in norm.state_dict().values():
         if value.is_floating_point():
@@ -170,7 +170,7 @@ PARTS = parts_in("train", "train")
 def _trained_by_camera(cameras: list[tuple[str, int]], uses: dict[str, str] = PARTS) -> EmbAE:
     made = model(uses, cameras, cameras=cameras)
     for part in (made.backbone, made.embedding):
-        fill_up(part, len(cameras), trains=True)
+        extend_tables(part, len(cameras), trains=True)
     use_global_batch_norm(made, sync=True)
     return made.train()
 
@@ -178,22 +178,23 @@ def _trained_by_camera(cameras: list[tuple[str, int]], uses: dict[str, str] = PA
 @on_ranks(1)
 def calibrated(world: World, folder: Path) -> dict[str, Any]:
     """The tables of calibration, without its prior, and those of a pass in training mode over all images at once."""
-    from embae.trainer.inference import calibration
+    from embae.trainer.inference import calibration_prior
     from embae.trainer.inference.batches import read_batches
+    from embae.trainer.inference.calibration import calibrate
     from embae.trainer.recipe.calibration import Calibrate
 
     view = target(shared_shards(world, folder) / "labelled")
     reading = Reading("webdataset", 1, len(view))
     wanted = model(parts_in("frozen", "frozen")).eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "PRIOR", 0)
-        calibration.calibrate(wanted, Calibrate(what="batch-norm"), view, Inference(SPEC, world, folder, reading))
+        patch.setattr(calibration_prior, "PRIOR_IMAGES", 0)
+        calibrate(wanted, Calibrate(what="batch-norm"), view, Inference(SPEC, world, folder, reading))
     trained = _trained_by_camera(view.cameras())
     for module in trained.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     (batch,) = read_batches(view, np.arange(len(view)), SPEC, reading, world.device)
-    trained(batch.inputs, trained.cameras_of(batch))
+    trained(batch.inputs, trained.image_cameras(batch))
     states = [{key: value for key, value in made.state_dict().items() if key.endswith((MEAN, VAR))}
               for made in (wanted, trained)]
     return {"wanted": states[0], "found": states[1]}
@@ -218,7 +219,7 @@ def _write(run: Path, made: EmbAE, name: str) -> None:
 def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(tmp_path: Path) -> None:
     before = _trained_by_camera([("toy", 0), ("toy", 7)])
     (batch,) = share_of(ToyView([0] * 6, [0, 7] * 3), images(6), np.arange(6), 0, 1)
-    before(batch.inputs, before.cameras_of(batch))
+    before(batch.inputs, before.image_cameras(batch))
     _write(tmp_path, before, "before")
     uses = {**parts_in("frozen", "train", "absent", "train")}
     keys = stage(uses, RECONSTRUCTION, init="before", batch_norm={"embedding": "camera"})
@@ -236,13 +237,13 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     assert back.cameras == made.cameras
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in made.state_dict().items())
     # A camera that has its number from a name is told by that.
-    before.known = KnownCameras(before.known.cameras, {("toy", 0): "door", ("toy", 7): "hall"})
+    before.known_cameras = KnownCameras(before.known_cameras.cameras, {("toy", 0): "door", ("toy", 7): "hall"})
     _write(tmp_path, before, "named")
     named = keys.model_copy(update={"init": "named"})
     view = Seen(cameras, {("toy", 0): "attic", ("toy", 1): "door", ("toy", 4): "hall"})
     made = initial_model(KEYS, named, "now", seed=0, run=tmp_path, view=view)  # type: ignore[arg-type]
     assert made.cameras == [("toy", 0), ("toy", 7), ("toy", 8)]
-    assert list(made.known.names.values()) == ["door", "hall", "attic"]
+    assert list(made.known_cameras.names.values()) == ["door", "hall", "attic"]
     # As a part that trains by batches, or starts afresh, it has none.
     plain = stage(uses, RECONSTRUCTION, init="before")
     state = initial_model(KEYS, plain, "now", seed=0, run=tmp_path, view=Seen(cameras)).state_dict()

@@ -39,7 +39,7 @@ def _norms(made: EmbAE) -> list[_BatchNorm]:
 
 
 def calibrated(
-    parts: dict[str, str] = PARTS, *, norms: bool = True, by_camera_affine: bool = True, nuisance: int = 0
+    parts: dict[str, str] = PARTS, *, norms: bool = True, affine: bool = True, nuisance: int = 0
 ) -> EmbAE:
     """A model with made-up tables for three cameras."""
     made = model(parts, heads(nuisance), cameras=CAMERAS).eval()
@@ -50,7 +50,7 @@ def calibrated(
                 assert value is not None
                 rows = [value * _random(value, 10 * number + camera) for camera in range(3)]
                 norm.register_buffer(name, torch.stack(rows))
-    if by_camera_affine:
+    if affine:
         for number, (part, width) in enumerate(((made.backbone, made.features), (made.embedding, made.z))):
             part.register_buffer(SHIFT, 0.1 * _random(torch.empty(3, width), 100 + number))
             part.register_buffer(SCALE, _random(torch.empty(3, width), 200 + number))
@@ -74,7 +74,7 @@ def plain(made: EmbAE, camera: int) -> EmbAE:
 
 @torch.no_grad()
 def test_batch_norm_by_camera_is_a_plain_network_for_each_image() -> None:
-    made, inputs = calibrated(by_camera_affine=False), images(len(WHICH))
+    made, inputs = calibrated(affine=False), images(len(WHICH))
     features, z = made.extract(inputs, WHICH), made(inputs, WHICH)
     for row, camera in enumerate(WHICH.tolist()):
         own = plain(made, camera)
@@ -87,7 +87,7 @@ def test_batch_norm_by_camera_is_a_plain_network_for_each_image() -> None:
 
 @torch.no_grad()
 def test_it_is_exact_in_double_precision() -> None:
-    made, inputs = calibrated(by_camera_affine=False).double(), images(len(WHICH)).double()
+    made, inputs = calibrated(affine=False).double(), images(len(WHICH)).double()
     found = made(inputs, WHICH)
     wanted = torch.cat([plain(made, camera)(inputs[row:row + 1]) for row, camera in enumerate(WHICH.tolist())])
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
@@ -146,9 +146,9 @@ def test_a_batch_says_which_cameras_its_images_are_of() -> None:
 
     view = ToyView([0] * 4, [1, 5, 0, 2])
     (batch,) = share_of(view, images(4), np.array([3, 1, 0, 2]), 0, 1)
-    found = calibrated().cameras_of(batch)
+    found = calibrated().image_cameras(batch)
     assert found is not None and found.tolist() == [2, -1, 1, 0]
-    assert model(PARTS).cameras_of(batch) is None
+    assert model(PARTS).image_cameras(batch) is None
 
 
 def test_stale_tables_are_left_out_by_name() -> None:
@@ -166,9 +166,9 @@ def write(run: Path, made: EmbAE, name: str = "calibrate") -> Path:
     return run / name / "export"
 
 
-@pytest.mark.parametrize(("norms", "by_camera_affine"), [(True, True), (True, False), (False, True)])
-def test_an_export_brings_its_tables_back(tmp_path: Path, norms: bool, by_camera_affine: bool) -> None:
-    made = calibrated(norms=norms, by_camera_affine=by_camera_affine)
+@pytest.mark.parametrize(("norms", "affine"), [(True, True), (True, False), (False, True)])
+def test_an_export_brings_its_tables_back(tmp_path: Path, norms: bool, affine: bool) -> None:
+    made = calibrated(norms=norms, affine=affine)
     opened = SavedModel.open(write(tmp_path, made))
     assert opened.cameras == CAMERAS
     back = opened.restore()
@@ -181,9 +181,10 @@ def test_an_export_brings_its_tables_back(tmp_path: Path, norms: bool, by_camera
 def test_an_export_remembers_what_cameras_are_called(tmp_path: Path) -> None:
     made = calibrated()
     names = {CAMERAS[0]: "door", CAMERAS[2]: "Hall 2, left"}
-    made.known = KnownCameras(made.known.cameras, names)
+    made.known_cameras = KnownCameras(made.known_cameras.cameras, names)
     folder = write(tmp_path, made)
-    assert SavedModel.open(folder).known.names == names and SavedModel.open(folder).restore().known.names == names
+    saved = SavedModel.open(folder)
+    assert saved.known_cameras.names == names and saved.restore().known_cameras.names == names
     about = json.loads((folder / "model.json").read_text())
     for wrong in (["door"], ["door", "door", None], [1, 2, 3]):
         (folder / "model.json").write_text(json.dumps({**about, "names": wrong}))
@@ -191,11 +192,11 @@ def test_an_export_remembers_what_cameras_are_called(tmp_path: Path) -> None:
             SavedModel.open(folder)
     del about["names"]  # as exports were before
     (folder / "model.json").write_text(json.dumps(about))
-    assert SavedModel.open(folder).cameras == CAMERAS and not SavedModel.open(folder).known.names
+    assert SavedModel.open(folder).cameras == CAMERAS and not SavedModel.open(folder).known_cameras.names
 
 
 def test_an_export_without_tables_names_no_cameras(tmp_path: Path) -> None:
-    made = calibrated(norms=False, by_camera_affine=False)
+    made = calibrated(norms=False, affine=False)
     assert made.cameras == CAMERAS and SavedModel.open(write(tmp_path, made)).cameras == []
 
 

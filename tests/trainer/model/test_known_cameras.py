@@ -7,7 +7,7 @@ import pytest
 from helpers.toy_models import Seen, model, parts_in
 
 from embae.trainer.inference.embeddings import note_unknown_cameras
-from embae.trainer.model.known_cameras import KnownCameras, listed, tell
+from embae.trainer.model.known_cameras import KnownCameras, describe_cameras, list_cameras
 
 DOOR, HALL = ("station", 0), ("station", 1)
 NAMED = KnownCameras([DOOR, HALL, ("park", 3)], {DOOR: "door", HALL: "hall"})
@@ -48,25 +48,25 @@ def test_without_names_on_both_sides_numbers_tell() -> None:
 def test_rows_of_a_view_are_told_in_its_own_numbers() -> None:
     names = {("station", 0): "a new one", ("station", 1): "door", ("station", 2): "hall"}
     view = Rows([("park", 2), ("park", 3), *names], names)
-    assert NAMED.numbers(view, np.array([4, 1, 0, 2, 3, 3])).tolist() == [1, 2, -1, -1, 0, 0]  # type: ignore[arg-type]
+    assert NAMED.indices(view, np.array([4, 1, 0, 2, 3, 3])).tolist() == [1, 2, -1, -1, 0, 0]  # type: ignore[arg-type]
     assert NAMED.unknown(view) == [("park", 2), ("station", 0)]  # type: ignore[arg-type]
-    assert NAMED.numbers(view, np.empty(0, int)).tolist() == []  # type: ignore[arg-type]
+    assert NAMED.indices(view, np.empty(0, int)).tolist() == []  # type: ignore[arg-type]
 
 
 def test_new_cameras_get_numbers_that_none_has() -> None:
     names = {("station", 0): "attic", ("station", 1): "door", ("station", 2): "hall", ("station", 3): "yard"}
     view = Seen([("park", 3), ("park", 4), *names], names)
-    joined = NAMED.joined(view)  # type: ignore[arg-type]
+    joined = NAMED.extended_by(view)  # type: ignore[arg-type]
     assert joined.cameras == [DOOR, HALL, ("park", 3), ("park", 4), ("station", 4), ("station", 3)]
     assert joined.names == {DOOR: "door", HALL: "hall", ("station", 4): "attic", ("station", 3): "yard"}
     assert not joined.unknown(view)  # type: ignore[arg-type]
-    again = joined.joined(view)  # type: ignore[arg-type]
+    again = joined.extended_by(view)  # type: ignore[arg-type]
     assert (again.cameras, again.names) == (joined.cameras, joined.names)
 
 
 def test_a_camera_without_a_name_learns_it() -> None:
     view = Seen([DOOR, HALL], {DOOR: "door", HALL: "hall"})
-    joined = KnownCameras([HALL, DOOR]).joined(view)  # type: ignore[arg-type]
+    joined = KnownCameras([HALL, DOOR]).extended_by(view)  # type: ignore[arg-type]
     assert joined.cameras == [HALL, DOOR] and joined.names == view.camera_names
 
 
@@ -76,7 +76,7 @@ def test_cameras_that_are_strange_or_found_by_number_alone_are_told(capsys: pyte
 
     def told(known: KnownCameras) -> str:
         made = model(parts_in("frozen"))
-        made.known = known
+        made.known_cameras = known
         note_unknown_cameras(made, [view])  # type: ignore[list-item]
         return capsys.readouterr().err
 
@@ -98,5 +98,5 @@ def test_a_person_says_name_or_number() -> None:
 
 
 def test_cameras_are_told_by_name() -> None:
-    assert tell(NAMED.cameras, NAMED.names) == "door, hall of station; 3 of park"
-    assert listed([("a", number) for number in range(7)], {}) == "0, 1, 2, 3, 4, …"
+    assert describe_cameras(NAMED.cameras, NAMED.names) == "door, hall of station; 3 of park"
+    assert list_cameras([("a", number) for number in range(7)], {}) == "0, 1, 2, 3, 4, …"

@@ -66,7 +66,7 @@ def test_an_export_of_before_has_todays_defaults(tmp_path: Path) -> None:
 
 def test_a_transformer_comes_back_at_its_own_size(tmp_path: Path) -> None:
     keys = Model(backbone="test_vit", embedding=8, hidden=16)
-    made = EmbAE(keys, [], {"backbone": "train", "embedding": "train"}, size=SPEC.size).eval()
+    made = EmbAE(keys, {"backbone": "train", "embedding": "train"}, size=SPEC.size).eval()
     export.write(tmp_path, made, made.state_dict(), keys=keys, spec=SPEC)
     back = SavedModel.open(tmp_path).restore()
     assert torch.equal(back(images(2, size=SPEC.size)), made(images(2, size=SPEC.size)))
@@ -109,8 +109,8 @@ def _but_for(name: str, real, fake):  # type: ignore[no-untyped-def]
         (META, b"{", "cannot be read"),
         (META, b"[" * 100_000, "cannot be read"),
         (META, b"\xff\xfe", "cannot be read"),
-        (META, b"[]", "found format None, wanted 1"),
-        (META, b'{"format": 2}', "found format 2, wanted 1"),
+        (META, b"[]", "found format None, expected 1"),
+        (META, b'{"format": 2}', "found format 2, expected 1"),
         (META, b'{"format": 1, "parts": ["backbone"]}', "not the description of a model"),
         (WEIGHTS, None, "no such file"),
         (WEIGHTS, b"", "not a whole safetensors file"),
@@ -153,7 +153,7 @@ def test_a_description_with_a_wrong_value_is_named(tmp_path: Path, key: str, val
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     made = _write(tmp_path)
     state = {key: value for key, value in made.state_dict().items() if not key.startswith("decoder.0")}
-    with pytest.raises(WeightsError, match=r"here: lacks decoder\.0\.weight; lacks decoder\.0\.bias"):
+    with pytest.raises(WeightsError, match=r"here: does not have decoder\.0\.weight; does not have decoder\.0\.bias"):
         export.load_into(made, state, "here")
     before = made.state_dict()["embedding.0.bias"].clone()
     state = {**made.state_dict(), "embedding.0.bias": torch.zeros(3), "stranger": torch.zeros(1)}

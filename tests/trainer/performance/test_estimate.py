@@ -65,16 +65,17 @@ def case(name: str, zero: int) -> Stage:
 def made(keys: Stage) -> Objective:
     """Its objective, over weights of any values."""
     from embae.trainer.model.batch_norm import use_global_batch_norm
-    from embae.trainer.model.camera_tables import fill_up
+    from embae.trainer.model.camera_tables import extend_tables
+    from embae.trainer.model.domain import ModelDomain
     from embae.trainer.model.embae import EmbAE
     from embae.trainer.model.known_cameras import KnownCameras
 
     with torch.random.fork_rng(devices=[]):
         of, labels = NECK if keys.loss.identity else KEYS, heads(1) if keys.use("nuisance") != "absent" else []
         cameras = [("toy", camid) for camid in range(3)] if keys.batch_norm else []
-        model = EmbAE(of, labels, keys.parts, classes=5, known=KnownCameras(cameras))
+        model = EmbAE(of, keys.parts, ModelDomain(labels, 5, KnownCameras(cameras)))
     for part in keys.normalised("camera"):
-        fill_up(getattr(model, part), len(model.cameras), trains=True)
+        extend_tables(getattr(model, part), len(model.cameras), trains=True)
     use_global_batch_norm(model, sync=True)
     found = keys.loss.build_states(VIEW, model.z)  # type: ignore[union-attr, arg-type]
     return Objective(model.train(), keys.loss, found, BatchForm(keys.accumulate))  # type: ignore[arg-type]

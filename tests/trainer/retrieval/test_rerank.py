@@ -113,7 +113,7 @@ def test_junk_takes_no_part() -> None:
     q, g = people(5, 20, 120)
     known, junk = labels(0, 20), labels(1, 120, junk=0.3)
     kept = ~junk.junk
-    some = Labels(junk.pid[kept], junk.camid[kept], junk.known[kept], junk.junk[kept])
+    some = Labels(junk.pid[kept], junk.camid[kept], junk.identified[kept], junk.junk[kept])
     same(rank_again(q, g, known, junk), rank_again(q, g[kept], known, some))
 
 

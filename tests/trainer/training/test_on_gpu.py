@@ -20,7 +20,7 @@ from helpers.toy_models import CROWD, NECK, SECOND, distance, images, model, par
 from embae.datasets.loading.augment import ImageSpec
 from embae.trainer import load
 from embae.trainer.model.batch_norm import GlobalBatchNormFunction, use_global_batch_norm
-from embae.trainer.model.camera_tables import fill_up
+from embae.trainer.model.camera_tables import extend_tables
 from embae.trainer.runtime.distributed import World
 from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
 from embae.trainer.training.objective import Objective
@@ -131,7 +131,7 @@ def _steps(world: World, parts: dict[str, str], loss: dict[str, Any], **keys: An
     made = model(parts, cameras, classes=7, cameras=cameras if by_camera else (), **of)  # type: ignore[arg-type]
     if by_camera:
         for part in (made.backbone, made.embedding):
-            fill_up(part, len(cameras), trains=True)
+            extend_tables(part, len(cameras), trains=True)
     keys = stage(parts, loss, data=data, optimizer={"name": "adam", "lr": 1e-3}, **keys)  # type: ignore[assignment]
     use_global_batch_norm(made, sync=True)
     made.to(world.device).train()

@@ -281,7 +281,7 @@ def cache_keys(world: World, folder: Path) -> dict[str, Any]:
         world_size=world.world_size,
     )
     torch.manual_seed(0)
-    model = EmbAE(KEYS, [], {"backbone": "frozen", "embedding": "frozen"}).eval()
+    model = EmbAE(KEYS, {"backbone": "frozen", "embedding": "frozen"}).eval()
     backbone = model.backbone
     own = folder / "cache-keys"
 

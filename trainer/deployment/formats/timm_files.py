@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from embae.datasets.files.json_files import read_json, write_json
 from embae.trainer.deployment.deployed_model import Deployed
-from embae.trainer.model.backbone import EPS, GeM, strided
+from embae.trainer.model.backbone import EPS, GeM, strided_modules
 from embae.trainer.model.camera_tables import TABLES
 from embae.trainer.model.heads import head
 from embae.trainer.model.saved import SavedModel, save_weights
@@ -42,7 +42,7 @@ def beyond(export: SavedModel, deployed: Deployed) -> dict[str, Any]:
     backbone, keys = deployed.model.backbone, export.model
     pools = [{"module": path, "p": float(module.p), "eps": EPS} for path, module in backbone.named_modules()
              if isinstance(module, GeM)]
-    return {"stride_1": list(strided(_plain(export, deployed))) if keys.last_stride == 1 else [],
+    return {"stride_1": list(strided_modules(_plain(export, deployed))) if keys.last_stride == 1 else [],
             "gem": pools[0] if pools else None,
             "head": keys.head if "embedding" in export.parts else None, "unit": keys.unit}
 
