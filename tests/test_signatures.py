@@ -15,9 +15,6 @@ MOST = 6
 REMAINING: set[str] = {
     "embae.datasets.sharding.write_shards._write_all",
     "embae.datasets.sharding.write_shards.write_shards",
-    "embae.trainer.model.batch_norm.GlobalBatchNormFunction.forward",
-    "embae.trainer.model.camera_batch_norm.CameraBatchNorm.forward",
-    "embae.trainer.model.embae.EmbAE.__init__",
     "embae.trainer.report.charts.line_chart",
     "embae.trainer.report.curves._chart",
     "embae.trainer.report.evidence.rank",

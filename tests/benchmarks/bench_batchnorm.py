@@ -26,14 +26,19 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from embae.trainer.model.batch_norm import GlobalBatchNormFunction, as_columns
+from embae.trainer.model.batch_norm import GlobalBatchNormFunction, use_global_batch_norm
 from embae.trainer.model.camera_batch_norm import CameraBatchNorm
-from embae.trainer.model.camera_tables import MEAN, extend_tables, has_table
+from embae.trainer.model.camera_tables import MEAN, TrainingCameras, extend_tables, has_table
 
 IMAGES, SIZE = 64, (128, 64)
 MOST = 64  # cameras
 SHAPES = [(32, 64, 32), (96, 64, 32), (144, 32, 16), (192, 16, 8), (960, 4, 2)]
 Way = Callable[[Any, Tensor], Tensor]
+
+
+def columns(values: Tensor, x: Tensor) -> Tensor:
+    """Per-channel values in a shape that broadcasts with x."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
 class VarMean(torch.autograd.Function):
@@ -55,7 +60,7 @@ class VarMean(torch.autograd.Function):
         scale = torch.rsqrt(var + ctx.eps)
         factor = weight * scale / (x.numel() / x.shape[1])
         slope = factor * scale * grad_weight
-        grad_x -= as_columns(slope, x) * x + as_columns(factor * grad_bias - slope * mean, x)
+        grad_x -= columns(slope, x) * x + columns(factor * grad_bias - slope * mean, x)
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -71,16 +76,17 @@ def var_mean(norm: Any, x: Tensor) -> Tensor:
 
 def everyone(norm: Any, x: Tensor) -> Tensor:
     """Global batch norm."""
-    return GlobalBatchNormFunction.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-                                  norm.num_batches_tracked, norm.momentum, norm.eps, False)
+    use_global_batch_norm(norm, sync=False)
+    return GlobalBatchNormFunction.apply(x, norm.weight, norm.bias, norm)
 
 
 def by_camera(cameras: int, norm: Any, x: Tensor) -> Tensor:
     """Batch norm by camera."""
     if not has_table(norm, MEAN):
         extend_tables(norm, max(cameras, MOST), trains=True)
-    which = torch.arange(IMAGES) % cameras
-    return CameraBatchNorm.apply(x, norm.weight, norm.bias, norm, which, torch.arange(cameras), False)
+    use_global_batch_norm(norm, sync=False)
+    training = TrainingCameras(torch.arange(IMAGES) % cameras, torch.arange(cameras))
+    return CameraBatchNorm.apply(x, norm.weight, norm.bias, norm, training)
 
 
 def sorted_by_camera(cameras: int, norm: Any, x: Tensor) -> Tensor:

@@ -67,9 +67,8 @@ def calibrate_batch_norms(model: EmbAE, groups: list[np.ndarray], cameras: Tenso
         norm.get_buffer("running_mean").copy_(means[0] if cameras is None else mean)
         norm.get_buffer("running_var").copy_(variances[0] if cameras is None else var)
         if cameras is not None:
-            known = len(model.cameras)
-            set_table_rows(norm, MEAN, cameras, means, mean.expand(known, -1))
-            set_table_rows(norm, VAR, cameras, variances, var.expand(known, -1))
+            set_table_rows(norm, MEAN, cameras, means, mean.expand(len(model.cameras), -1))
+            set_table_rows(norm, VAR, cameras, variances, var.expand(len(model.cameras), -1))
 
 
 def _average_statistics(model: EmbAE, norms: list[_BatchNorm], batches: Iterable[Batch]) -> None:

@@ -94,7 +94,7 @@ _GLOBAL: dict[type, Any] = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: G
                             BatchNormAct2d: GlobalBatchNormAct2d}
 
 
-def as_columns(values: Tensor, x: Tensor) -> Tensor:
+def _columns(values: Tensor, x: Tensor) -> Tensor:
     """Per-channel values in a shape that broadcasts with x."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
@@ -136,6 +136,6 @@ class GlobalBatchNormFunction(torch.autograd.Function):
         total = torch.stack([grad_weight, grad_bias])
         if ctx.spans_ranks:
             dist.all_reduce(total)
-        factor, slope, constant = (as_columns(values, x) for values in pull(weight, mean, var, n, total, ctx.eps))
+        factor, slope, constant = (_columns(values, x) for values in pull(weight, mean, var, n, total, ctx.eps))
         grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, factor).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ def normalised(world: World, folder: Path) -> dict[str, Any]:
             running = torch.zeros(3), torch.ones(3), torch.zeros((), dtype=torch.int64)
             given = [value.to(world.device) for value in (weight, bias, *running)]
             weight, bias = (value.requires_grad_() for value in given[:2])
-            out = GlobalBatchNormFunction.apply(x, weight, bias, *given[2:], 0.1, 1e-5, True)
+            norm = SimpleNamespace(running_mean=given[2], running_var=given[3], num_batches_tracked=given[4],
+                                   momentum=0.1, eps=1e-5, spans_ranks=True)
+            out = GlobalBatchNormFunction.apply(x, weight, bias, norm)
             out.backward(images(12, seed=3, size=(8, 6)).to(world.device, kind).contiguous(memory_format=layout))
             found[f"{kind} {layout}"] = [value.detach().cpu().double() for value in (
                 x, out, x.grad, weight.grad, bias.grad, *given[2:4])]  # type: ignore[union-attr]
