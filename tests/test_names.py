@@ -81,8 +81,6 @@ LEFT: dict[str, int] = {
     "trainer/performance/bench_report.py": 7,
     "trainer/performance/dry_run.py": 4,
     "trainer/performance/estimate.py": 4,
-    "trainer/recipe/schema.py": 3,
-    "trainer/recipe/stage.py": 1,
     "trainer/report/camera_pairs.py": 3,
     "trainer/report/charts.py": 2,
     "trainer/report/curves.py": 2,

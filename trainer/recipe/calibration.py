@@ -10,7 +10,7 @@ from embae.datasets.fields import Strict, checked
 
 
 class Calibrate(Strict):
-    """Statistics of the target's images are put into the model; nothing is trained."""
+    """Statistics of the target's images become part of the model; nothing is trained."""
 
     what: Literal["batch-norm", "features", "embedding"]
     """Batch norms of the whole network; mean and deviation of the features; mean of the embeddings."""
@@ -19,4 +19,5 @@ class Calibrate(Strict):
     @model_validator(mode="after")
     def _camera(self) -> Calibrate:
         wrong = self.per == "dataset" and self.what != "batch-norm"
-        return checked(self, [f"per: {self.what} is calibrated by camera; dataset goes with batch-norm"] * wrong)
+        return checked(self, [f"per: {self.what} is calibrated by camera; use camera, as only batch-norm can use "
+                              "dataset"] * wrong)

@@ -41,13 +41,13 @@ class Schedule(Strict):
         if self.decay and not self.final:
             wrong.append("final: exponential decay needs the learning rate it ends at, above 0")
         if self.final and not self.decay and not self.cosine:
-            wrong.append("final: nothing falls to it; give decay or cosine")
+            wrong.append("final: has no effect without decay or cosine; give one of them")
         if not self.epochs:
             wrong.append("give the length in epochs of at least one of warmup, constant, decay, cosine")
         return checked(self, wrong)
 
 
-# One owner per fact: these live in the recipe's own keys.
+# Each setting has one key: these are set by the recipe's own keys.
 OWNED = {
     "train_batch_size": "data.P/K or data.batch", "train_micro_batch_size_per_gpu": "data.P/K or data.batch",
     "gradient_accumulation_steps": "accumulate", "gradient_clipping": "clip", "optimizer": "optimizer",
@@ -64,9 +64,9 @@ class DeepSpeed(BaseModel):
     zero: dict[str, Any] = {}
 
     def bucket(self, gradients: int) -> int:
-        """Numbers of gradients that are exchanged at a time, which ZeRO keeps room for: all, but 500 million at most.
+        """Number of gradients that are exchanged at a time, for which ZeRO reserves memory: all, up to 500 million.
 
-        DeepSpeed's own default, 500 million whatever the model, takes gigabytes beside one of a few million.
+        DeepSpeed's default of 500 million for every model takes gigabytes for a model of a few million.
         """
         return int(self.zero.get("reduce_bucket_size", min(gradients, 500_000_000)))
 
@@ -75,4 +75,4 @@ class DeepSpeed(BaseModel):
         owned = {key: OWNED[key] for key in self.model_extra or {} if key in OWNED}
         if "stage" in self.zero:
             owned["zero.stage"] = "deepspeed.zero_stage"
-        return checked(self, [f"{key}: has an owner elsewhere in the recipe; set {owned[key]}" for key in owned])
+        return checked(self, [f"{key}: the recipe has its own key for this; set {owned[key]}" for key in owned])

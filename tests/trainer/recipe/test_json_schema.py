@@ -76,7 +76,7 @@ def test_a_value_that_cannot_be_is_refused(text: str, place: str) -> None:
 
 def test_keys_say_what_the_sources_say_of_them() -> None:
     stage = recipe_schema()["$defs"]["Stage"]["properties"]
-    assert stage["ema"]["description"].startswith("Decay, a step, of a moving average")
+    assert stage["ema"]["description"].startswith("Decay per step of a moving average")
     assert stage["loss"]["$ref"] == "#/$defs/Loss"
 
 

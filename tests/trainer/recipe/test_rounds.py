@@ -165,19 +165,20 @@ WRONG: dict[str, dict[str, Any]] = {
         "stages__cluster__cluster__kmeans__clusters": 0},
     "stages.retrain.lost: unknown key": {"stages__retrain__lost": 1},
     "stages.retrain.data.K: missing; a labelled stage needs both P and K": {"stages__retrain__data__K": None},
-    "stages.cluster.epochs: belongs to stages that train": {"stages__cluster__epochs": 2},
+    "stages.cluster.epochs: belongs to stages that train; leave it out": {"stages__cluster__epochs": 2},
     "stages.retrain.init: missing": {"stages__retrain__init": None},
-    "stages.retrain.data.labels: is clusters, which is no stage with cluster": {
+    "stages.retrain.data.labels: is clusters, which is not a stage with cluster": {
         "stages__retrain__data__labels": "clusters"},
-    "stages.retrain.data.labels: is classify, which is no stage with cluster": {
+    "stages.retrain.data.labels: is classify, which is not a stage with cluster": {
         "stages__retrain__data__labels": "classify"},
-    "stages.retrain.reinit: classify has no decoder, so it starts afresh anyway; leave it out": {
+    "stages.retrain.reinit: classify has no decoder, so it starts from new weights; leave it out": {
         "stages__retrain__reinit": ["decoder"], "stages__retrain__parts__decoder": "frozen"},
-    "stages.retrain.parts.decoder: is frozen, but classify, where it comes from, has none": {
+    "stages.retrain.parts.decoder: is frozen, but its init classify has none; set it to train or absent": {
         "stages__retrain__parts__decoder": "frozen"},
     "stages.cluster.init: is the stage retrain, which run does not list before it": {
         "stages__cluster__init": "retrain"},
-    "stages.retrain.init: is the stage cluster, which makes labels and no model": {"stages__retrain__init": "cluster"},
+    "stages.retrain.init: is the stage cluster, which computes labels and not a model": {
+        "stages__retrain__init": "cluster"},
     "defaults.clip: found -1; expected greater than 0": {"defaults": {"clip": -1}},
 }  # fmt: skip
 

@@ -74,17 +74,17 @@ def test_the_recipe_of_the_contract_loads(tmp_path: Path) -> None:
 
 
 STAGE = {
-    "parts.backbone: cannot be absent": {"parts__backbone": "absent"},
+    "parts.backbone: cannot be absent; set it to train or frozen": {"parts__backbone": "absent"},
     "parts: no part trains; set at least one part to train": {
         "parts__backbone": "frozen", "parts__embedding": "frozen"},
     "parts: expected train, frozen or absent for every part; missing: decoder": {"parts__decoder": None},
     "parts.nuisance: only trains with a loss of reconstruction or adversarial": {"parts__nuisance": "train"},
     "parts.decoder: reconstruction needs it; it cannot be absent": {
         "loss__reconstruction": {}, "parts__nuisance": "train", "data": {"from": "sources", "P": 2, "K": 2}},
-    "reinit: names decoder, which is absent": {"reinit": ["decoder"]},
-    "batch_norm.nuisance: goes by camera in backbone and embedding only; set it to batch or running": {
+    "reinit: names decoder, which is absent; set parts.decoder to train or leave it out": {"reinit": ["decoder"]},
+    "batch_norm.nuisance: only backbone and embedding can be normalised by camera; set it to batch or running": {
         "batch_norm": {"nuisance": "camera"}},
-    "epochs: give one of epochs, steps, schedule; here are epochs and schedule (null takes one away)": {
+    "epochs: give one of epochs, steps, schedule, found epochs and schedule (null removes one)": {
         "schedule": {"constant": 3}},
     "epochs: give one of epochs, steps, schedule": {"epochs": None},
     "data.batch: give either P and K (labelled images) or batch (any images)": {"data__batch": 8},
@@ -111,11 +111,11 @@ STAGE = {
         "epochs": None, "schedule": {"decay": 1, "cosine": 1, "final": 1e-6}},
     "schedule.final: exponential decay needs the learning rate it ends at, above 0": {
         "epochs": None, "schedule": {"decay": 1}},
-    "schedule.final: nothing falls to it; give decay or cosine": {
+    "schedule.final: has no effect without decay or cosine; give one of them": {
         "epochs": None, "schedule": {"constant": 1, "final": 1e-6}},
     "schedule: give the length in epochs of at least one of warmup, constant, decay, cosine": {
         "epochs": None, "schedule": {}},
-    "schedule.final: 1.0 is above optimizer.lr, 0.001, that falls to it": {
+    "schedule.final: 1.0 is above optimizer.lr, 0.001, which decays to it; lower it": {
         "epochs": None, "schedule": {"cosine": 1, "final": 1.0}},
 }  # fmt: skip
 
@@ -139,26 +139,26 @@ STAGE |= {
     "calibrate: give one of loss, calibrate, cluster": {"calibrate": {"what": "features"}},
     "cluster: give one of loss, calibrate, cluster": {"cluster": {"dbscan": {}}},
     "cluster: give one of loss, calibrate, cluster ": {**_CALIBRATED, "cluster": {"dbscan": {}}},
-    "calibrate.per: features is calibrated by camera; dataset goes with batch-norm": {
+    "calibrate.per: features is calibrated by camera; use camera, as only batch-norm can use dataset": {
         **_CALIBRATED, "calibrate": {"what": "features", "per": "dataset"}},
-    "calibrate.per: embedding is calibrated by camera; dataset goes with batch-norm": {
+    "calibrate.per: embedding is calibrated by camera; use camera, as only batch-norm can use dataset": {
         **_CALIBRATED, "calibrate": {"what": "embedding", "per": "dataset"}},
     "calibrate.what: missing": {**_CALIBRATED, "calibrate": {}},
     "calibrate.what: found 'bn'; expected 'batch-norm', 'features' or 'embedding'": {
         **_CALIBRATED, "calibrate": {"what": "bn"}},
-    "calibrate.what: there is no embedding; take features": {
+    "calibrate.what: the model has no embedding; use features": {
         **_CALIBRATED, "parts__embedding": "absent", "calibrate": {"what": "embedding"}},
     "parts.backbone: trains, but a stage with calibrate trains nothing; set it to frozen or absent": {
         **_CALIBRATED, "parts__backbone": "train"},
     "parts.embedding: trains, but a stage with cluster trains nothing; set it to frozen or absent": {
         **_CLUSTERED, "parts__embedding": "train"},
-    "data: calibrate looks at the unlabelled target; give from: target and a batch": {
+    "data: calibrate reads the unlabelled target; give from: target and a batch": {
         **_CALIBRATED, "data": {"from": "sources", "batch": 8}},
-    "data: cluster looks at the unlabelled target; give from: target and a batch": {
+    "data: cluster reads the unlabelled target; give from: target and a batch": {
         **_CLUSTERED, "data": {"from": "target", "P": 2, "K": 2}},
-    "reinit: belongs to stages that train": {**_CALIBRATED, "reinit": ["embedding"]},
-    "epochs: belongs to stages that train": {**_CALIBRATED, "epochs": 2},
-    "schedule: belongs to stages that train": {**_CLUSTERED, "schedule": {"constant": 1}},
+    "reinit: belongs to stages that train; leave it out": {**_CALIBRATED, "reinit": ["embedding"]},
+    "epochs: belongs to stages that train; leave it out": {**_CALIBRATED, "epochs": 2},
+    "schedule: belongs to stages that train; leave it out": {**_CLUSTERED, "schedule": {"constant": 1}},
     "cluster: give one of kmeans, dbscan, linkage": {**_CLUSTERED, "cluster": {}},
     "cluster: give one of kmeans, dbscan, linkage ": {
         **_CLUSTERED, "cluster": {"kmeans": {"clusters": 3}, "dbscan": {}}},
@@ -216,30 +216,30 @@ def test_several_rules_are_told_at_once() -> None:
 
 
 RUN = {
-    "run: names the stage nothing, which stages lacks": {"run": ["embedding", "nothing"], "evaluate": {}},
-    "run: names the stage embedding twice": {"run": ["embedding", "embedding"], "evaluate": {}},
+    "run: names the stage nothing, which is not in stages": {"run": ["embedding", "nothing"], "evaluate": {}},
+    "run: names the stage embedding twice; remove one": {"run": ["embedding", "embedding"], "evaluate": {}},
     "run: found []; expected at least 1 item": {"run": [], "evaluate": {}},
     "stages.autoencoder.init: is the stage embedding, which run does not list before it": {
         "run": ["autoencoder", "embedding"], "evaluate": {}},
     "stages.embedding.init: is the stage embedding, which run does not list before it": {
         "stages__embedding__init": "embedding"},
-    "evaluate.Row: is the stage autoencoder, which run lacks": {
+    "evaluate.Row: is the stage autoencoder, which is not in run": {
         "run": ["embedding"], "evaluate": {"Row": "autoencoder"}},
     "data.sources: names square twice; remove one": {"data__sources": ["square", "tower", "square"]},
-    "stages.autoencoder.reinit: embedding has no decoder, so it starts afresh anyway; leave it out": {
+    "stages.autoencoder.reinit: embedding has no decoder, so it starts from new weights; leave it out": {
         "stages__autoencoder__reinit": ["decoder"]},
-    "stages.autoencoder.parts.decoder: is frozen, but embedding, where it comes from, has none": {
+    "stages.autoencoder.parts.decoder: is frozen, but its init embedding has none; set it to train or absent": {
         "stages__autoencoder__parts__decoder": "frozen"},
-    "stages.autoencoder.deepspeed.zero_stage: is 1, but nuisance heads that a batch lacks": {
+    "stages.autoencoder.deepspeed.zero_stage: is 1, but only ZeRO stage 0 leaves the nuisance heads": {
         "stages__autoencoder__deepspeed": {"zero_stage": 1}},
     "name: found 'a/b'; expected letters, digits, _ and -": {"name": "a/b"},
     "name: found '..'; expected letters, digits, _ and -": {"name": ".."},
     "data.threads: found 0; expected greater than or equal to 1": {"data__threads": 0},
     "seed: found -1; expected greater than or equal to 0": {"seed": -1},
     "model.pooling: found 'max'; expected 'avg' or 'gem'": {"model__pooling": "max"},
-    "stages.embedding.parts.embedding: with model.head: bnneck the triplet loss looks at the features": {
+    "stages.embedding.parts.embedding: with model.head: bnneck the triplet loss uses the features": {
         "model__head": "bnneck"},
-    "stages.embedding.loss.triplet: with model.head: bnneck the triplet loss looks at the features": {
+    "stages.embedding.loss.triplet: with model.head: bnneck the triplet loss uses the features": {
         "model__head": "bnneck", "stages__embedding__parts__backbone": "frozen"},
 }  # fmt: skip
 
@@ -252,18 +252,18 @@ _LABELS = {**_MIDDLE, "cluster": {"kmeans": {"clusters": 3}}}
 _READS = {**tiny_run.tree()["stages"]["embedding"], "init": "embedding",
           "data": {"from": "target", "P": 2, "K": 2, "labels": "autoencoder"}}  # fmt: skip
 RUN |= {
-    "evaluate.Row: is the stage autoencoder, which makes labels and no model": {
+    "evaluate.Row: is the stage autoencoder, which computes labels and not a model": {
         "run": ["embedding", "autoencoder"], "stages__autoencoder": _LABELS, "evaluate": {"Row": "autoencoder"}},
-    "stages.target-nuisance.init: is the stage autoencoder, which makes labels and no model": {
+    "stages.target-nuisance.init: is the stage autoencoder, which computes labels and not a model": {
         "stages__autoencoder": _LABELS},
-    "stages.target-nuisance.data.labels: is autoencoder, which is no stage with cluster": {
+    "stages.target-nuisance.data.labels: is autoencoder, which is not a stage with cluster": {
         "stages__target-nuisance": _READS},
-    "stages.target-nuisance.data.labels: is clusters, which is no stage with cluster": {
+    "stages.target-nuisance.data.labels: is clusters, which is not a stage with cluster": {
         "stages__target-nuisance": {**_READS, "data": {**_READS["data"], "labels": "clusters"}}},
     "stages.target-nuisance.data.labels: is the stage autoencoder, which run does not list before it": {
         "stages__autoencoder": _LABELS, "stages__target-nuisance": _READS, "evaluate": {},
         "run": ["embedding", "target-nuisance", "autoencoder"]},
-    "stages.target-embedding.parts.nuisance: is frozen, but autoencoder, where it comes from, has none": {
+    "stages.target-embedding.parts.nuisance: is frozen, but its init autoencoder has none; set it to train or absent": {
         "stages__autoencoder": {**_MIDDLE, "calibrate": {"what": "batch-norm"}},
         "stages__target-embedding__init": "autoencoder"},
 }  # fmt: skip
@@ -280,7 +280,7 @@ def test_rules_of_a_run(message: str) -> None:
 def test_stage_names_with_another_meaning_are_refused(name: str) -> None:
     tree = tiny_run.tree(run=[name], evaluate={})
     tree["stages"] = {name: tree["stages"]["embedding"]}
-    with pytest.raises(RecipeError, match=f"stages.{name}: the name has another meaning"):
+    with pytest.raises(RecipeError, match=f"stages.{name}: the name is reserved"):
         check_recipe(tree, "tiny")
 
 
@@ -300,7 +300,7 @@ def test_several_heads_train_at_zero_0_only(per: str, zero: int, refused: bool) 
 @pytest.mark.parametrize("key", [*OWNED, "zero"])
 def test_deepspeed_keys_with_an_owner_are_refused(key: str) -> None:
     keys = {"zero": {"stage": 1}} if key == "zero" else {key: {"enabled": True}}
-    with pytest.raises(RecipeError, match="has an owner elsewhere in the recipe; set ") as caught:
+    with pytest.raises(RecipeError, match="the recipe has its own key for this; set ") as caught:
         check_recipe(tiny_run.tree(stages__embedding__deepspeed=keys), "tiny")
     assert f"stages.embedding.deepspeed.{key}" in str(caught.value)
 
