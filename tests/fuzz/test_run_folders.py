@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.errors import RecipeError, WeightsError
-from embae.trainer.evaluation.rescore import scoring_job
+from embae.trainer.evaluation.score_dataset import prepare_scoring
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.load import check_recipe as recipe_of
 from embae.trainer.recipe.load import load_recipe
@@ -74,7 +74,7 @@ def test_other_things_where_files_and_folders_are_wanted(
     with works_or_refuses(run):
         go_on(run)
     with works_or_refuses(run, "pipe:touch gone") as refusals:
-        scoring_job(run, "pipe:touch gone", None, None)  # comes as far as the dataset
+        prepare_scoring(run, "pipe:touch gone")  # comes as far as the dataset
     assert refusals
     shutil.rmtree(run.parent)
 
@@ -139,7 +139,7 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text:
         with pytest.raises(RecipeError):
             load_recipe(text)
         with pytest.raises((RecipeError, DataError)):
-            scoring_job(Path(text), None, None, None)
+            prepare_scoring(Path(text), None)
         with pytest.raises(DataError):
-            scoring_job(whole, text, None, None)
+            prepare_scoring(whole, text)
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from hypothesis import given
 
 from embae.datasets.sampling.pseudo_labels import CARD, LABELS, read_labels, write_labels
 from embae.trainer.comparison.compare import Run, results
-from embae.trainer.evaluation.score_run import read_kept
+from embae.trainer.evaluation.stage_scores import read_stored
 from embae.trainer.model.manifest import META, read_manifest
 from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runs.score_table import SHOWN, are_scores, write_scores
@@ -74,7 +74,7 @@ def kept_scores(folder: Path) -> Target:
     path.write_text(json.dumps({**asked, "found": SCORES}))
 
     def read() -> None:
-        found = read_kept(path, asked, are_scores)
+        found = read_stored(path, asked, are_scores)
         assert found is None or (set(SHOWN) <= found.keys() and found["interval"]["Rank-1"][1] is not None)
 
     return Target(path, read, ())

@@ -28,6 +28,6 @@ def evaluate(
 
     Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
     """
-    from embae.trainer.evaluation.rescore import rescore, scoring_job
-    job = scoring_job(run, dataset, tta, rerank, expand)
-    run_on_ranks(["evaluate", *sys.argv[2:]], nproc, work=lambda: rescore(job, to), needs_launch=False)
+    from embae.trainer.evaluation.score_dataset import prepare_scoring, score_dataset
+    job = prepare_scoring(run, dataset, tta, rerank, expand)
+    run_on_ranks(["evaluate", *sys.argv[2:]], nproc, work=lambda: score_dataset(job, to), needs_launch=False)

@@ -31,7 +31,7 @@ def report(
     from embae.trainer.runs.summary import read_summary
     facts = read_summary(run)
     index = open_index(facts, dataset)
-    from embae.trainer.evaluation.rescore import ranking_options
+    from embae.trainer.evaluation.score_dataset import ranking_options
     from embae.trainer.report.maps import maps
     from embae.trainer.report.page import page
     refined = ranking_options(facts.recipe.scoring, rerank, expand)

@@ -239,9 +239,9 @@ def open_index(facts: RunSummary, dataset: str | None) -> Index | str:
     Raises:
         DataError: The dataset that was asked for is missing or has nothing to score.
     """
-    from embae.trainer.evaluation.rescore import scoring_job
+    from embae.trainer.evaluation.score_dataset import prepare_scoring
     if dataset is not None:
-        return scoring_job(facts.run, dataset, None, None).index
+        return prepare_scoring(facts.run, dataset).index
     recipe = facts.recipe
     try:
         index = Index.open(recipe.data.root / recipe.data.target)

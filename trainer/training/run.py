@@ -12,7 +12,8 @@ from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import write_text
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.errors import RunError, WeightsError
-from embae.trainer.evaluation.score_run import score_model, score_run
+from embae.trainer.evaluation.score_model import score_model
+from embae.trainer.evaluation.score_run import score_run
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.monitoring.step_phases import profile_steps

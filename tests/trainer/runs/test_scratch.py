@@ -1,4 +1,4 @@
-"""Where embeddings lie while ``embae evaluate`` runs; what it prints is tested in test_cli.py."""
+"""Where temporary embeddings lie while a command runs: the run's cache, or a folder of the launcher."""
 
 from __future__ import annotations
 

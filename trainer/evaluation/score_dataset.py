@@ -1,4 +1,7 @@
-"""Scores the models of a finished run on any dataset: ``embae evaluate``."""
+"""Scores the models of a run, or an export, on any dataset, for ``embae evaluate``; nothing is stored in the run.
+
+`score_run.py` is the other way to score: the rows of a run on its target, stored in the run.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,23 @@ from embae.trainer.retrieval.ranking_options import RankingOptions
 from embae.trainer.runs.run_datasets import can_score
 from embae.trainer.runs.score_table import score_table, write_scores
 from embae.trainer.runs.scratch import scratch_folder
-from embae.trainer.runs.stage_folder import is_done
+from embae.trainer.runs.stage_folder import EXPORT, is_done
 from embae.trainer.runs.trained_model import resolve_path
 from embae.trainer.runtime.fast_imports import gc_paused
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is to be scored, and how: checked.
+    """What is scored, and how; checked.
 
     Attributes:
         run: A run folder, or the export folder of a stage.
-        recipe: The run's.
+        recipe: The recipe of the run; None for an export alone.
         exports: Row of the table → export.
         left_out: Rows whose stage is not done, and the stage.
         index: The dataset.
         tta: Test-time augmentation.
-        refined: What is done to the ranking.
+        refined: How the ranking is refined.
     """
 
     run: Path
@@ -47,92 +50,91 @@ class ScoringJob:
     refined: RankingOptions
 
 
-def scoring_job(run: Path, dataset: str | None, tta: TTA | None, rerank: bool | None = None,
-             expand: int | None = None) -> ScoringJob:
-    """Checks what ``embae evaluate`` was asked, in a moment.
+def prepare_scoring(run: Path, dataset: str | None, tta: TTA | None = None, rerank: bool | None = None,
+                    expand: int | None = None) -> ScoringJob:
+    """Checks, without torch, what ``embae evaluate`` is asked to score.
 
     Args:
         run: A run folder, or the folder of a stage or its export.
         dataset: A name below the recipe's ``data.root`` or the folder of a sharded dataset; None takes the target.
         tta: Test-time augmentation; None takes the recipe's.
         rerank: Whether to re-rank; None takes the recipe's.
-        expand: By how many images queries are expanded; None takes the recipe's.
+        expand: Number of images by which queries are expanded; None takes the recipe's.
 
     Raises:
         RecipeError: There is no run, or none of the stages to score is done.
         DataError: The dataset is missing, or has nothing to score.
     """
-    recipe, exports, left_out = models(run)
-    index = _dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
+    recipe, exports, left_out = _find_exports(run)
+    index = _open_dataset(dataset, recipe.data.root if recipe else None, recipe.data.target if recipe else None)
     check_rows(index)
     if not can_score(index):
-        raise DataError(f"{index.root}: nothing to score; wanted labelled images in query, and a gallery "
+        raise DataError(f"{index.root}: nothing to score; expected labelled images in query, and a gallery "
                         "(docs/data.md)")
     scoring = recipe.scoring if recipe else Scoring()
     return ScoringJob(run, recipe, exports, left_out, index, tta or scoring.tta,
-                    ranking_options(scoring, rerank, expand))
+                      ranking_options(scoring, rerank, expand))
 
 
 def ranking_options(scoring: Scoring, rerank: bool | None, expand: int | None) -> RankingOptions:
-    """What is done to a ranking: what was asked for, and as a recipe says where nothing was."""
+    """How a ranking is refined: by the options of a command, and by a recipe where an option is None."""
     return RankingOptions(scoring.rerank if rerank is None else rerank, scoring.expand if expand is None else expand)
 
 
-def models(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
+def _find_exports(run: Path) -> tuple[Recipe | None, dict[str, Path], dict[str, str]]:
     """A run's recipe, the exports of the rows of its table, and the stages of rows that are not done.
 
-    Args:
-        run: A run folder, or the folder of a stage or its export, which know no recipe.
-
-    Raises:
-        RecipeError: There is no run, or none of the stages to score is done.
+    The folder of a stage or its export has no recipe; its only row is named after the stage.
     """
     recipe = resolve_path(run)
     if isinstance(recipe, Path):
         return None, {recipe.resolve().parent.name: recipe}, {}
     rows = recipe.evaluate or {recipe.run[-1]: recipe.run[-1]}
-    exports = {row: run / stage / "export" for row, stage in rows.items() if is_done(run, stage)}
+    exports = {row: run / stage / EXPORT for row, stage in rows.items() if is_done(run, stage)}
     if not exports:
         raise RecipeError(f"{run}: none of the stages {', '.join(rows.values())} is done; run embae train first")
     return recipe, exports, {row: stage for row, stage in rows.items() if row not in exports}
 
 
-def rescore(asked: ScoringJob, to: Path | None) -> None:
-    """Prints the table of scores; each of the ranks calls it.
+def _open_dataset(dataset: str | None, root: Path | Url | None, target: str | None) -> Index:
+    name = dataset or target
+    if root is not None and name is not None and "://" not in name and (
+            not os.path.isdir(name) or (isinstance(root, Path) and os.path.isdir(root / name))):
+        return Index.open(root / name)
+    if dataset is None:
+        raise DataError("which dataset? An export does not say where its data is; give --dataset FOLDER_OF_SHARDS")
+    return Index.open(parse_location(dataset))
+
+
+def score_dataset(job: ScoringJob, json_path: Path | None) -> None:
+    """Computes the scores and prints their table; every rank calls it.
 
     Args:
-        asked: The question.
-        to: Where to write the scores as JSON.
+        job: What is scored.
+        json_path: Where to write the scores as JSON, if at all.
+
+    Raises:
+        DataError: No query has a match.
+        FloatingPointError: An embedding is not finite.
     """
     with gc_paused():
         from embae.trainer.evaluation.evaluate import evaluate
         from embae.trainer.inference.options import Inference
         from embae.trainer.model.saved import SavedModel
         from embae.trainer.runtime.distributed import broadcast_object, join, leave
-    recipe = asked.recipe
-    world = join()
+    world, scores = join(), {}
     try:
-        with scratch_folder(asked.run) if world.first else nullcontext() as place:
-            folder, scores = Path(broadcast_object(str(place))), {}
-            for row, export in asked.exports.items():
-                opened = SavedModel.open(export)
-                inference = Inference.of_export(opened, recipe, world, folder, tta=asked.tta)
-                scores[row] = evaluate(opened.restore().to(world.device), asked.index, inference, refined=asked.refined)
+        with scratch_folder(job.run) if world.first else nullcontext() as scratch:
+            cache = Path(broadcast_object(str(scratch)))
+            for row, path in job.exports.items():
+                export = SavedModel.open(path)
+                inference = Inference.of_export(export, job.recipe, world, cache, tta=job.tta)
+                scores[row] = evaluate(export.restore().to(world.device), job.index, inference, refined=job.refined)
     finally:
         leave()
     if world.first:
-        for row, stage in asked.left_out.items():
+        for row, stage in job.left_out.items():
             note(f"{row} is left out: its stage, {stage}, is not done")
-        if to:
-            write_scores(to, asked.index.name, asked.tta, scores, asked.refined)
-        print(score_table(asked.index.name, asked.tta, scores, asked.refined))
-
-
-def _dataset(dataset: str | None, root: Path | Url | None, target: str | None) -> Index:
-    name = dataset or target
-    if root is not None and name is not None and "://" not in name and (
-            not os.path.isdir(name) or (isinstance(root, Path) and os.path.isdir(root / name))):
-        return Index.open(root / name)
-    if dataset is None:
-        raise DataError("which dataset? An export alone does not know where data lies; give --dataset FOLDER_OF_SHARDS")
-    return Index.open(parse_location(dataset))
+        if json_path:
+            write_scores(json_path, job.index.name, job.tta, scores, job.refined)
+        print(score_table(job.index.name, job.tta, scores, job.refined))
