@@ -72,7 +72,7 @@ def slurm(
     send: Annotated[bool, typer.Option("--submit", help="Submit the script instead of printing it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
-    """Print or submit a SLURM batch script that trains a recipe or shards a dataset.
+    """Print or submit a SLURM script that trains or shards.
 
     A job that is preempted or near its time limit saves a checkpoint, is queued again and resumes.
 

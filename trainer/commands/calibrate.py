@@ -1,4 +1,4 @@
-"""``embae calibrate``."""
+"""``embae calibrate``: adds the statistics of new cameras to a model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -22,7 +22,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Record
 from embae.datasets.inspection.verification import check_rows
 from embae.datasets.sampling.view import View
-from embae.trainer.commands.options import ENOUGH, Debug, Name, Pattern, SkipBad, check_writable
+from embae.trainer.commands.options import ENOUGH, Debug, ModelPath, Name, Pattern, SkipBad, check_writable
 from embae.trainer.deployment.calibrate_export import calibrate_export
 from embae.trainer.errors import RecipeError
 from embae.trainer.model.known_cameras import Camera, KnownCameras
@@ -30,159 +30,158 @@ from embae.trainer.runs.stage_folder import EXPORT
 from embae.trainer.runs.trained_model import find_model
 from embae.trainer.runtime.fast_imports import gc_paused
 
-if TYPE_CHECKING:
-    pass
-
-
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,99})(?:/(.+))?")
-Said = tuple[str, str]
-"""A dataset and a camera, as they were given."""
+Label = tuple[str, str]
+"""A dataset, and a camera of it by name or number, as the user writes them."""
 
 
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
+    run: ModelPath,
     camera: Annotated[list[str] | None, typer.Option("--camera", metavar="NAME=IMAGES", show_default=False, help=(
-        "A camera, by dataset and name or number, such as station/door or station/3 (a name alone is camera 0 of a "
-        "dataset of that name), and a folder or quoted pattern of its images; may be given several times."))] = None,
+        "A camera and a folder (or quoted pattern) of its images. NAME is a dataset with a camera name or number, such "
+        "as station/door or station/3; a dataset alone means its camera 0. Repeatable."))] = None,
     dataset: Annotated[str | None, typer.Option(help=(
-        "All cameras of a dataset: a name below data.root, a folder or url of shards, a merged set, or a folder of "
+        "All cameras of a dataset: a name below data.root, a folder or URL of shards, a merged set, or a folder of "
         "images with a sub-folder for each camera."))] = None,
-    out: Annotated[Path | None, typer.Option(help="The export to write; by default RUN/calibrated/export.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Whose model; by default the last that is scored.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The export to write. Default: RUN/calibrated/export.")] = None,
+    stage: Annotated[str | None, typer.Option(help=(
+        "The stage of the run that has the model. Default: the last one that is scored."))] = None,
     features: Annotated[bool, typer.Option("--features", help=(
-        "Leave the embedding out and search by standardised features."))] = False,
+        "Leave out the embedding and search by standardised features."))] = False,
     name: Name = None,
     pattern: Pattern = None,
     skip_bad: SkipBad = False,
     debug: Debug = False,
 ) -> None:
-    """Give a model the statistics of new cameras from unlabelled images; nothing is trained.
+    """Calibrate a model on unlabelled images of new cameras.
 
-    Its batch norms get each camera's own, then its features, if it has no embedding, mean 0 and deviation 1 on each.
-    What it has of other cameras stays. A camera needs 32 images, better some hundreds; the fewer they are, the
-    nearer its statistics stay to those that all share. Labels are not looked at.
+    Nothing is trained, and labels are ignored. The batch norms get the statistics of each new camera. If the model has
+    no embedding, its features get mean 0 and deviation 1 for each camera. Statistics of other cameras stay. A camera
+    needs 32 images, better some hundreds; the fewer it has, the nearer its statistics stay to those that all cameras
+    share.
 
     Example: embae calibrate runs/baseline --camera station/door=footage/door --camera station/hall=footage/hall
     """
-    wanted = _wanted(camera or [])
-    if not wanted and dataset is None:
+    locations = _parse_cameras(camera or [])
+    if not locations and dataset is None:
         raise RecipeError("which cameras? Give --camera NAME=IMAGES for each, or --dataset for all of a dataset")
     if dataset is None and (name or pattern):
-        raise RecipeError(f"--{'name' if name else 'pattern'}: goes with --dataset; --camera says itself which camera "
-                          "of which dataset its images are from")
+        raise RecipeError(f"--{'name' if name else 'pattern'}: is only for --dataset; --camera names the dataset and "
+                          "camera of its images itself")
     trained = find_model(run, stage)
     recipe, source = trained.recipe, trained.export
     to = out or (run if recipe else source.resolve().parent) / "calibrated" / EXPORT
     if os.path.lexists(to):
-        raise RecipeError(f"{to}: is there already; calibrate writes a new folder: give another with --out, or remove "
-                          "it first")
+        raise RecipeError(f"{to}: already exists; calibrate writes a new folder: choose another with --out, or remove "
+                          "this one first")
     check_writable("--out", to)
-    found = {one: images(where)[1] for one, where in wanted.items()}
-    for one, records in found.items():
-        _refuse_few("/".join(one), len(records))
+    records = {label: images(location)[1] for label, location in locations.items()}
+    for label, of_camera in records.items():
+        _refuse_few("/".join(label), len(of_camera))
     with gc_paused():
         from embae.trainer.model.saved import SavedModel
     export = SavedModel.open(source)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what lies elsewhere meanwhile is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the temporary folder is removed
     with tempfile.TemporaryDirectory(prefix="embae-") as folder:
-        indexes = _shard(found, export.known_cameras, Path(folder), skip_bad)
+        indexes = _shard_cameras(records, export.known_cameras, Path(folder), skip_bad)
         if dataset is not None:
-            pointed = open_source(dataset, trained.root, name=name, pattern=pattern, keep=Path(folder),
-                                 skip_bad=skip_bad)
-            for index in pointed.indexes:
+            images_source = open_source(dataset, trained.root, name=name, pattern=pattern, keep=Path(folder),
+                                        skip_bad=skip_bad)
+            for index in images_source.indexes:
                 check_rows(index)
-            indexes += _apart(pointed.indexes, found)
+            _refuse_mixed(images_source.indexes, list(records))
+            indexes += images_source.indexes
         view = View(indexes, "train")
-        counts = _counts(view)
+        counts = _count_images(view)
         calibrate_export(export, view, recipe, to, features)
-    for said, count in sorted(counts.items()):
+    for text, count in sorted(counts.items()):
         few = "" if count >= ENOUGH else f", which is few: below {ENOUGH} a search gains less; some hundreds are better"
-        print(f"{said}: {count:,} images{few}")
+        print(f"{text}: {count:,} images{few}")
     print(f"calibrated {source}: {to}")
 
 
-def _wanted(cameras: Sequence[str]) -> dict[Said, str]:
-    """Camera → its images, as they were asked for."""
-    wanted: dict[Said, str] = {}
-    for text in cameras:
-        name, _, where = text.partition("=")
+def _parse_cameras(options: Sequence[str]) -> dict[Label, str]:
+    """Camera → location of its images, from the values of ``--camera``."""
+    locations: dict[Label, str] = {}
+    for text in options:
+        name, _, location = text.partition("=")
         parts = _NAME.fullmatch(name)
-        if not parts or not where:
-            raise DataError(f"--camera {text}: wanted NAME=IMAGES, such as station/door=footage/door for the camera "
+        if not parts or not location:
+            raise DataError(f"--camera {text}: expected NAME=IMAGES, such as station/door=footage/door for the camera "
                             "door of station, or door=footage/door for camera 0 of door; names of datasets have "
                             "letters, digits, _ and -")
-        one = parts[1], parts[2] or "0"
-        if one in wanted:
-            raise DataError(f"--camera {text}: {'/'.join(one)} is given twice, the first time as {wanted[one]}; "
+        label = parts[1], parts[2] or "0"
+        if label in locations:
+            raise DataError(f"--camera {text}: {'/'.join(label)} is given twice, the first time as {locations[label]}; "
                             "a pattern in quotes takes images of several folders")
-        wanted[one] = where
-    return wanted
+        locations[label] = location
+    return locations
 
 
-def _shard(found: dict[Said, list[Record]], known: KnownCameras, keep: Path, skip_bad: bool) -> list[Index]:
-    """The images of cameras as datasets, one for each name."""
-    cameras = _numbered(list(found), known)
+def _shard_cameras(records: Mapping[Label, list[Record]], known_cameras: KnownCameras, keep: Path,
+                   skip_bad: bool) -> list[Index]:
+    """Shards the images of cameras as datasets, one for each dataset name."""
+    cameras = _number_cameras(list(records), known_cameras)
     indexes = []
-    for name in sorted({name for name, _ in found}):
-        records = []
-        for said, own in found.items():
-            if said[0] == name:
-                (_, camid), camera = cameras[said]
-                records += [replace(record, key=f"{camid}-{number}", camid=camid, camera=camera)
-                            for number, record in enumerate(own)]
-        indexes.append(shard(name, records, keep, source={"reader": "folder"}, skip_bad=skip_bad))
+    for dataset in sorted({dataset for dataset, _ in records}):
+        numbered = []
+        for label, of_camera in records.items():
+            if label[0] == dataset:
+                (_, camid), name = cameras[label]
+                numbered += [replace(record, key=f"{camid}-{number}", camid=camid, camera=name)
+                             for number, record in enumerate(of_camera)]
+        indexes.append(shard(dataset, numbered, keep, source={"reader": "folder"}, skip_bad=skip_bad))
     return indexes
 
 
-def _numbered(given: Sequence[Said], known: KnownCameras) -> dict[Said, tuple[Camera, str | None]]:
-    """Camera, and its name if it has one, of each that was given: as the model knows it, or a new one."""
-    found: dict[Said, tuple[Camera, str | None]] = {}
-    taken = list(known.cameras)
-    for dataset, said in sorted(given, key=lambda one: not _is_number(one[1])):  # numbers first: names get others
-        place = known.by_label(dataset, said)
-        if place >= 0:
-            camera = known.cameras[place]
-            name = known.names.get(camera)
-        elif _is_number(said):
-            camera, name = (dataset, int(said)), None
+def _number_cameras(labels: Sequence[Label], known_cameras: KnownCameras) -> dict[Label, tuple[Camera, str | None]]:
+    """Camera of each label, and its name if it has one: as the model knows it, or with a new number."""
+    cameras: dict[Label, tuple[Camera, str | None]] = {}
+    numbered = list(known_cameras.cameras)
+    for dataset, label in sorted(labels, key=lambda label: not _is_number(label[1])):  # numbers first: names get others
+        index = known_cameras.by_label(dataset, label)
+        if index >= 0:
+            camera = known_cameras.cameras[index]
+            name = known_cameras.names.get(camera)
+        elif _is_number(label):
+            camera, name = (dataset, int(label)), None
         else:
-            camera = dataset, max((camid for other, camid in taken if other == dataset), default=-1) + 1
-            name = said
-        if twice := [other for (_, other), (own, _) in found.items() if own == camera]:
-            raise DataError(f"--camera {dataset}/{said}: is given twice, the first time as {dataset}/{twice[0]}; "
+            camera = dataset, max((camid for other, camid in numbered if other == dataset), default=-1) + 1
+            name = label
+        if twice := [other for (_, other), (earlier, _) in cameras.items() if earlier == camera]:
+            raise DataError(f"--camera {dataset}/{label}: is given twice, the first time as {dataset}/{twice[0]}; "
                             "a pattern in quotes takes images of several folders")
-        found[dataset, said] = camera, name
-        taken.append(camera)
-    return found
+        cameras[dataset, label] = camera, name
+        numbered.append(camera)
+    return cameras
 
 
-def _is_number(said: str) -> bool:
-    return re.fullmatch("[0-9]{1,9}", said) is not None
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
-def _apart(indexes: Sequence[Index], found: dict[Said, list[Record]]) -> Sequence[Index]:
-    """A dataset's indexes, of none of which a camera was given by itself: they would be numbered apart."""
+def _refuse_mixed(indexes: Sequence[Index], labels: Sequence[Label]) -> None:
+    """Refuses a dataset of which ``--camera`` names single cameras too: these would be numbered separately."""
     for index in indexes:
-        if own := [f"{name}/{said}" for name, said in found if name == index.name]:
-            raise DataError(f"{index.root}: --camera gives cameras of {index.name} too ({', '.join(own)}); put their "
-                            "images into its folder, or give its cameras one by one")
-    return indexes
+        if single := [f"{dataset}/{camera}" for dataset, camera in labels if dataset == index.name]:
+            raise DataError(f"{index.root}: --camera gives cameras of {index.name} too ({', '.join(single)}); put "
+                            "their images into its folder, or give its cameras one by one")
 
 
-def _counts(view: View) -> dict[str, int]:
-    """Images of each camera."""
+def _count_images(view: View) -> dict[str, int]:
+    """Number of images of each camera."""
     rows = np.arange(len(view))
-    every = Counter(zip(view.locate(rows)[0].tolist(), view.column("camid", rows).tolist(), strict=True))
+    per_camera = Counter(zip(view.locate(rows)[0].tolist(), view.column("camid", rows).tolist(), strict=True))
     counts = {}
-    for (number, camid), count in every.items():
+    for (number, camid), count in per_camera.items():
         camera = view.names[number], camid
-        said = f"{camera[0]}/{view.camera_names.get(camera, camid)}"
-        _refuse_few(said, count)
-        counts[said] = count
+        label = f"{camera[0]}/{view.camera_names.get(camera, camid)}"
+        _refuse_few(label, count)
+        counts[label] = count
     return counts
 
 
-def _refuse_few(said: str, count: int) -> None:
+def _refuse_few(label: str, count: int) -> None:
     if count < 2:
-        raise DataError(f"{said}: has a single image, which says nothing of how its images vary; wanted at least 2, "
+        raise DataError(f"{label}: has a single image, which does not show how its images vary; expected at least 2, "
                         f"better {ENOUGH}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from embae.trainer.commands.on_ranks import run_on_ranks
-from embae.trainer.commands.options import Debug, Settings
+from embae.trainer.commands.options import Debug, Nproc, Settings
 from embae.trainer.runtime.fast_imports import gc_paused
 from embae.trainer.runtime.signals import StopSignals
 
@@ -17,16 +17,18 @@ from embae.trainer.runtime.signals import StopSignals
 def compare(
     ctx: typer.Context,
     words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY=VALUE]...", show_default=False, help=(
-        "Recipes, by default all that are shipped, and keys to set in each of them."))] = None,
+        "Recipes to compare (default: all shipped recipes), and keys to set in each of them."))] = None,
     settings: Settings = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, with seeds 0, 1, …")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/comparison"),
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train every stage of every run anew, sharing none.")] = False,
-    probes: Annotated[bool, typer.Option("--probes", help="Print also what probes find in z and v.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, with the seeds 0, 1, …")] = 3,
+    out: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("runs/comparison"),
+    nproc: Nproc = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train every stage of every run, without sharing.")] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="Also print the probes of z and v.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run recipes side by side on one target and print one table; what they share is trained once.
+    """Run several recipes on one target and print one table.
+
+    Stages that recipes have in common are trained once. If the command is stopped, run it again to resume.
 
     Example: embae compare --settings quick --seeds 3 --nproc 2
     """

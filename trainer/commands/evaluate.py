@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embae.trainer.commands.on_ranks import run_on_ranks
-from embae.trainer.commands.options import Debug, Expand, Rerank
-from embae.trainer.recipe.scoring import TTA
+from embae.trainer.commands.options import Debug, Expand, JsonFile, ModelPath, Nproc, Rerank, Tta
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
+    run: ModelPath,
     dataset: Annotated[str | None, typer.Option(
-        help="A dataset's name below data.root, or the folder of its shards; by default the target.")] = None,
-    tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
+        help="A dataset by its name below data.root or its folder of shards. Default: the target of the run.")] = None,
+    tta: Tta = None,
     rerank: Rerank = None,
     expand: Expand = None,
-    to: Annotated[Path | None, typer.Option("--json", help="Write the scores here as JSON.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    to: JsonFile = None,
+    nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
-    """Score a run's models on a dataset's query and gallery.
+    """Score the models of a run on a dataset's query and gallery.
 
     Example: embae evaluate runs/embae-cam --dataset shards/msmt17 --tta ten-crop --json scores.json
     """

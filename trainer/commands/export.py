@@ -21,17 +21,20 @@ ABOUT = "embae.json"
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or the export folder of a stage.")],
-    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to write; by default RUN/STAGE/FORMAT.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Whose model; by default the last that is scored.")] = None,
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write. Default: RUN/STAGE/FORMAT.")] = None,
+    stage: Annotated[str | None, typer.Option(help=(
+        "The stage of the run that has the model. Default: the last one that is scored."))] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a run's model as others load it, with a model card, and compare it with PyTorch first.
+    """Write a model in a format that other programs load.
+
+    Its outputs are compared with PyTorch first. The folder also gets a model card.
 
     Example: embae export runs/embae-cam --format onnx --out model
     """
     export_format = format_by_name(form)
-    name, source, facts = _chosen(run, stage)
+    name, source, summary = _choose_model(run, stage)
     to = out or source.parent / form
     _check_free(to)
     with gc_paused():
@@ -45,44 +48,45 @@ def export(
     opened = SavedModel.open(source)
     deployed = Deployed(opened)
     about: dict[str, Any] = {
-        "name": f"{facts.recipe.name}-{name}" if facts else name, "embae": version("embae"), "format": form,
+        "name": f"{summary.recipe.name}-{name}" if summary else name, "embae": version("embae"), "format": form,
         "stage": name, "backbone": opened.model.backbone, **contract(opened, deployed)}
     about |= export_format.describe(about, opened, deployed)
     with atomic_folder(to) as partial:
         about["difference"] = write_verified(partial, export_format, opened, deployed, about)
         write_json(partial / ABOUT, about, ascii_only=False)
-        write_text(partial / "README.md", model_card(about, export_format, facts))
+        write_text(partial / "README.md", model_card(about, export_format, summary))
     for batch, difference in about["difference"].items():
         print(f"batch {batch}: differs from PyTorch by {difference:.1e} of an embedding's length at most")
     print(f"{name} as {form}: {to}")
 
 
-def _chosen(run: Path, stage: str | None) -> tuple[str, Path, RunSummary | None]:
-    """The stage's name, its export, and the run it is of.
+def _choose_model(run: Path, stage: str | None) -> tuple[str, Path, RunSummary | None]:
+    """The name of the stage, its export, and its run.
 
     Raises:
-        RecipeError: There is no run, or no such model in it.
+        RecipeError: There is no run, or the run has no such model.
     """
-    if os.path.isfile(run / "model.json"):  # not Path.is_file, which a name too long makes raise
+    if os.path.isfile(run / "model.json"):  # not Path.is_file, which raises for a name that is too long
         if stage:
-            raise RecipeError(f"--stage {stage}: {run} is the export of one stage; leave --stage out, or give the run")
+            raise RecipeError(f"--stage {stage}: {run} is the export of one stage; leave out --stage, or name the run")
         return run.resolve().parent.name, run, None
-    facts = read_summary(run)
-    recipe = facts.recipe
+    summary = read_summary(run)
+    recipe = summary.recipe
     models = [name for name in recipe.run if not recipe.stages[name].cluster]
     if stage and stage not in models:
-        raise RecipeError(f"--stage {stage}: no stage of {run} that leaves a model; these do: {', '.join(models)}")
+        raise RecipeError(f"--stage {stage}: no stage of {run} that has a model; these have one: {', '.join(models)}")
     name = stage or next(iter(reversed(recipe.evaluate.values())), None) or models[-1]
-    if facts.costs[name] is None:
-        ready = [one for one in models if facts.costs[one]]
-        raise RecipeError(f"{run}: stage {name} is not done; run embae train again to go on"
-                          + (f", or take --stage {' or '.join(ready)}" if ready else ""))
-    return name, run / name / "export", facts
+    if summary.costs[name] is None:
+        ready = [model for model in models if summary.costs[model]]
+        raise RecipeError(f"{run}: stage {name} is not done; run embae train again to resume"
+                          + (f", or choose --stage {' or '.join(ready)}" if ready else ""))
+    return name, run / name / "export", summary
 
 
 def _check_free(folder: Path) -> None:
-    """Refuses to replace what no export of ours has written."""
+    """Refuses to replace a folder that embae export has not written."""
     if not os.path.lexists(folder) or os.path.isfile(folder / ABOUT):
         return
     if not os.path.isdir(folder) or os.listdir(folder):
-        raise WeightsError(f"{folder}: is there, and not from embae export; give another folder with --out")
+        raise WeightsError(f"{folder}: already exists and was not written by embae export; choose another folder "
+                           "with --out")

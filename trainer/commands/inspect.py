@@ -16,13 +16,13 @@ from embae.trainer.commands.options import Debug, Json
 
 def inspect(
     shards: Annotated[str, typer.Argument(help=(
-        "A sharded dataset, such as shards/market1501, a merged set, or the url of one."))],
+        "A sharded dataset, such as shards/market1501, or a merged set: its folder or URL."))],
     verify: Annotated[bool, typer.Option("--verify", help="Read every image and check its checksum.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) here.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) to this file.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a sharded dataset holds.
+    """Show the contents of a sharded dataset.
 
     Example: embae inspect shards/market1501 --verify --sheet market.png
     """
@@ -34,7 +34,7 @@ def inspect(
     from embae.datasets.remote.url import parse_location
     place = parse_location(shards)
     if is_merged(place):
-        _inspect_merged(place, as_json, looked_into=verify or bool(sheet))
+        _inspect_merged(place, as_json, reads_images=verify or bool(sheet))
         return
     index = Index.open(place)
     description = describe(index)
@@ -53,22 +53,22 @@ def inspect(
         print(f"verified: all {len(index):,} images are as they were written")
 
 
-def _inspect_merged(folder: Path | Url, as_json: bool, looked_into: bool) -> None:
-    """What is in a merged set.
+def _inspect_merged(folder: Path | Url, as_json: bool, reads_images: bool) -> None:
+    """Shows the contents of a merged set.
 
     Args:
         folder: Its folder.
-        as_json: As JSON.
-        looked_into: Whether more was asked for than its card says.
+        as_json: Print JSON.
+        reads_images: Whether ``--verify`` or ``--sheet`` was given.
 
     Raises:
-        DataError: It cannot be opened, or more was asked for.
+        DataError: The set cannot be opened, or `reads_images` is set: that is for one dataset.
     """
     from embae.datasets.index.merged import Merged
     from embae.datasets.inspection.describe import describe_merged, format_merged
     merged = Merged.open(folder)
-    if looked_into:
-        raise DataError(f"{folder} is a merged set; --verify and --sheet look into one dataset: name a member "
+    if reads_images:
+        raise DataError(f"{folder} is a merged set; --verify and --sheet are for one dataset: name a member "
                         f"({', '.join(str(index.root) for index in merged.indexes)})")
     description = describe_merged(merged)
     if as_json:

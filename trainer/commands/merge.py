@@ -12,15 +12,17 @@ from embae.trainer.commands.options import Debug
 
 
 def merge(
-    datasets: Annotated[list[Path], typer.Argument(help="Sharded datasets, such as shards/market1501 shards/msmt17.")],
-    out: Annotated[Path, typer.Option(help="Folder of the merged set, such as shards/all; recipes name it so.")],
+    datasets: Annotated[list[Path], typer.Argument(help="Sharded datasets, such as shards/market1501.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged set, such as shards/all.")],
     weight: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help=(
-        "A dataset's share of the labelled batches, for each dataset; by default they go by their images."))] = None,
+        "The weight of a dataset in labelled batches, one for each dataset. Default: the numbers of images."))] = None,
     duplicates: Annotated[bool, typer.Option("--duplicates/--no-duplicates", help=(
-        "Look for images that two datasets have in common."))] = True,
+        "Search for images that two datasets have in common."))] = True,
     debug: Debug = False,
 ) -> None:
-    """Give several sharded datasets one name, without copying them, and say which images they have in common.
+    """Group sharded datasets under one name, without copying them.
+
+    It also lists the images that they have in common.
 
     Example: embae merge shards/market1501 shards/msmt17 --out shards/all --weight market1501=1 --weight msmt17=2
     """
@@ -29,9 +31,9 @@ def merge(
     from embae.datasets.merging.merge import merge as merge_datasets
     weights = dict(_weight(text) for text in weight or [])
     if len(weights) < len(weight or []):
-        raise DataError("--weight: names a dataset twice; give each one number")
-    found, common = merge_datasets(datasets, out, weights, duplicates=duplicates)
-    print(format_merged(describe_merged(found)))
+        raise DataError("--weight: names a dataset twice; give one number for each dataset")
+    merged, common = merge_datasets(datasets, out, weights, duplicates=duplicates)
+    print(format_merged(describe_merged(merged)))
     if common is not None:
         for overlap in common.overlaps:
             print(f"{overlap}.")
@@ -44,4 +46,4 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name, float(number)
     except ValueError:
-        raise DataError(f"--weight {text}: wanted NAME=NUMBER, such as market1501=2") from None
+        raise DataError(f"--weight {text}: expected NAME=NUMBER, such as market1501=2") from None

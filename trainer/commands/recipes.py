@@ -10,12 +10,12 @@ import typer
 from embae.datasets.console.tables import format_table
 from embae.trainer.commands.options import Overrides, RecipeName, Settings
 
-recipes = typer.Typer(no_args_is_help=True, help="The recipes that ship with embae, and your own.")
+recipes = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
 
 
 @recipes.command("list")
 def recipes_list() -> None:
-    """Name the shipped recipes and settings, each with its first line.
+    """List the shipped recipes and settings, each with its first line.
 
     Example: embae recipes list
     """
@@ -27,7 +27,7 @@ def recipes_list() -> None:
 
 @recipes.command("show")
 def recipes_show(recipe: RecipeName) -> None:
-    """Print a recipe as it is written.
+    """Print a recipe as its author wrote it.
 
     Example: embae recipes show embae-cam
     """
@@ -40,22 +40,24 @@ def recipes_check(
     recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Print it with every default and override.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print it with all defaults and overrides.")] = False,
 ) -> None:
-    """Check a recipe; its data is looked at by embae train before anything starts.
+    """Check the keys of a recipe.
+
+    Its data are checked by embae train, before anything starts.
 
     Example: embae recipes check embae-cam data.root=/data/shards
     """
     from embae.trainer.recipe.load import dump_recipe, load_recipe
-    found = load_recipe(recipe, overrides or [], settings or [])
-    print(dump_recipe(found) if resolved else f"{found.name}: fine; stages {', '.join(found.run)}")
+    checked = load_recipe(recipe, overrides or [], settings or [])
+    print(dump_recipe(checked) if resolved else f"{checked.name}: valid; stages {', '.join(checked.run)}")
 
 
 @recipes.command("schema")
 def recipes_schema(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here, instead of printing it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file instead of printing.")] = None,
 ) -> None:
-    """Print the JSON schema of recipes, by which editors complete and check keys.
+    """Print the JSON schema of recipes, so that editors complete and check keys.
 
     Example: embae recipes schema --out recipe.schema.json
     """

@@ -16,15 +16,15 @@ from embae.trainer.commands.options import Debug
 def shard(
     source: Annotated[str, typer.Argument(autocompletion=lambda: list(READERS), help=(
         "\b\n" + "\n".join(f"{reader.name:12} {reader.summary}" for reader in READERS.values())
-        + "\n\nIt decides how folders and file names are read."))],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The source's options.")] = None,
+        + "\n\nThe source determines how folders and file names are read."))],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its options.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the original images.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all sharded datasets.")] = Path("shards"),
-    name: Annotated[str | None, typer.Option(help="The dataset's name; by default the source's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the sharded datasets.")] = Path("shards"),
+    name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the name of the source.")] = None,
     size: Annotated[str | None, typer.Option(help="Store images at HEIGHTxWIDTH, such as 288x144.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and list, what cannot be decoded.")] = False,
-    join: Annotated[bool, typer.Option("--join", help="Share the work with machines that are given the same.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and list undecodable images.")] = False,
+    join: Annotated[bool, typer.Option("--join", help="Share the work with machines that run the same.")] = False,
     debug: Debug = False,
 ) -> None:
     """Turn a folder of images into WebDataset shards with an index.
@@ -44,14 +44,14 @@ def shard(
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise DataError(f"{text!r}: found no key=value; options are written like split=half")
+        raise DataError(f"{text!r}: expected KEY=VALUE, such as split=half")
     return key, value
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
-    if not found:
-        raise DataError(f"--size {text}: wanted HEIGHTxWIDTH in pixels, such as 288x144")
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match:
+        raise DataError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 288x144")
+    return int(match[1]), int(match[2])

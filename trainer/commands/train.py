@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embae.trainer.commands.on_ranks import run_on_ranks
-from embae.trainer.commands.options import Debug, Overrides, RecipeName, Settings
+from embae.trainer.commands.options import Debug, Nproc, Overrides, RecipeName, Settings
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.schema import Recipe
 from embae.trainer.runtime.fast_imports import gc_paused
@@ -21,23 +21,24 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/RECIPE.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/RECIPE.")] = None,
+    nproc: Nproc = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help=(
-        "Go on from this checkpoint, RUN/STAGE/checkpoints/step-…; by default from the newest."))] = None,
+        "Resume from this checkpoint, RUN/STAGE/checkpoints/step-…. Default: the newest."))] = None,
     profile: Annotated[bool, typer.Option("--profile", help=(
-        "Leave a trace of a few steps of each stage in RUN/tensorboard (TensorBoard's profiler, ui.perfetto.dev)."
-    ))] = False,
+        "Write a trace of a few steps of each stage to RUN/tensorboard, for TensorBoard or ui.perfetto.dev."))] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=(
-        "Check recipe and data, say what each stage needs of a rank, and start nothing."))] = False,
-    world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: ranks in all, which need not be here."
-                                                   )] = None,
-    to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="With --dry-run: write it here as JSON."
-                                            )] = None,
+        "Check recipe and data, print what each stage needs on a rank, and start nothing."))] = False,
+    world_size: Annotated[int | None, typer.Option(min=1, help=(
+        "With --dry-run: total number of ranks, on any number of machines."))] = None,
+    to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help=(
+        "With --dry-run: also write the result to this file as JSON."))] = None,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe's stages and score the target; the same command again goes on where it stopped.
+    """Run the stages of a recipe and score its target.
+
+    If the run is stopped, run the same command again to resume.
 
     Example: embae train embae-cam data.root=/data/shards --nproc 8
     """
@@ -47,7 +48,7 @@ def train(
         _estimate(resolved, world_size or count_ranks(nproc), to)
         return
     if world_size or to:
-        raise RecipeError(f"{'--world-size' if world_size else '--json'}: goes with --dry-run")
+        raise RecipeError(f"{'--world-size' if world_size else '--json'}: is only for --dry-run")
     run = out or Path("runs") / resolved.name
     if stage and stage not in resolved.run:
         raise RecipeError(f"--stage {stage}: no such stage; run lists {', '.join(resolved.run)}")
@@ -73,7 +74,7 @@ def train(
 
 
 def _estimate(recipe: Recipe, ranks: int, to: Path | None) -> None:
-    """What a run on so many ranks would be refused for, and what it would need."""
+    """Checks what would stop a run on this number of ranks, and prints what the run needs."""
     from embae.trainer.runs.preflight import check_run
     from embae.trainer.runs.run_datasets import draw_synthetic
     draw_synthetic(recipe)

@@ -178,7 +178,7 @@ def test_shard_a_folder_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments, said", [
     (["shard", "market"], "did you mean market1501?"),
     (["shard", "market1501", "--root", "none"], "none: no such folder"),
-    (["shard", "synthetic", "domain=moon"], "moon"), (["shard", "synthetic", "size"], "found no key=value"),
+    (["shard", "synthetic", "domain=moon"], "moon"), (["shard", "synthetic", "size"], "expected KEY=VALUE"),
     (["shard", "synthetic", "domain=mall", "--size", "288"], "HEIGHTxWIDTH"),
     (["inspect", "shards/none"], "no such dataset"),
 ])  # fmt: skip

@@ -175,20 +175,20 @@ def test_images_of_unknown_cameras_are_scored_with_a_warning(desk: Path, by_data
 
 @pytest.mark.parametrize("words, said", [
     ([], "which cameras"),
-    (["--camera", "station/3"], "wanted NAME=IMAGES"),
-    (["--camera", "station/=station/door"], "wanted NAME=IMAGES"),
-    (["--camera", "=station/door"], "wanted NAME=IMAGES"),
+    (["--camera", "station/3"], "expected NAME=IMAGES"),
+    (["--camera", "station/=station/door"], "expected NAME=IMAGES"),
+    (["--camera", "=station/door"], "expected NAME=IMAGES"),
     (["--camera", "door=station/door", "--camera", "door/0=station/hall"], "door/0 is given twice"),
     (["--camera", "door/1=station/door", "--camera", "door/01=station/hall"], "door/01: is given twice"),
-    (["--camera", "door=station/door", "--name", "door"], "--name: goes with --dataset"),
+    (["--camera", "door=station/door", "--name", "door"], "--name: is only for --dataset"),
     (["--camera", "door=nowhere"], "nowhere: no such folder"),
-    (["--camera", "door=empty"], "holds no image"),
+    (["--camera", "door=empty"], "contains no image"),
     (["--camera", "door=station/*/*/none*.jpg"], "no image below station is named so"),
     (["--camera", "door=station/door/monday/7.*"], "door/0: has a single image"),
     (["--camera", "door=bad"], "2 of 2 images cannot be used"),
     (["--camera", "station/1=station/hall", "--dataset", "station"], "gives cameras of station too (station/1)"),
-    (["--camera", "door=station/door", "--stage", "embedding"], "this is one model; name its run"),
-    (["--camera", "door=station/door", "--out", "station"], "is there already"),
+    (["--camera", "door=station/door", "--stage", "embedding"], "contains one model"),
+    (["--camera", "door=station/door", "--out", "station"], "already exists"),
 ])  # fmt: skip
 def test_what_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
     monkeypatch.chdir(desk)

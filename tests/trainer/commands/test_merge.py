@@ -142,7 +142,7 @@ def test_the_command_merges_reports_and_inspects(root: Path) -> None:
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--weight", "square"], "--weight square: wanted NAME=NUMBER"),
+    (["--weight", "square"], "--weight square: expected NAME=NUMBER"),
     (["--weight", "square=1", "--weight", "square=2"], "--weight: names a dataset twice"),
     (["--weight", "square=1"], "--weight: there is none of tower"),
 ])
@@ -151,5 +151,5 @@ def test_what_the_command_refuses(root: Path, words: list[str], message: str) ->
         CliRunner().invoke(app, ["merge", str(root / "square"), str(root / "tower"), "--out", str(root / "x"), *words],
                            catch_exceptions=False)
     assert not (root / "x").exists()
-    with pytest.raises(DataError, match="--verify and --sheet look into one dataset"):
+    with pytest.raises(DataError, match="--verify and --sheet are for one dataset"):
         CliRunner().invoke(app, ["inspect", str(root / "merged"), "--verify"], catch_exceptions=False)

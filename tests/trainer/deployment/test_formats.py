@@ -231,7 +231,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
     source, out = stage(tmp_path / "stage"), tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(WeightsError, match="is there, and not from embae export"):
+    with pytest.raises(WeightsError, match="already exists and was not written by embae export"):
         run(source, "--format", "safetensors", "--out", out)
     assert (out / "thesis.tex").exists()
     shutil.rmtree(out)
@@ -268,7 +268,7 @@ def test_a_run_is_exported_with_what_it_says(
     run("whole", "--format", "safetensors", "--out", tmp_path / "first", "--stage", "embedding")
     text = (tmp_path / "first" / "README.md").read_text()
     assert "target-nuisance" not in text and "| park | " in text
-    with pytest.raises(RecipeError, match="no stage of whole that leaves a model; these do: embedding"):
+    with pytest.raises(RecipeError, match="no stage of whole that has a model; these have one: embedding"):
         run("whole", "--format", "safetensors", "--stage", "nonsense")
 
 

@@ -271,8 +271,8 @@ stages:
 @pytest.mark.parametrize("words, said", [
     (["--dry-run", "--world-size", "256"], "stages.embedding.data: a global batch of 6 images cannot be shared by 256 "
      "ranks; "),
-    (["--world-size", "2"], "--world-size: goes with --dry-run"),
-    (["--json", "needs.json"], "--json: goes with --dry-run"),
+    (["--world-size", "2"], "--world-size: is only for --dry-run"),
+    (["--json", "needs.json"], "--json: is only for --dry-run"),
     (["--dry-run", "data.target=lake"], "lake: no such dataset"),
 ])  # fmt: skip
 def test_what_is_wrong_is_code_2(tmp_path: Path, words: list[str], said: str) -> None:
