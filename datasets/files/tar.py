@@ -1,7 +1,7 @@
-"""Walks a tar as `embae shard` writes it: plain files named KEY.jpg and KEY.json, one after the other.
+"""Reads the members of a tar as `embae shard` writes it: regular files named KEY.jpg and KEY.json.
 
-Whatever else a tar may hold (paths, links, devices, headers that change the headers that follow) is refused: a shard
-has none of it, and readers differ in what they make of it.
+Everything else that a tar may contain (paths, links, devices, headers that change later headers) is refused: a shard
+has none of it, and readers interpret it differently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ _NAME = re.compile(r"([A-Za-z0-9_-]{1,95})\.(jpg|json)")
 
 
 class Member(NamedTuple):
-    """A file in a tar: its name in two parts, and where its bytes are."""
+    """A file in a tar.
+
+    Attributes:
+        key: Its name without the extension.
+        extension: ``jpg`` or ``json``.
+        offset: Where its bytes start in the tar.
+        size: Its bytes.
+    """
 
     key: str
     extension: str
@@ -27,41 +34,41 @@ class Member(NamedTuple):
     size: int
 
 
-def members(tar: BinaryIO) -> Iterator[Member]:
-    """The files in a tar, in order.
+def read_members(tar: BinaryIO) -> Iterator[Member]:
+    """Yields the files in a tar, in order.
 
     Raises:
-        DataError: A damaged header, a file that ends behind the end of the tar, or something that is no plain file of
-            ours; the message names the byte.
-        OSError: It cannot be read.
+        DataError: A header is damaged, a file extends beyond the end of the tar, or a member is not a regular file
+            named as in a shard; the message names the byte.
+        OSError: The tar cannot be read.
     """
-    length, at = os.fstat(tar.fileno()).st_size, 0
+    length, position = os.fstat(tar.fileno()).st_size, 0
     while True:
-        tar.seek(at)
+        tar.seek(position)
         header = tar.read(_BLOCK)
         if not any(header):
             if not header:
-                raise DataError(f"no end mark, but the end after {at:,} bytes")
+                raise DataError(f"no end mark: it ends after {position:,} bytes")
             return
         try:
-            found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise DataError(f"{error} at byte {at:,}") from error
-        name = _NAME.fullmatch(found.name)
-        if name is None or found.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise DataError(f"{found.name[:200]!r} at byte {at:,} is no plain file KEY.jpg or KEY.json")
-        start = at + _BLOCK
-        if not 0 <= found.size <= length - start:
-            raise DataError(f"{found.name} at byte {at:,} has {found.size:,} bytes, more than follow")
-        if not _is_ours(found, header):
-            raise DataError(f"{found.name} at byte {at:,} has a damaged header")
-        yield Member(name[1], name[2], start, found.size)
-        at = start + -(-found.size // _BLOCK) * _BLOCK
+            raise DataError(f"{error} at byte {position:,}") from error
+        name = _NAME.fullmatch(info.name)
+        if name is None or info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise DataError(f"{info.name[:200]!r} at byte {position:,} is not a plain file KEY.jpg or KEY.json")
+        start = position + _BLOCK
+        if not 0 <= info.size <= length - start:
+            raise DataError(f"{info.name} at byte {position:,} has {info.size:,} bytes, more than follow")
+        if not _is_fully_parsed(info, header):
+            raise DataError(f"{info.name} at byte {position:,} has a damaged header")
+        yield Member(name[1], name[2], start, info.size)
+        position = start + -(-info.size // _BLOCK) * _BLOCK
 
 
-def _is_ours(found: tarfile.TarInfo, header: bytes) -> bool:
-    """Whether a header says no more than what was understood: another reader might make more of it."""
+def _is_fully_parsed(info: tarfile.TarInfo, header: bytes) -> bool:
+    """Whether a header contains nothing but what was parsed: another reader might interpret the rest."""
     try:
-        return found.tobuf(tarfile.USTAR_FORMAT) == header
-    except ValueError:  # a number that such a header does not hold
+        return info.tobuf(tarfile.USTAR_FORMAT) == header
+    except ValueError:  # a number that does not fit into such a header
         return False

@@ -15,7 +15,7 @@ ROLES: tuple[Role, ...] = ("person", "distractor", "junk")
 
 
 class Image(Protocol):
-    """Where the encoded bytes of an image come from; picklable, so that worker processes can read it.
+    """A source of the encoded bytes of an image; picklable, so that worker processes can read it.
 
     ``str(image)`` names the source in error messages.
     """
@@ -40,17 +40,17 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a dataset and what its reader knows about it.
+    """One image of a dataset with the labels that its reader found.
 
     Attributes:
         key: Unique within the dataset; letters, digits, ``_`` and ``-`` only (a WebDataset key has no dot).
         split: ``train``, ``query`` or ``gallery``.
-        pid: Identity, unique within the dataset; None where it is not known.
-        camid: One physical camera of the dataset.
-        image: Where the bytes come from.
+        pid: Identity, unique within the dataset; None if unknown.
+        camid: The physical camera.
+        image: Source of the encoded bytes.
         role: ``person``; ``distractor`` is scored as a negative for every query; ``junk`` is ignored by the metric.
-            Only the reader of a dataset knows what its special pids mean: nothing else tests pid values.
-        camera: What the images' owner calls the camera, where the reader numbers what it finds; kept in the card.
+            Only the reader of a dataset knows the meaning of its special pids: no other code tests pid values.
+        camera: The owner's name of the camera, where the reader numbers the cameras itself; stored in the card.
     """
 
     key: str
@@ -63,6 +63,6 @@ class Record:
 
 
 def camera_names(records: Iterable[Record]) -> dict[str, int]:
-    """Name → camid of the cameras that have a name, by camid and name."""
+    """Name → camid of the cameras that have a name, sorted by camid and name."""
     named = {(record.camid, record.camera) for record in records if record.camera is not None}
     return {name: camid for camid, name in sorted(named)}

@@ -1,4 +1,4 @@
-"""Reads the encoded bytes of single images from shards, and checks them."""
+"""Reads the encoded bytes of single images from shards, and verifies them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embae.datasets.index.table import TABLE
 
 
 class _Damaged(DataError):
-    """The bytes are not those of the index."""
+    """The bytes differ from those that were indexed."""
 
 
 class ShardReader:
@@ -23,8 +23,8 @@ class ShardReader:
 
     Args:
         index: The dataset.
-        open_files: How many shards are kept open, the least recently read closed first. Of a far dataset it is two, as
-            an open copy cannot make room for others.
+        open_files: How many shards stay open; the least recently read is closed first. At most two of a remote dataset,
+            as the cache cannot remove an open copy to make room for others.
     """
 
     def __init__(self, index: Index, open_files: int = 64) -> None:
@@ -33,17 +33,17 @@ class ShardReader:
         self._files: OrderedDict[int, int] = OrderedDict()  # shard → file descriptor
 
     def read(self, row: int) -> bytes:
-        """The encoded image of a row of the index. A far shard whose copy is damaged is fetched once more.
+        """Reads the encoded image of a row of the index. A damaged copy of a remote shard is downloaded once more.
 
         Raises:
-            DataError: The shard cannot be read, ends too early, or holds other bytes than the index says; or the bytes
-                are not a JPEG of the size that the index says, or one of more than `MAX_PIXELS`.
+            DataError: The shard cannot be read, ends too early, or contains other bytes than those that were indexed;
+                or they are not a JPEG of the size in the index, or one with more than `MAX_PIXELS`.
         """
         index = self.index
         shard = int(index.shard[row])
         if not 0 <= shard < len(index.shards):
-            raise DataError(f"{where(index, row)}: the index has {len(index.shards)} shards, none of number {shard}; "
-                            "copy the index again or shard the dataset again")
+            raise DataError(f"{describe_row(index, row)}: the index has {len(index.shards)} shards, none with number "
+                            f"{shard}; copy the index again or shard the dataset again")
         try:
             data = self._bytes(row, shard)
         except _Damaged:
@@ -51,11 +51,11 @@ class ShardReader:
                 raise
             os.close(self._files.pop(shard))
             data = self._bytes(row, shard)
-        # Who makes a shard makes its checksums too: what decoders take memory by is what the index says, and small.
+        # A checksum does not protect from a hostile shard, so check the size by which decoders allocate memory.
         declared, indexed = declared_size(data), (int(index.height[row]), int(index.width[row]))
         if declared != indexed or indexed[0] * indexed[1] > MAX_PIXELS:
-            raise DataError(f"{where(index, row)}: {_told(declared)}, the index says {indexed}; wanted a JPEG as it "
-                            f"says, of at most {MAX_PIXELS:,} pixels; shard the dataset again")
+            raise DataError(f"{describe_row(index, row)}: {_describe_size(declared)}, the index says {indexed}; "
+                            f"expected a JPEG of that size, of at most {MAX_PIXELS:,} pixels; shard the dataset again")
         return data
 
     def _bytes(self, row: int, shard: int) -> bytes:
@@ -63,11 +63,11 @@ class ShardReader:
         try:
             data = os.pread(self._file(shard), size, int(index.offset[row]))
         except OSError as error:
-            raise DataError(f"{where(index, row)}: cannot be read ({error.strerror}); {_REMEDY}") from error
+            raise DataError(f"{describe_row(index, row)}: cannot be read ({error.strerror}); {_REMEDY}") from error
         if len(data) != size:
-            raise _Damaged(f"{where(index, row)}: found {len(data):,} bytes, wanted {size:,}; {_REMEDY}")
-        if (found := zlib.crc32(data)) != (wanted := int(index.crc32[row])):
-            raise _Damaged(f"{where(index, row)}: checksum {found:08x}, wanted {wanted:08x}; {_REMEDY}")
+            raise _Damaged(f"{describe_row(index, row)}: found {len(data):,} bytes, expected {size:,}; {_REMEDY}")
+        if (checksum := zlib.crc32(data)) != (expected := int(index.crc32[row])):
+            raise _Damaged(f"{describe_row(index, row)}: checksum {checksum:08x}, expected {expected:08x}; {_REMEDY}")
         return data
 
     def _file(self, shard: int) -> int:
@@ -81,7 +81,7 @@ class ShardReader:
         return descriptor
 
     def close(self) -> None:
-        """Closes the shards; reading opens them again."""
+        """Closes the shards; `read` opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -96,14 +96,14 @@ class ShardReader:
             self.close()
 
 
-def where(index: Index, row: int) -> str:
-    """What a message calls an image: its shard, key and row."""
+def describe_row(index: Index, row: int) -> str:
+    """An image in messages: its shard, key and row."""
     shard = int(index.shard[row])
     name = index.shards[shard] if 0 <= shard < len(index.shards) else TABLE
     return f"{index.root / name}: image {index.key(row)} (row {row})"
 
 
-def _told(size: tuple[int, int] | None) -> str:
+def _describe_size(size: tuple[int, int] | None) -> str:
     return "not a JPEG" if size is None else f"has (height, width) {size}"
 
 

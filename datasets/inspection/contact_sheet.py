@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from embae.datasets.errors import DataError
 from embae.datasets.files.atomic import write_bytes
-from embae.datasets.images.encoding import decoded
+from embae.datasets.images.encoding import decode_jpeg
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import ROLES, SPLITS
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 
 _CELL = (176, 88)  # height, width of an image on the sheet, at most
 _GAP, _MARGIN, _LABEL, _CAPTION, _TITLE = 10, 24, 96, 18, 40
@@ -83,7 +83,7 @@ def _draw(index: Index, rows: list[tuple[str, list[int]]]) -> Image.Image:
             draw.text((_MARGIN, top + _CELL[0] // 2), label, _INK, bold, anchor="lm")
             for column, row in enumerate(images):
                 left = _MARGIN + _LABEL + column * (_CELL[1] + _GAP)
-                picture = decoded(reader.read(row), where(index, row))
+                picture = decode_jpeg(reader.read(row), describe_row(index, row))
                 scale = min(_CELL[0] / picture.height, _CELL[1] / picture.width)
                 size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
                 picture = picture.resize(size, Image.Resampling.LANCZOS)

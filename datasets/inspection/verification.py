@@ -11,14 +11,14 @@ import numpy as np
 
 from embae.datasets.console.progress import Report, progress
 from embae.datasets.errors import DataError
-from embae.datasets.files.tar import Member, members
-from embae.datasets.images.encoding import decoded
+from embae.datasets.files.tar import Member, read_members
+from embae.datasets.images.encoding import decode_jpeg
 from embae.datasets.images.jpeg import check_jpeg
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, REMEDY
 from embae.datasets.index.columns import check_columns
 from embae.datasets.index.records import ROLES, SPLITS
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 from embae.datasets.index.summary import counts, fingerprint
 from embae.datasets.index.table import TABLE
 
@@ -88,8 +88,8 @@ def _check_shard(index: Index, shard: int) -> tuple[int, list[str]]:
         for row in range(start, stop):
             try:
                 data = reader.read(row)
-                check_jpeg(data, where(index, row))
-                decoded(data, where(index, row))
+                check_jpeg(data, describe_row(index, row))
+                decode_jpeg(data, describe_row(index, row))
             except DataError as error:
                 problems.append(str(error))
     problems += _check_members(index, shard, range(start, stop))
@@ -106,7 +106,7 @@ def _check_members(index: Index, shard: int, rows: range) -> list[str]:
     problems = []
     try:
         with open(index.open_shard(shard), "rb") as tar:
-            for member in members(tar):
+            for member in read_members(tar):
                 if member.extension == "jpg":
                     images.append(member)
                 else:
@@ -117,13 +117,14 @@ def _check_members(index: Index, shard: int, rows: range) -> list[str]:
     for row, member in zip(rows, images, strict=False):
         key = index.key(row)
         place = (member.offset, member.size)
-        wanted = (int(index.offset[row]), int(index.size[row]))
+        indexed = (int(index.offset[row]), int(index.size[row]))
         if member.key != key:
-            problems.append(f"{where(index, row)}: the tar has {member.key}.jpg in its place")
-        elif place != wanted:
-            problems.append(f"{where(index, row)}: lies at {place} (offset, size) in the tar, the index says {wanted}")
+            problems.append(f"{describe_row(index, row)}: the tar has {member.key}.jpg in its place")
+        elif place != indexed:
+            problems.append(f"{describe_row(index, row)}: has offset and size {place} in the tar, {indexed} in "
+                            "the index")
         elif not _is_sidecar(sidecars.get(key, b""), index, row):
-            problems.append(f"{where(index, row)}: {key}.json is missing or says otherwise than the index")
+            problems.append(f"{describe_row(index, row)}: {key}.json is missing or says otherwise than the index")
     if len(images) < len(rows):
         row = rows[len(images)]
         problems.append(f"{path}: the tar ends after {len(images):,} images, wanted {len(rows):,}; "

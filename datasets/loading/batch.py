@@ -1,4 +1,4 @@
-"""What a loader hands to a training step, and the interface that loaders share."""
+"""Batches, the work of a rank that they are part of, and the interface of loaders."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """This rank's part of a global batch.
+    """The part of a global batch that belongs to this rank.
 
     Attributes:
         inputs: `(N, 3, H, W)` normalised images, channels last in memory, or `(N, F)` backbone features; on the
             training device.
         rows: `(N,)` rows of the view.
         plan: `(B,)` rows of the whole global batch, the same on every rank.
-        slots: Where `rows` stands in `plan`.
-        step: The step whose batch this is, or a part of it.
-        view: What the rows are rows of: pid, camid and dataset of an image are read from there.
+        slots: The positions of `rows` in `plan`.
+        step: The step that uses the batch.
+        view: The view that the rows belong to; it has the pid, camid and dataset of an image.
     """
 
     inputs: torch.Tensor | Any
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def pid(self) -> np.ndarray:
-        """`(N,)` identity of each image, within its dataset; only labelled stages may look."""
+        """`(N,)` identity of each image, within its dataset; only labelled stages may use it."""
         return self.view.column("pid", self.rows)
 
 
@@ -58,16 +58,16 @@ class Work:
     """The part of a stage's batches that one rank reads.
 
     Attributes:
-        sampler: The batch plan.
-        spec: What the model takes.
-        augment: What may happen to an image.
+        sampler: The global batches.
+        spec: The input of the model.
+        augment: How images are augmented.
         seed: The run's seed.
         stage: The stage's name.
         start: First step.
-        stop: Step past the last one.
+        stop: The step after the last one.
         rank: This rank.
         world_size: Number of ranks.
-        accumulate: Parts that a rank's share of a step is read in.
+        accumulate: Number of parts in which a rank reads its share of a step.
         read: Height and width that images are resized to; None follows `augment`.
     """
 
@@ -103,19 +103,19 @@ class Work:
         return -(-self.sampler.batch // (self.world_size * self.accumulate))
 
     def rows(self, number: int) -> np.ndarray:
-        """The rows of the number-th batch alone, `(N,)`."""
+        """The rows of a batch, `(N,)`; `number` counts batches from `start`."""
         plan = self.sampler.plan(self.start + number // self.accumulate)
         return plan[self._slots(number, len(plan))]
 
     def _slots(self, number: int, rows: int) -> slice:
-        micro = number % self.accumulate
-        return share(rows, self.rank * self.accumulate + micro, self.world_size * self.accumulate)
+        part = number % self.accumulate
+        return share(rows, self.rank * self.accumulate + part, self.world_size * self.accumulate)
 
     def part(self, number: int) -> tuple[Batch, Draws]:
-        """The number-th batch without its images, and what is to happen to them.
+        """A batch without its images, and their augmentation.
 
         Args:
-            number: From 0, counted from `start`.
+            number: Batches before it since `start`.
         """
         step = self.start + number // self.accumulate
         plan = self.sampler.plan(step)
@@ -126,10 +126,10 @@ class Work:
 
 
 class Loader(Protocol):
-    """Decoded batches of a `Work`, in order, once. Closing it frees its threads and memory."""
+    """Yields the decoded batches of a `Work` in order, once. Closing it frees its threads and memory."""
 
     name: str
-    """Which loader it is, for the records."""
+    """Name of the loader, for the records."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 

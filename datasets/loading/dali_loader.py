@@ -1,10 +1,10 @@
-"""Decoding and augmentation by NVIDIA DALI: the one file that imports it.
+"""Decoding and augmentation by NVIDIA DALI: the only file that imports it.
 
-DALI's own WebDataset reader reads tars in order and cannot sample P identities × K images, so the encoded bytes are
-read by offset and handed to the pipeline, with the augmentation as numbers beside them.
+DALI's WebDataset reader reads tars in order and cannot sample P identities × K images, so the encoded bytes are read by
+offset and passed to the pipeline together with the numbers of the augmentation.
 """
 
-# DALI's hints lack its data types, and what its graph functions take.
+# DALI's type hints do not have its data types and the parameters of its graph functions.
 # mypy: disable-error-code="attr-defined, call-overload, no-untyped-def"
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.loading.view_reader import ViewReader
 
-# Read by DALI as it is imported: host memory from here on (bytes) comes from a pool. Else every batch is mapped and
-# unmapped anew, and clearing its pages takes an eighth of the time of loading.
+# DALI reads this when it is imported: host memory from this size (bytes) comes from a pool. Otherwise the memory of
+# each batch is mapped and unmapped, and clearing its pages takes an eighth of the loading time.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "4096")
 
 import nvidia.dali.fn as fn
@@ -33,15 +33,15 @@ PREFETCH = 3  # batches decoded ahead
 
 
 class DaliLoader:
-    """Batches decoded by DALI.
+    """Yields batches that DALI decodes.
 
     Args:
-        work: What to read.
+        work: The batches.
         device: ``cpu`` decodes on the CPU; a CUDA device decodes on the GPU (DALI's ``mixed``) and leaves images there.
         threads: CPU threads.
 
     Raises:
-        DataError: While iterating, when an image's bytes do not match their checksum, or cannot be decoded.
+        DataError: While iterating, if the bytes of an image do not match their checksum or cannot be decoded.
     """
 
     name = "dali"
@@ -72,11 +72,11 @@ class DaliLoader:
                 self._find_undecodable()
                 raise
             batch = self._ahead.popleft()
-            # No copy: DALI keeps the memory as long as the tensor lives. Its (N, H, W, C) is channels-last for torch,
-            # which convolves it 1.3 times faster on CPU (a MobileNetV2 step), and which GPUs prefer.
+            # Without a copy: DALI keeps the memory as long as the tensor exists. Its (N, H, W, C) is channels-last for
+            # torch: a MobileNetV2 step on a CPU is 1.3 times as fast with it, and GPUs prefer it.
             batch.inputs = torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
             if self._gpu:
-                # Not so there: DALI would take the memory back when Python lets go of it, while kernels still read it.
+                # With a copy on a GPU: DALI would reuse the memory once Python releases it, while kernels read it.
                 batch.inputs = batch.inputs.clone()
                 copied = torch.cuda.Event()
                 copied.record()
@@ -85,22 +85,22 @@ class DaliLoader:
                 copied.synchronize()
 
     def _find_undecodable(self) -> None:
-        """Says which image DALI failed for, if it is one that cannot be decoded."""
+        """Raises an error that names the image that DALI failed on, if it cannot be decoded."""
         for batch in self._ahead:
             for row in batch.rows:
                 self._reader.decode(int(row))
 
     def close(self) -> None:
-        """Frees the pipeline's threads and the open shards."""
+        """Ends the threads of the pipeline and closes the shards."""
         self._pipeline = None
         self._reader.close()
 
 
 def _drawn(augment: Augment) -> dict[str, tuple[types.DALIDataType, int]]:
-    """Which draws the pipeline takes, with their type and dimensions: DALI wants none that it does not use."""
-    wanted = {"flip": (types.INT32, 0, augment.flip), "anchor": (types.FLOAT, 1, augment.crops),
+    """The numbers that the pipeline takes, with type and dimensions; DALI rejects inputs that it does not use."""
+    inputs = {"flip": (types.INT32, 0, augment.flip), "anchor": (types.FLOAT, 1, augment.crops),
               "erase": (types.FLOAT, 1, augment.erase > 0), "colour": (types.FLOAT, 1, augment.colours)}
-    return {name: (kind, dimensions) for name, (kind, dimensions, used) in wanted.items() if used}
+    return {name: (kind, dimensions) for name, (kind, dimensions, used) in inputs.items() if used}
 
 
 @pipeline_def
@@ -127,8 +127,8 @@ def _pipeline(work: Work, source, decoder: str):
     if augment.crops and not crop_inside:
         images = fn.slice(images, *window, **cropping, out_of_bounds_policy="pad", fill_values=spec.fill)
     if augment.erase:
-        where = draws["erase"]
-        images = fn.erase(images, anchor=where[0:2], shape=where[2:4], axis_names="HW", fill_value=spec.fill)
+        rectangle = draws["erase"]
+        images = fn.erase(images, anchor=rectangle[0:2], shape=rectangle[2:4], axis_names="HW", fill_value=spec.fill)
     return fn.crop_mirror_normalize(
         images, mirror=draws.get("flip", 0), dtype=types.FLOAT, output_layout="HWC",
         mean=[255 * channel for channel in spec.mean], std=[255 * channel for channel in spec.std])

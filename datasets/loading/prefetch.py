@@ -1,4 +1,4 @@
-"""Far shards fetched before their images are asked for: the plan knows them."""
+"""Downloads remote shards before their images are read: the plan of batches is known in advance."""
 
 from __future__ import annotations
 
@@ -15,73 +15,74 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.loading.batch import Work
 from embae.datasets.remote.url import Url
 
-FETCHES = 4  # at a time: a store takes its time to answer, and a connection has a speed of its own
-BATCHES = 1000  # looked ahead at most
-FILES = 256  # held at most, as each is an open file: a process may often have only 1,024
-SHARE = 0.5  # of the cache for what is to come, over all ranks of the node
+DOWNLOADS = 4  # at the same time: a store answers with a delay, and the speed of one connection is limited
+BATCHES = 1000  # to look ahead at most
+FILES = 256  # open at most: a process may often have only 1,024 open files
+SHARE = 0.5  # of the cache for later batches, over all ranks of the node
 
 
-class Ahead:
-    """Walks through the batches of a rank ahead of its loader, and holds the shards that these will read.
+class Prefetch:
+    """Walks through the batches of a rank ahead of its loader, and opens the shards that they will read.
 
-    A held shard stays in the cache. It looks as far ahead as its share of the cache and `FILES` reach, and at least one
-    batch. A shard that cannot be fetched, or is one too many, is left to the loader, which says what is wrong.
+    An open shard stays in the cache. The walk looks ahead as far as its share of the cache and `FILES` allow, and at
+    least one batch. Shards that cannot be downloaded or are too many are left to the loader, which reports errors.
 
     Args:
         work: The rank's batches.
     """
 
     def __init__(self, work: Work):
-        # With a plan of its own: it may be some passes ahead of the loader's, which each would forget for the other's.
+        # A copy of the sampler: it may be passes ahead of the loader, and a sampler caches only neighbouring passes.
         self._work, self._view = replace(work, sampler=copy(work.sampler)), work.sampler.view
         self._starts = np.cumsum([0, *(len(index.shards) for index in self._view.indexes)])
         caches = [index.root.cache for index in self._view.indexes if isinstance(index.root, Url)]
-        self._most = min(cache.max_bytes for cache in caches) * SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self._held: dict[int, Future[int | None]] = {}  # shard, numbered through all datasets
-        self._until: dict[int, int] = {}  # the last batch looked at that reads it
-        self._at, self._closed, self._changed = 0, False, threading.Condition()
-        self._pool = ThreadPoolExecutor(FETCHES, "fetch")
-        self._thread = threading.Thread(target=self._walk, name="ahead", daemon=True)
+        node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._max_bytes = min(cache.max_bytes for cache in caches) * SHARE / node_ranks
+        self._open: dict[int, Future[int | None]] = {}  # by shard, numbered over all datasets
+        self._last_batch: dict[int, int] = {}  # of those looked at, the last batch that reads a shard
+        self._position, self._closed, self._changed = 0, False, threading.Condition()
+        self._pool = ThreadPoolExecutor(DOWNLOADS, "download")
+        self._thread = threading.Thread(target=self._walk, name="prefetch", daemon=True)
         self._thread.start()
 
-    def reached(self, number: int) -> None:
-        """The loader now reads the number-th batch; what only earlier ones read may go."""
+    def advance_to(self, number: int) -> None:
+        """Tells that the loader now reads a batch; shards that only earlier batches read are closed."""
         with self._changed:
-            self._at = number
-            past = [self._held.pop(shard) for shard, last in list(self._until.items())
-                    if last < number and self._until.pop(shard) == last]
+            self._position = number
+            past = [self._open.pop(shard) for shard, last in list(self._last_batch.items())
+                    if last < number and self._last_batch.pop(shard) == last]
             self._changed.notify()
         for future in past:
-            _let_go(future)
+            _close(future)
 
     def _walk(self) -> None:
         for number in range(len(self._work)):
             shards = [shard for shard in np.unique(self._view.shards(self._work.rows(number))).tolist()
                       if self._index(shard)[0].copies]
             with self._changed:
-                while not (self._closed or number <= self._at + 1 or self._fits(number, shards)):
+                while not (self._closed or number <= self._position + 1 or self._fits(number, shards)):
                     self._changed.wait()
                 if self._closed:
                     return
-                if number < self._at:
+                if number < self._position:
                     continue
                 for shard in shards:
-                    if shard not in self._held:
-                        if len(self._held) == FILES:
+                    if shard not in self._open:
+                        if len(self._open) == FILES:
                             continue
-                        self._held[shard] = self._pool.submit(self._fetch, shard)
-                    self._until[shard] = number
+                        self._open[shard] = self._pool.submit(self._download, shard)
+                    self._last_batch[shard] = number
 
     def _fits(self, number: int, shards: list[int]) -> bool:
-        wanted = {*self._held, *shards}
-        length = sum(index.shard_bytes(local) for index, local in map(self._index, wanted))
-        return number < self._at + BATCHES and len(wanted) <= FILES and length <= self._most
+        needed = {*self._open, *shards}
+        total_bytes = sum(index.shard_bytes(local) for index, local in map(self._index, needed))
+        return number < self._position + BATCHES and len(needed) <= FILES and total_bytes <= self._max_bytes
 
     def _index(self, shard: int) -> tuple[Index, int]:
         number = int(np.searchsorted(self._starts, shard, side="right")) - 1
         return self._view.indexes[number], shard - int(self._starts[number])
 
-    def _fetch(self, shard: int) -> int | None:
+    def _download(self, shard: int) -> int | None:
         index, local = self._index(shard)
         try:
             return index.open_shard(local)
@@ -89,22 +90,22 @@ class Ahead:
             return None
 
     def close(self) -> None:
-        """Ends the walk and lets go of what it holds, after fetches that are under way."""
+        """Ends the walk and closes its shards, after downloads in progress."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
-        for future in self._held.values():
-            _let_go(future)
-        self._held.clear()
+        for future in self._open.values():
+            _close(future)
+        self._open.clear()
 
 
-def _let_go(future: Future[int | None]) -> None:
-    """Closes what was or will be fetched."""
-    def close(done: Future[int | None]) -> None:
-        if not done.cancelled() and (descriptor := done.result()) is not None:
+def _close(future: Future[int | None]) -> None:
+    """Closes a shard, once its download has ended."""
+    def close_descriptor(download: Future[int | None]) -> None:
+        if not download.cancelled() and (descriptor := download.result()) is not None:
             os.close(descriptor)
 
     if not future.cancel():
-        future.add_done_callback(close)
+        future.add_done_callback(close_descriptor)

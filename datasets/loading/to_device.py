@@ -1,4 +1,4 @@
-"""Copies to the training device that a step does not wait for."""
+"""Copies to the training device without making a step wait."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """The values on the device.
+    """Copies values to a device.
 
-    From ordinary memory a copy to a GPU would wait for all that was asked of it before; from pinned memory it takes its
-    turn, and torch keeps the memory until then.
+    A copy from ordinary memory to a GPU waits until all earlier work of the GPU is done. A copy from pinned memory is
+    queued instead, and torch keeps the memory alive until it is done.
 
     Args:
         values: On the CPU; on a CPU device they are returned as they are.
-        device: Where they go.
+        device: Where to copy them.
     """
     host = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

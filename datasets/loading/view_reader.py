@@ -1,4 +1,4 @@
-"""The encoded bytes of a view's images, read by offset and checked."""
+"""Reads the encoded images of a view by offset, and verifies them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import count
 import numpy as np
 from PIL import Image
 
-from embae.datasets.images.encoding import decoded
+from embae.datasets.images.encoding import decode_jpeg
 from embae.datasets.images.jpeg import check_jpeg
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 from embae.datasets.loading.batch import Work
-from embae.datasets.loading.prefetch import Ahead
+from embae.datasets.loading.prefetch import Prefetch
 from embae.datasets.sampling.view import View
 
 
@@ -20,40 +20,40 @@ class ViewReader:
 
     Args:
         view: The images.
-        work: The batches that will be read in order, where they are known: far shards are then fetched ahead of need.
+        work: The batches that will be read in order, if known: remote shards are then downloaded in advance.
 
     Raises:
-        DataError: While reading, when bytes do not match their checksum.
+        DataError: While reading, if bytes do not match their checksum.
     """
 
     def __init__(self, view: View, work: Work | None = None):
         self._view = view
-        far = work and any(index.copies for index in view.indexes)
-        self._ahead, self._batches = Ahead(work) if work and far else None, count()
-        # A process may often have only 1,024 files open, and reads for training and for scoring.
+        is_remote = any(index.copies for index in view.indexes)
+        self._prefetch, self._batches = Prefetch(work) if work and is_remote else None, count()
+        # A process may often have only 1,024 open files, and reads both for training and for scoring.
         open_files = max(1, 256 // len(view.indexes))
         self._readers = [ShardReader(index, open_files) for index in view.indexes]
 
     def read(self, rows: np.ndarray) -> list[bytes]:
-        """The encoded images of these rows, in order."""
-        if self._ahead:
-            self._ahead.reached(next(self._batches))
+        """Reads the encoded images of some rows, in order."""
+        if self._prefetch:
+            self._prefetch.advance_to(next(self._batches))
         return [self._readers[dataset].read(row) for dataset, row in zip(*self._view.locate(rows), strict=True)]
 
     def decode(self, row: int) -> Image.Image:
-        """An image by Pillow, its segments looked at too, to say by name which of a batch cannot be decoded.
+        """Decodes one image with Pillow after checking its segments, to find the one that cannot be decoded.
 
         Raises:
-            DataError: This one.
+            DataError: It is this image.
         """
         dataset, local = (int(value[0]) for value in self._view.locate(np.array([row])))
-        data, name = self._readers[dataset].read(local), where(self._view.indexes[dataset], local)
+        data, name = self._readers[dataset].read(local), describe_row(self._view.indexes[dataset], local)
         check_jpeg(data, name)
-        return decoded(data, name)
+        return decode_jpeg(data, name)
 
     def close(self) -> None:
         """Closes the shards."""
-        if self._ahead:
-            self._ahead.close()
+        if self._prefetch:
+            self._prefetch.close()
         for reader in self._readers:
             reader.close()

@@ -1,7 +1,7 @@
-"""The loader for systems that DALI has no wheel for: the webdataset library decodes, torchvision augments.
+"""The loader for systems without a DALI wheel: the webdataset library decodes, torchvision augments.
 
-Same plan, same draws, same interface as `dali.py`. Of 255 grey levels, pixels differ by one at most after a resize and
-by two more after a change of colours; by nothing where neither is done.
+Plan, random numbers and interface are those of `dali_loader.py`. Of 255 grey levels, pixels differ by at most one after
+a resize and by two more after a change of colours, and not at all without these.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ AHEAD = 3  # batches decoded ahead
 
 
 class WebDatasetLoader:
-    """Batches decoded by webdataset's image decoder (Pillow) in threads.
+    """Yields batches that the image decoder of webdataset (Pillow) decodes in threads.
 
     Args:
-        work: What to read.
+        work: The batches.
         device: Where the images go.
-        threads: Images decoded at a time.
+        threads: Images decoded at the same time.
 
     Raises:
-        DataError: While iterating, when an image's bytes do not match their checksum, or cannot be decoded.
+        DataError: While iterating, if the bytes of an image do not match their checksum or cannot be decoded.
     """
 
     name = "webdataset"
@@ -57,14 +57,14 @@ class WebDatasetLoader:
             yield self._finish(*ahead.popleft())
 
     def _finish(self, batch: Batch, images: list[Future[torch.Tensor]]) -> Batch:
-        found = []
+        decoded = []
         for row, image in zip(batch.rows, images, strict=True):
             try:
-                found.append(image.result())
-            except (OSError, SyntaxError, ValueError):  # what Pillow says of a damaged JPEG
-                self._reader.decode(int(row))  # says it by name
+                decoded.append(image.result())
+            except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged JPEG
+                self._reader.decode(int(row))  # raises an error that names the image
                 raise
-        stacked = torch.stack(found).contiguous(memory_format=torch.channels_last)
+        stacked = torch.stack(decoded).contiguous(memory_format=torch.channels_last)
         batch.inputs = to_device(stacked, self._device)
         return batch
 
@@ -74,7 +74,7 @@ class WebDatasetLoader:
         if image.shape[1:] != work.read_size:
             image = tf.resize(image, list(work.read_size), antialias=True)
         if augment.colours:
-            image = _colour(image, *draws.colour[0].tolist())
+            image = _twist_colours(image, *draws.colour[0].tolist())
         if augment.crops:
             top, left = (int(x) for x in draws.anchor[0])
             padded = torch.tensor(spec.fill, dtype=torch.uint8).view(3, 1, 1).repeat(
@@ -91,19 +91,21 @@ class WebDatasetLoader:
         return (image - self._mean) / self._std
 
     def close(self) -> None:
-        """Frees the threads and the open shards."""
+        """Ends the threads and closes the shards."""
         self._pool.shutdown(cancel_futures=True)
         self._reader.close()
 
 
-# DALI's colour twist: hue and saturation turn and stretch the chroma plane of YIQ, contrast is about middle grey.
+# As DALI's color_twist: hue and saturation rotate and scale the chroma plane of YIQ, contrast is relative to mid-grey.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 
 
-def _colour(image: torch.Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> torch.Tensor:
+def _twist_colours(
+    image: torch.Tensor, brightness: float, contrast: float, saturation: float, hue: float
+) -> torch.Tensor:
     angle = np.deg2rad(hue)
-    turn = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]])
-    stretch = np.diag([1, saturation, saturation])
-    matrix = torch.from_numpy(np.linalg.inv(_YIQ) @ turn @ stretch @ _YIQ * brightness * contrast).float()
-    moved = torch.einsum("ij,jhw->ihw", matrix, image.float()) + 128 * (1 - contrast) * brightness
-    return moved.round().clamp(0, 255).to(torch.uint8)
+    rotation = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]])
+    scale = np.diag([1, saturation, saturation])
+    matrix = torch.from_numpy(np.linalg.inv(_YIQ) @ rotation @ scale @ _YIQ * brightness * contrast).float()
+    adjusted = torch.einsum("ij,jhw->ihw", matrix, image.float()) + 128 * (1 - contrast) * brightness
+    return adjusted.round().clamp(0, 255).to(torch.uint8)

@@ -22,7 +22,7 @@ from scipy.fft import dct
 from embae.datasets.console.progress import Report, progress
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 from embae.datasets.sharding.writer import start_worker
 
 BITS = 256
@@ -95,7 +95,7 @@ def hashes(indexes: Sequence[Index], workers: int | None = None, progress: Repor
 def _hashes(task: tuple[Path, int, int]) -> np.ndarray:
     root, start, stop = task
     reader = _reader(root)
-    return np.stack([image_hash(reader.read(row), where(reader.index, row)) for row in range(start, stop)])
+    return np.stack([image_hash(reader.read(row), describe_row(reader.index, row)) for row in range(start, stop)])
 
 
 @lru_cache(maxsize=1)

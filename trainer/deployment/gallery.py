@@ -54,11 +54,11 @@ class Gallery:
         Raises:
             DataError: It cannot be read.
         """
-        from embae.datasets.images.encoding import decoded
-        from embae.datasets.index.shard_reader import ShardReader, where
+        from embae.datasets.images.encoding import decode_jpeg
+        from embae.datasets.index.shard_reader import ShardReader, describe_row
         index = next(index for index in self.source.indexes if index.name == dataset)
         with ShardReader(index) as reader:
-            return decoded(reader.read(row), where(index, row))
+            return decode_jpeg(reader.read(row), describe_row(index, row))
 
 
 def open_gallery(path: Path, trained: TrainedModel, model: Loaded) -> Gallery:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from embae.datasets.errors import DataError
-from embae.datasets.images.encoding import MODES, opened, upright
+from embae.datasets.images.encoding import MODES, open_image, upright
 from embae.datasets.loading.augment import ImageSpec
 
 One = str | Path | Image.Image | np.ndarray | Tensor
@@ -57,7 +57,7 @@ def pixels(image: One) -> Tensor:
         except (OSError, ValueError) as error:
             raise DataError(f"{image}: cannot be read ({getattr(error, 'strerror', None) or error}); wanted an image "
                             "file") from error
-        with opened(data, str(image)) as file:
+        with open_image(data, str(image)) as file:
             return _from_array(np.asarray(upright(file, str(image))))
     if isinstance(image, Image.Image):
         if image.mode not in MODES:

@@ -62,8 +62,8 @@ def read_query(text: str, camera: str | None, gallery: Gallery, model: Loaded) -
 
 
 def _read_file(text: str, camera_text: str | None, vectors: Vectors, model: Loaded) -> Query:
-    from embae.datasets.images.encoding import opened, upright
-    with opened(Path(text).read_bytes(), text) as file:
+    from embae.datasets.images.encoding import open_image, upright
+    with open_image(Path(text).read_bytes(), text) as file:
         image = upright(file, text)
     camera = find_camera(camera_text, vectors, model.net.known_cameras) if camera_text else None
     return Query(text, image, camera, None, _embed(text, image, camera, vectors, model), None)

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from embae.datasets.files.atomic import write_bytes, write_text
-from embae.datasets.images.encoding import decoded
+from embae.datasets.images.encoding import decode_jpeg
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 from embae.datasets.sampling.for_display import choose_for_display
 from embae.datasets.sampling.view import View
 
@@ -86,7 +86,7 @@ def _sprite(index: Index, rows: np.ndarray) -> bytes:
     sheet = Image.new("RGB", (side * SIDE, side * SIDE), "white")
     with ShardReader(index) as reader:
         for number, row in enumerate(rows.tolist()):
-            picture = ImageOps.pad(decoded(reader.read(row), where(index, row)), (SIDE, SIDE), color="white")
+            picture = ImageOps.pad(decode_jpeg(reader.read(row), describe_row(index, row)), (SIDE, SIDE), color="white")
             sheet.paste(picture, (number % side * SIDE, number // side * SIDE))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=85)

@@ -8,9 +8,9 @@ import io
 from PIL import Image
 
 from embae.datasets.errors import DataError
-from embae.datasets.images.encoding import decoded
+from embae.datasets.images.encoding import decode_jpeg
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.index.shard_reader import ShardReader, where
+from embae.datasets.index.shard_reader import ShardReader, describe_row
 from embae.trainer.report.markup import Markup, image, tag
 
 HEIGHT, WIDTH = 112, 56  # pixels at most: a page of 120 of them has 0.4 MB
@@ -28,7 +28,7 @@ class Pictures:
         """The picture of a row of the index; a box where it cannot be read."""
         if row not in self._made:
             try:
-                self._made[row] = _encoded(decoded(self._reader.read(row), where(self._index, row)))
+                self._made[row] = _encoded(decode_jpeg(self._reader.read(row), describe_row(self._index, row)))
             except (DataError, OSError):
                 return tag("span", "not readable", class_="nopic")
         source, width, height = self._made[row]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from embae.datasets.errors import DataError
-from embae.datasets.files.tar import members
+from embae.datasets.files.tar import read_members
 from embae.datasets.index.arrow_index import Index
 
 
@@ -19,7 +19,7 @@ def test_the_shards_of_ours_are_read_as_tarfile_reads_them(originals: Index) -> 
         with tarfile.open(originals.root / name) as tar:
             wanted = [(member.name, member.offset_data, member.size) for member in tar]
         with (originals.root / name).open("rb") as file:
-            found = [(f"{one.key}.{one.extension}", one.offset, one.size) for one in members(file)]
+            found = [(f"{one.key}.{one.extension}", one.offset, one.size) for one in read_members(file)]
         assert found == wanted and found
 
 
@@ -51,7 +51,7 @@ def test_other_members_are_refused(tmp_path: Path, odd: str) -> None:
         info, data = ODD[odd]()
         tar.addfile(info, io.BytesIO(data))
     with (tmp_path / "x.tar").open("rb") as file, pytest.raises(DataError, match="at byte 1,024 "):
-        list(members(file))
+        list(read_members(file))
 
 
 @pytest.mark.parametrize("size", [-1, -1024, 2**40, 2**63, 4])
@@ -61,7 +61,7 @@ def test_sizes_that_cannot_be(tmp_path: Path, size: int) -> None:
     info.size = size
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"abc")
     with (tmp_path / "x.tar").open("rb") as file, pytest.raises(DataError, match=r"k0\.jpg at byte 0 "):
-        list(members(file))
+        list(read_members(file))
 
 
 def test_a_tar_that_ends_early_and_one_that_is_none(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_tar_that_ends_early_and_one_that_is_none(tmp_path: Path) -> None:
     for length, message in ((1024, "no end mark"), (514, "more than follow"), (100, "truncated header"), (0, "no end")):
         (tmp_path / "y.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:length])
         with (tmp_path / "y.tar").open("rb") as file, pytest.raises(DataError, match=message):
-            list(members(file))
+            list(read_members(file))
     (tmp_path / "y.tar").write_bytes(b"x" * 5000)
     with (tmp_path / "y.tar").open("rb") as file, pytest.raises(DataError, match="at byte 0"):
-        list(members(file))
+        list(read_members(file))

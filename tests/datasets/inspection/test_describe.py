@@ -97,7 +97,7 @@ def test_a_flipped_bit_is_found(dataset: Index) -> None:
     key = dataset.key(ROW)
     shard = dataset.root / dataset.shards[dataset.shard[ROW]]
     flip(shard, int(dataset.offset[ROW]) + int(dataset.size[ROW]) // 2)
-    message = rf"{shard}: image {key} \(row {ROW}\): checksum .*, wanted .*embae inspect --verify"
+    message = rf"{shard}: image {key} \(row {ROW}\): checksum .*, expected .*embae inspect --verify"
     with ShardReader(Index.open(dataset.root)) as reader:
         for row in set(range(len(dataset))) - {ROW}:
             reader.read(row)

@@ -25,7 +25,7 @@ from embae.datasets.index.merged import Merged, is_merged
 from embae.datasets.index.records import Record
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.inspection.verification import verify
-from embae.datasets.loading import prefetch as ahead
+from embae.datasets.loading import prefetch
 from embae.datasets.loading.augment import Augment, ImageSpec
 from embae.datasets.loading.batch import Batch, Work
 from embae.datasets.loading.open_loader import LoaderName, open_loader
@@ -33,7 +33,7 @@ from embae.datasets.merging.merge import merge
 from embae.datasets.remote import url as remote
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url, parse_location
-from embae.datasets.sampling import pk_sampler as plan
+from embae.datasets.sampling import shuffled_sampler
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
@@ -297,14 +297,14 @@ def test_each_pass_is_planned_once_for_the_loader_and_once_ahead_of_it(
     _, web = many
     index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
     passes: Counter[int] = Counter()
-    generator = plan.generator
+    generator = shuffled_sampler.generator
 
     def counted(*purpose: Any) -> np.random.Generator:
         passes[purpose[-1]] += 1
         return generator(*purpose)
 
-    monkeypatch.setattr(plan, "generator", counted)
-    monkeypatch.setattr(ahead, "BATCHES", 20)
+    monkeypatch.setattr(shuffled_sampler, "generator", counted)
+    monkeypatch.setattr(prefetch, "BATCHES", 20)
     sampler = ShuffledSampler(View([index], "train"), batch=4, seed=0, stage="s")  # 8 batches a pass
     opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 48), loader="webdataset",
                          device=torch.device("cpu"), threads=1)
@@ -320,7 +320,7 @@ def test_few_files_are_held_open(
     many: tuple[Index, served.Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, web = many
-    monkeypatch.setattr(ahead, "FILES", 3)  # fewer than the shards of a batch
+    monkeypatch.setattr(prefetch, "FILES", 3)  # fewer than the shards of a batch
     index = Index.open(Url(web.url, Cache(folder=tmp_path / "cache", gib=1)) / "set")
     sampler = PKSampler(View([index], "train"), PKOptions(P=4, K=2), seed=0, stage="s")
     opened = open_loader(Work(sampler, ImageSpec(64, 32), Augment(), 0, "s", 0, 12), loader="webdataset",
