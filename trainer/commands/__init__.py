@@ -1,1 +1,1 @@
-"""The command line: options, early refusals and exit codes of each command."""
+"""The command line: a file for each command, with its options, help and early checks."""

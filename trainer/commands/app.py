@@ -1,7 +1,7 @@
-"""The command line: the table of commands, and what becomes of an error.
+"""The command line: the table of commands, and the exit code of every error.
 
 Exit codes: 0 done; 1 the run failed or was interrupted; 2 bad input, nothing was started; 75 stopped on request, run
-the same command again to resume. Errors are sentences on stderr. A traceback is for our own bugs, or is shown with
+the same command again to resume. Errors are sentences on stderr. A traceback shows a bug of embae, or is asked for by
 ``--debug``. Modules that need torch are imported by the commands that compute.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train_main() -> None:
-    """``python -m embae.trainer``: ``embae train`` without the word, or another command of ranks; a rank of it."""
+    """``python -m embae.trainer``, the command line of a rank: that of ``embae train``, or of one in `ON_RANKS`."""
     others = {command.__name__: command for command in ON_RANKS}
     command = others[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in others else train
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -63,7 +63,7 @@ def train_main() -> None:
 
 
 def _run(application: typer.Typer) -> None:
-    """Runs a command. What it raises becomes a sentence and an exit code; typer itself reports wrong usage (code 2)."""
+    """Runs a command and turns its error into a sentence and an exit code; typer reports wrong usage (code 2)."""
     signals = StopSignals()
     if is_rank():
         signals.listen()
@@ -102,5 +102,5 @@ def _fail(error: Exception, signals: StopSignals) -> NoReturn:
     sys.stdout.flush()
     if is_rank() and not bad_input and not lost:
         signals.record_failure(str(error))
-    # Not sys.exit: other ranks may wait for this one in an exchange, and the interpreter's end would wait for it too.
+    # Not sys.exit: other ranks may wait for this rank in an exchange, and the interpreter's exit would wait for it too.
     os._exit(2 if bad_input else 1)

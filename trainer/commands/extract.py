@@ -16,7 +16,7 @@ from embae.datasets.image_source import ImageSource, open_source
 from embae.datasets.index.records import SPLITS
 from embae.datasets.remote.url import parse_location
 from embae.trainer.commands.on_ranks import run_on_ranks
-from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
+from embae.trainer.commands.options import Debug, ModelPath, Name, Nproc, Pattern, SkipBad, Stage, Tta, check_writable
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.scoring import TTA
 from embae.trainer.runs.trained_model import TrainedModel, find_model, tta_of
@@ -24,19 +24,21 @@ from embae.trainer.runtime.fast_imports import gc_paused
 
 
 def extract(
-    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
+    run: ModelPath,
     images: Annotated[str, typer.Argument(help=(
         "A sharded dataset or merged set, its name below data.root, or a folder of images."))],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, such as features.arrow.")],
     stage: Stage = None,
-    tta: Annotated[TTA | None, typer.Option(help="Test-time augmentation; by default the recipe's.")] = None,
+    tta: Tta = None,
     name: Name = None,
     pattern: Pattern = None,
     skip_bad: SkipBad = False,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks here; by default one a GPU, or one.")] = None,
+    nproc: Nproc = None,
     debug: Debug = False,
 ) -> None:
-    """Write a model's embeddings of all images into one Arrow file; the same command again resumes.
+    """Write a model's embeddings of images to one Arrow file.
+
+    If the command is stopped, run it again to resume.
 
     Example: embae extract runs/embae-cam shards/msmt17 -o msmt17.arrow --nproc 8
     """

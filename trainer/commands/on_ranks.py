@@ -1,4 +1,4 @@
-"""Launcher or rank? A command that computes is either given by a user, or it is one of the ranks that do its work."""
+"""Decides whether this process is a user's command, which starts ranks, or one of the ranks that do its work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def run_on_ranks(
     """Runs `work` on ranks: on those that this command starts here, or as the rank that this process is.
 
     Args:
-        words: The command line of a rank, behind ``python -m embae.trainer``.
-        nproc: Ranks to start here; None: one a GPU, or one.
-        work: What every rank does.
-        prepare: Checks, given the number of ranks, all that can fail early. Runs once, before any rank works.
+        words: The command line of a rank, after ``python -m embae.trainer``.
+        nproc: Ranks to start on this machine. None: one per GPU, or one.
+        work: The work of every rank.
+        prepare: Gets the number of ranks and checks everything that can fail early. Runs once, before any rank works.
         finish: Runs once, after all ranks have worked.
-        needs_launch: Whether a single rank is a process of its own too, which signals can stop.
+        needs_launch: Whether even a single rank runs in its own process, which signals can stop.
 
     Raises:
         Exit: With the exit code of a rank that failed.

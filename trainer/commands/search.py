@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embae.datasets.errors import DataError
-from embae.trainer.commands.options import Debug, Name, Pattern, SkipBad, Stage, check_writable
+from embae.trainer.commands.options import Debug, JsonFile, ModelPath, Name, Pattern, SkipBad, Stage, check_writable
 from embae.trainer.errors import RecipeError
 from embae.trainer.retrieval.ranking_options import MOST, RankingOptions
 from embae.trainer.runs.trained_model import find_model, tta_of
@@ -18,31 +18,32 @@ from embae.trainer.runtime.fast_imports import gc_paused
 
 
 def search(
-    run: Annotated[Path, typer.Argument(help="A run folder, the folder of a stage, or an export.")],
+    run: ModelPath,
     query: Annotated[list[str], typer.Option(metavar="FILE|KEY", help=(
-        "An image file, or the key of an image in the gallery's dataset (of a merged set, MEMBER:KEY where several "
-        "have it); may be given several times."))],
+        "An image file, or the key of an image in the gallery's dataset (in a merged set MEMBER:KEY, if several have "
+        "it). Repeatable."))],
     gallery: Annotated[str, typer.Option(help=(
         "A sharded dataset or merged set, its name below data.root, a folder of images, or a file of embae extract."))],
     top: Annotated[int, typer.Option(min=1, help="Images to find for each query.")] = 10,
     camera: Annotated[list[str] | None, typer.Option(metavar="[DATASET:]NAME|CAMID", help=(
-        "The camera of the query files, or one for each, for models that are calibrated by camera: by its name or "
-        "number in the gallery."))] = None,
+        "The camera of all query files, or one for each, by name or number in the gallery; for models that are "
+        "calibrated by camera. Repeatable."))] = None,
     rerank: Annotated[bool, typer.Option("--rerank", help=(
-        "Re-rank the 1,000 nearest by k-reciprocal neighbours."))] = False,
+        "Re-rank the 1,000 nearest images by k-reciprocal neighbours."))] = False,
     expand: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help=(
-        "Search again with the mean of the query and its N nearest."))] = 0,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the results.")] = None,
-    to: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+        "Search again with the mean of the query and its N nearest images."))] = 0,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the results to this file.")] = None,
+    to: JsonFile = None,
     stage: Stage = None,
     name: Name = None,
     pattern: Pattern = None,
     skip_bad: SkipBad = False,
     debug: Debug = False,
 ) -> None:
-    """Find the images of a gallery that are most like an image; its embeddings are stored for the next search.
+    """Find the images of a gallery that are most like an image.
 
-    The images searched are those of the split gallery, or all if that is empty; junk takes no part.
+    The gallery is the dataset's split gallery, or all images if that is empty, always without junk images. Its
+    embeddings are stored for the next search.
 
     Example: embae search runs/embae-cam --query door.jpg --gallery shards/market1501 --top 10 --picture found.png
     """

@@ -1,1 +1,1 @@
-"""What a run tells while it trains: console, metrics.jsonl, TensorBoard, traces."""
+"""The records of a run: console, metrics.jsonl, TensorBoard, traces."""

@@ -1,4 +1,4 @@
-"""What every part of a run is given: its recipe and folder, this rank, its records, and the signals that stop it."""
+"""The context of a run: recipe, folder, this rank, records, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class RunContext:
 
     @property
     def cache(self) -> Path:
-        """Where features and embeddings lie that can be computed again."""
+        """The folder of features and embeddings, which can be computed again."""
         return self.folder / "cache"

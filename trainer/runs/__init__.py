@@ -1,1 +1,1 @@
-"""A run's folder: recipe, stages, data, checks and scores. Imports no torch."""
+"""The run folder: recipe, stages, data, checks and scores. Imports no torch."""

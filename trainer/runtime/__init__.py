@@ -1,1 +1,1 @@
-"""Ranks: how they are started, meet, are watched and stop. Knows no model."""
+"""Ranks: starting them, connecting them, watching them and stopping them. Knows no model."""

@@ -47,13 +47,13 @@ class World:
 
 
 def join(timeout_s: float = 600) -> World:
-    """Joins the world that the launcher's environment variables describe; alone where there are none.
+    """Joins the ranks that the launcher's environment variables describe; without these, this process is the only rank.
 
     Args:
-        timeout_s: How long to wait for the other ranks to join, and later for a rank that is silent (`watchdog.py`).
+        timeout_s: How long to wait until the other ranks join, and later for a silent rank (`watchdog.py`).
 
     Raises:
-        RunError: The other ranks did not come within the time-out.
+        RunError: The other ranks did not join within the time-out.
     """
     _die_with_parent()
     rank, size, local = (int(os.environ.get(key, default)) for key, default in
@@ -63,7 +63,7 @@ def join(timeout_s: float = 600) -> World:
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-        # The same bits twice, so that a killed run ends where an undisturbed one does; and fp32 is fp32.
+        # Deterministic, so that a killed and resumed run ends with the same bits as an undisturbed one; and true fp32.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
     world = World(rank, local, size, device)
@@ -71,10 +71,10 @@ def join(timeout_s: float = 600) -> World:
         try:
             store = meet(rank, size, timeout_s)
         except (dist.DistError, TimeoutError) as error:
-            raise RunError(f"rank {rank}: not all of {size} ranks came within {timeout_s:.0f} s "
+            raise RunError(f"rank {rank}: not all of {size} ranks joined within {timeout_s:.0f} s "
                            f"({str(error).splitlines()[0]})") from error
-        # The watchdog ends the waiting, and names the lost rank. A backend's own time-out does not know that one rank
-        # may be busy for a long time while the others rightly wait.
+        # The watchdog ends a rank that waits for a lost rank, and names it. A backend's own time-out cannot know that
+        # one rank may be busy for a long time while the others rightly wait.
         dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, store=store,
                                 timeout=timedelta(days=7), device_id=device if gpu else None)
         if size > 1:
@@ -89,34 +89,34 @@ def leave() -> None:
 
 
 def _die_with_parent() -> None:
-    """On Linux a worker ends with its launcher; else it would train on, and hold the run folder, unseen."""
+    """On Linux, ends this worker with its launcher. Otherwise it would train on unseen, and keep the folder locked."""
     if "LOCAL_RANK" in os.environ and os.uname().sysname == "Linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        # The launcher may be gone already: importing torch takes a worker seconds.
+        # The launcher may have ended already: importing torch takes seconds.
         if os.environ.get("EMBAE_LAUNCHER", str(os.getppid())) != str(os.getppid()):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; the gradient of this rank's own rows goes back, that of the others is theirs to take."""
+    """Gathers all ranks' rows. The gradient of this rank's rows goes back; the other ranks take that of theirs."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
         world, rank = dist.get_world_size(), dist.get_rank()
-        ctx.own = share(total, rank, world)
+        ctx.rows_here = share(total, rank, world)
         every = [rows.new_empty(_length(share(total, other, world)), *rows.shape[1:]) for other in range(world)]
-        # Ranks may hold different numbers of rows, and equal shapes are what every backend gathers.
+        # Ranks may have different numbers of rows, but backends gather equal shapes only.
         longest = max(len(part) for part in every)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[:len(rows)] = rows
         received = [torch.empty_like(padded) for _ in every]
         dist.all_gather(received, padded)
-        return torch.cat([got[:len(part)] for got, part in zip(received, every, strict=True)])
+        return torch.cat([padded_part[:len(part)] for padded_part, part in zip(received, every, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0][ctx.own], None
+        return grads[0][ctx.rows_here], None
 
 
 def _length(part: slice) -> int:
@@ -124,10 +124,10 @@ def _length(part: slice) -> int:
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:
-    """The global batch `(B, …)` from every rank's share of it, with the gradient of the own rows.
+    """Gathers the global batch `(B, …)` from every rank's share of it, with the gradient of this rank's rows.
 
-    A loss over the result has to be multiplied by the world size before the engine averages the gradients: each
-    rank contributes the part through its own rows, and these parts add up.
+    A loss over the result has to be multiplied by the world size before the engine averages the gradients: each rank
+    contributes the part of the gradient through its rows, and these parts add up.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -141,14 +141,14 @@ def barrier() -> None:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of what every rank holds, on every rank."""
+    """The sum of every rank's value, on every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value := value.clone())
     return value
 
 
 def broadcast_object(value: Any) -> Any:
-    """What rank 0 holds, on every rank."""
+    """Rank 0's value, on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -157,7 +157,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_first_rank(world: World, act: Callable[[], T]) -> T | None:
-    """What rank 0 does alone, on rank 0; its error is every rank's, which would wait for it for ever."""
+    """Runs a function on rank 0 only, and returns its result there; if it fails, every rank ends instead of waiting."""
     result, error = None, None
     if world.first:
         try:
@@ -173,7 +173,7 @@ def on_first_rank(world: World, act: Callable[[], T]) -> T | None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every rank holds, in the order of the ranks, on every rank."""
+    """Every rank's value, in the order of the ranks, on every rank."""
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, value)
     return every

@@ -60,7 +60,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def after_step(self) -> Iterator[None]:
-        """Inside this context a signal is only recorded in `requested`; the step loop looks at it between steps."""
+        """Inside this context a signal is only recorded in `requested`; the step loop checks it between steps."""
         self._deferred = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""What one rank knows and all must act on after the same step: a signal, a failed write, a loss that is not finite."""
+"""Flags on which all ranks act after the same step: a stop signal, a failed write, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from embae.trainer.runtime.distributed import World
 
 
 class StepFlags:
-    """Flags that all ranks see alike, exchanged after every step.
+    """Flags that are equal on all ranks, exchanged after every step.
 
-    On a GPU what is returned is what was exchanged one step before, so that no step waits for the one before it to be
-    computed; on the CPU it is the step's own.
+    On a GPU the flags of the step before are returned, so that no step waits until the step before it is computed. On
+    the CPU the flags of this step are returned.
     """
 
     def __init__(self, world: World):
@@ -24,16 +24,16 @@ class StepFlags:
         """Whether each flag is set on any rank; every rank calls it after every step.
 
         Args:
-            flags: This rank's; tensors are `()` on the training device, and set where not 0.
+            flags: This rank's flags. Tensors are `()` on the training device; a value other than 0 is a set flag.
         """
-        own = torch.stack([flag.float() if isinstance(flag, Tensor) else
-                           torch.full((), float(flag), device=self._world.device) for flag in flags])
+        flags_here = torch.stack([flag.float() if isinstance(flag, Tensor) else
+                                  torch.full((), float(flag), device=self._world.device) for flag in flags])
         if self._world.world_size > 1:
-            dist.all_reduce(own, dist.ReduceOp.MAX)
+            dist.all_reduce(flags_here, dist.ReduceOp.MAX)
         if not self._gpu:
-            return [bool(flag) for flag in own.tolist()]
+            return [bool(flag) for flag in flags_here.tolist()]
         copy, copied = torch.empty(len(flags), pin_memory=True), torch.cuda.Event()
-        copy.copy_(own, non_blocking=True)
+        copy.copy_(flags_here, non_blocking=True)
         copied.record()
         before, self._before = self._before, (copy, copied)
         if before is None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from embae.trainer.runtime.rendezvous import this_start
+from embae.trainer.runtime.rendezvous import agree_on_store
 
 
 def together(store: dist.Store, size: int, late: dict[int, float] | None = None) -> list[dist.Store]:
@@ -20,7 +20,7 @@ def together(store: dist.Store, size: int, late: dict[int, float] | None = None)
     def act(rank: int) -> None:
         time.sleep((late or {}).get(rank, 0))
         try:
-            found[rank] = this_start(store, rank, size, 10)
+            found[rank] = agree_on_store(store, rank, size, 10)
         except TimeoutError as error:
             found[rank] = error
 
@@ -70,4 +70,4 @@ def test_a_rank_that_died_on_the_way_is_not_waited_for(store: dist.Store, rank: 
 
 def test_ranks_that_do_not_come(store: dist.Store) -> None:
     with pytest.raises(TimeoutError, match="did not agree on a start within 1 s"):
-        this_start(store, 0, 2, 1)
+        agree_on_store(store, 0, 2, 1)
