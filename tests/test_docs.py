@@ -126,7 +126,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers import noise_datasets, tiny_run
     from helpers.exported_model import export
 
-    from embae.datasets.loading.augment import ImageSpec
+    from embae.datasets.loading.image_spec import ImageSpec
     from embae.datasets.sharding.write_shards import write_shards
 
     folder = tmp_path_factory.mktemp("docs")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from embae.datasets.loading.augment import Augment, Draws, ImageSpec, draw
+from embae.datasets.loading.augment import Augment
+from embae.datasets.loading.draws import Draws, draw
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.sampler import Sampler, share
 from embae.datasets.sampling.view import View
 

@@ -15,8 +15,8 @@ import torch
 import torchvision.transforms.v2.functional as tf
 import webdataset
 
-from embae.datasets.loading.augment import Draws
 from embae.datasets.loading.batch import Batch, Work
+from embae.datasets.loading.draws import Draws
 from embae.datasets.loading.to_device import to_device
 from embae.datasets.loading.view_reader import ViewReader
 

@@ -103,7 +103,7 @@ class PKSampler:
         return permutation
 
     def _ordered(self, identities: np.ndarray, dataset: int, draw: np.random.Generator) -> np.ndarray:
-        if not self._window or not self.view.side_by_side(dataset):
+        if not self._window or not self.view.is_grouped_by_identity(dataset):
             return draw.permutation(identities)
         shard = self._shards[dataset][identities]
         count = int(self._shards[dataset].max()) + 1

@@ -63,7 +63,7 @@ class RelabelledView(View):
         values[relabelled] = {"pid": self._labels[rows[relabelled] - self._before], "labelled": 1, "role": PERSON}[name]
         return values
 
-    def side_by_side(self, dataset: int) -> bool:
+    def is_grouped_by_identity(self, dataset: int) -> bool:
         return dataset < len(self.indexes) - 1
 
     def cameras(self) -> list[tuple[str, int]]:

@@ -64,7 +64,7 @@ class View:
         starts = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
         return starts[self.locate(rows)[0]] + self.column("shard", rows)
 
-    def side_by_side(self, dataset: int) -> bool:
+    def is_grouped_by_identity(self, dataset: int) -> bool:
         """Whether the images of each identity of a dataset are adjacent in its shards."""
         return True
 

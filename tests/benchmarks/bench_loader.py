@@ -45,8 +45,9 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.loading.image_spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers.synthetic import list_records

@@ -30,8 +30,9 @@ import pyarrow.compute as pc
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.columns import Columns
 from embae.datasets.index.writer import write_index
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.readers.synthetic import list_records
 from embae.datasets.remote.cache import Cache

@@ -28,7 +28,7 @@ import torch
 
 from embae.datasets.image_source import ImageSource
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers.read import read_records
 from embae.datasets.sampling.view import View

@@ -19,8 +19,9 @@ from embae.datasets.images.jpeg import check_jpeg, declared_size
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.inspection.verification import verify
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.view import View

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embae.datasets.errors import DataError
+from embae.datasets.files.json_files import format_json
 from embae.datasets.remote.url import Url
 from embae.trainer.commands.options import Debug, Json
 
@@ -40,7 +40,7 @@ def inspect(
     description = describe(index)
     problems = find_problems(index) if verify else []
     if as_json:
-        print(json.dumps({**description, **({"problems": problems} if verify else {})}, indent=1))
+        print(format_json({**description, **({"problems": problems} if verify else {})}))
     else:
         print(format_description(description))
     if sheet:
@@ -72,6 +72,6 @@ def _inspect_merged(folder: Path | Url, as_json: bool, reads_images: bool) -> No
                         f"({', '.join(str(index.root) for index in merged.indexes)})")
     description = describe_merged(merged)
     if as_json:
-        print(json.dumps(description, indent=1))
+        print(format_json(description))
     else:
         print(format_merged(description))

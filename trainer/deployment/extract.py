@@ -12,7 +12,7 @@ import numpy as np
 from embae.datasets.errors import DataError
 from embae.datasets.image_source import ImageSource
 from embae.datasets.index.records import Split
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.view import View
 from embae.trainer.deployment.vectors import Origin, Vectors, write_vectors
 from embae.trainer.inference.embeddings import embedded, note_unknown_cameras

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embae.datasets.errors import DataError
 from embae.datasets.images.encoding import MODES, open_image, upright
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 
 One = str | Path | Image.Image | np.ndarray | Tensor
 Images = One | Sequence[One]

@@ -7,8 +7,9 @@ from collections.abc import Generator
 import numpy as np
 import torch
 
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Batch, Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.view import View

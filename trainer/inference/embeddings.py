@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embae.datasets.console.progress import note
 from embae.datasets.files.locks import unique_name
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.view import View
 from embae.trainer.inference.batches import read_batches
 from embae.trainer.inference.features import seen_as

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import LoaderName
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.schema import Recipe

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embae.datasets.files.json_files import write_json
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.errors import RecipeError, WeightsError
 from embae.trainer.losses.parts import PARTS, PartName, Use
 from embae.trainer.model.batch_norm import use_global_batch_norm

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, model_validator
 
 from embae.datasets.fields import Count, Flag, Name, Positive, Strict, checked
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url, parse_location
 

@@ -8,7 +8,6 @@ Every Ctrl-C arrives twice: from the terminal and from the launcher.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from embae.datasets.files.json_files import format_json
 from embae.trainer.errors import RunError
 
 RESUMABLE = 75
@@ -115,7 +115,8 @@ class StopSignals:
 
     def _record(self, name: str, reason: str) -> None:
         if self._run and self._run.is_dir():
-            (self._run / name).write_text(json.dumps({"why": reason}) + "\n", encoding="utf-8")
+            # Not atomically: several ranks may write the file at the same time.
+            (self._run / name).write_text(format_json({"why": reason}, indent=None) + "\n", encoding="utf-8")
 
 
 def forget_end(run: Path) -> None:

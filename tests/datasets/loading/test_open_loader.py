@@ -21,8 +21,9 @@ from PIL import Image
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Record
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Batch, Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import LoaderName, open_loader
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler

@@ -26,8 +26,9 @@ from embae.datasets.index.records import Record
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.inspection.verification import verify
 from embae.datasets.loading import prefetch
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Batch, Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.open_loader import LoaderName, open_loader
 from embae.datasets.merging.merge import merge
 from embae.datasets.remote import url as remote

@@ -17,8 +17,9 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.columns import Columns
 from embae.datasets.index.records import Record
 from embae.datasets.index.writer import write_index
-from embae.datasets.loading.augment import Augment, ImageSpec
+from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.sampler import Sampler, share
 from embae.datasets.sampling.sequential_sampler import SequentialSampler

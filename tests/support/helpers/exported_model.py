@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.view import View
 from embae.trainer.model.camera_tables import MEAN, VAR

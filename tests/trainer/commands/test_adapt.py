@@ -13,7 +13,7 @@ from helpers.noise_datasets import SIZE, Drawn
 from typer.testing import CliRunner
 
 from embae.datasets.errors import DataError
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.commands.app import app
 from embae.trainer.errors import RecipeError
 from embae.trainer.recipe.load import load_recipe

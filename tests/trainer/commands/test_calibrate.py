@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from embae.datasets.errors import DataError
 from embae.datasets.image_source import footage
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.commands.app import app
 from embae.trainer.deployment.vectors import Vectors
 from embae.trainer.errors import RecipeError, WeightsError

@@ -19,7 +19,7 @@ from helpers.toy_models import KEYS, model, parts_in
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer import load
 from embae.trainer.commands.app import app
 from embae.trainer.deployment.formats import timm_files

@@ -19,7 +19,7 @@ from helpers.toy_models import BACKBONE
 from PIL import Image
 
 from embae.datasets.errors import DataError
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer import load
 from embae.trainer.deployment.pixels import pixels
 from embae.trainer.errors import RecipeError

@@ -20,7 +20,7 @@ from PIL import Image
 from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import FileImage, Record, Split
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.view import View
 from embae.datasets.sharding.write_shards import write_shards

@@ -16,7 +16,7 @@ from helpers.toy_models import KEYS, heads, model, parts_in
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.content_order import order_by_content
 from embae.datasets.sampling.view import View
 from embae.trainer.errors import WeightsError

@@ -16,7 +16,7 @@ from helpers.toy_models import CROWD, FIRST, SECOND, ToyView, distance, images, 
 from torch import Tensor
 
 from embae.datasets.index.arrow_index import Index
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.sampling.relabelled_view import RelabelledView
 from embae.datasets.sampling.view import View, labelled_rows
 from embae.trainer.losses.camera_proxies import ProxyLoss

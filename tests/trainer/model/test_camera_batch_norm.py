@@ -15,7 +15,7 @@ from helpers.ranks import on_ranks
 from helpers.toy_models import KEYS, RECONSTRUCTION, Seen, ToyView, distance, images, model, parts_in, share_of, stage
 from torch import Tensor, nn
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.inference.options import Inference, Reading
 from embae.trainer.model import saved as export
 from embae.trainer.model.batch_norm import use_global_batch_norm

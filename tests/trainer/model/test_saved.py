@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.toy_models import KEYS, NECK, heads, images, model, parts_in
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.errors import WeightsError
 from embae.trainer.model import saved as export
 from embae.trainer.model.embae import EmbAE

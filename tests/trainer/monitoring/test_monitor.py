@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.monitoring import step_rates
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.step_rates import Clock, format_step, memory_gib

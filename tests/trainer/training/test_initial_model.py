@@ -10,7 +10,7 @@ import torch
 from helpers.toy_models import KEYS, RECONSTRUCTION, TRIPLET, Seen, heads, model, parts_in, stage
 from safetensors.torch import save_file
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer.errors import WeightsError
 from embae.trainer.model import saved as export
 from embae.trainer.model.backbone import build_backbone

@@ -18,7 +18,7 @@ from helpers.fault_injection import Command, Fault, exports, records
 from helpers.ranks import on_ranks
 from helpers.toy_models import CROWD, NECK, SECOND, distance, images, model, parts_in, share_of, stage
 
-from embae.datasets.loading.augment import ImageSpec
+from embae.datasets.loading.image_spec import ImageSpec
 from embae.trainer import load
 from embae.trainer.model.batch_norm import GlobalBatchNormFunction, use_global_batch_norm
 from embae.trainer.model.camera_tables import extend_tables

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embae.datasets.loading import augment as module
-from embae.datasets.loading.augment import Augment, Draws, ImageSpec, draw
+from embae.datasets.loading import draws as module
+from embae.datasets.loading.augment import Augment
+from embae.datasets.loading.draws import Draws, draw
+from embae.datasets.loading.image_spec import ImageSpec
 
 SPEC = ImageSpec(256, 128)
 ALL = Augment(flip=True, crop=True, pad=10, erase=0.5, brightness=0.2, contrast=0.3, saturation=0.4, hue=18)
