@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="embae-scale-") as name:
         folder = Path(name)
         draw(folder, options.queries, options.images, options.dimensions)
-        said = RankingOptions(options.rerank, options.expand).said
+        said = RankingOptions(options.rerank, options.expand).suffix
         print(f"{options.queries:,} × {options.images:,} × {options.dimensions}{said}")
         for ranks in options.ranks:
             common = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}

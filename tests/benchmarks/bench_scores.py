@@ -27,7 +27,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
 import numpy as np
 
-from embae.trainer.retrieval.ranking import score, score_distances
+from embae.trainer.retrieval.ranking import rank_distances, rank_embeddings
 from embae.trainer.retrieval.scores import Labels
 
 QUERIES, PEOPLE, DISTRACTORS, JUNK, IDENTITIES, CAMERAS = 3368, 13115, 2798, 3819, 750, 6
@@ -85,13 +85,13 @@ def alone(what: str, dimensions: int) -> None:
     """Do one thing and print the peak resident memory of this process in MB."""
     q, g, query, gallery = data(dimensions)
     if what == "score":
-        score(q, g, query, gallery)
+        rank_embeddings(q, g, query, gallery).scores()
     else:
         distances = matrix(q, g)
         if what == "argsort":
             np.argsort(distances, axis=1)
         else:
-            score_distances(distances, query, gallery)
+            rank_distances(distances, query, gallery).scores()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)  # Linux counts in KiB
 
 
@@ -110,8 +110,8 @@ def main() -> None:
     distances = matrix(q, g)
     todo: dict[str, Callable[[], object]] = {
         "argsort": lambda: np.argsort(distances, axis=1),
-        "score_distances": lambda: score_distances(distances, query, gallery),
-        "score": lambda: score(q, g, query, gallery),
+        "score_distances": lambda: rank_distances(distances, query, gallery).scores(),
+        "score": lambda: rank_embeddings(q, g, query, gallery).scores(),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.runs):

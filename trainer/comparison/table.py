@@ -56,7 +56,7 @@ def heading(comparison: Comparison) -> str:
     seeds = sorted({result.seed for result in comparison.results})
     return (f"{comparison.dataset}, from {', '.join(comparison.sources) or 'no sources'}, "
             f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, "
-            f"test-time augmentation: {comparison.tta}{comparison.refined.said}, mAP by trapezoid")
+            f"test-time augmentation: {comparison.tta}{comparison.refined.suffix}, mAP by trapezoid")
 
 
 def score_cells(rows: Sequence[Row], comparison: Comparison) -> Cells:

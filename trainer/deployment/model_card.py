@@ -71,7 +71,7 @@ def _scores(about: dict[str, Any], facts: RunSummary) -> Iterator[str]:
     for scored in known:
         scores = scored.rows[row]
         cells = [_score(scores, name) for name in SHOWN]
-        how = f"{scored.tta}{scored.refined.said}"
+        how = f"{scored.tta}{scored.refined.suffix}"
         yield f"| {_text(scored.dataset)} | " + " | ".join(cells) + f" | {scores['queries']:,} | {how} |"
     yield ("\nMarket-1501's protocol, mAP by the trapezoid; in brackets 95 % intervals over resampled identities. The "
            "exported file holds no test-time augmentation: average the embeddings of an image and its mirror image to "

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from embae.trainer.deployment.vectors import Vectors
-from embae.trainer.retrieval.expansion import expanded
+from embae.trainer.retrieval.expansion import mean_with_neighbours
 from embae.trainer.retrieval.fixed_point import fixed_point
 from embae.trainer.retrieval.ranking import STEP
-from embae.trainer.retrieval.rerank import reranked_distances
+from embae.trainer.retrieval.rerank import Reranking, reranked_distances
 from embae.trainer.retrieval.work_split import WorkSplit
 
 SHORTLIST = 1000
@@ -65,7 +65,7 @@ class Search:
             left_out: `(N,)` bool, images that take no part.
         """
         found, _ = self.nearest(query, count, left_out)
-        return expanded(query[None], self._gallery[found][None])[0]
+        return mean_with_neighbours(query[None], self._gallery[found][None])[0]
 
     def reranked(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `nearest`, by k-reciprocal re-ranking (`rerank.py`) of the `SHORTLIST` nearest: distances from 0 to 1."""
@@ -73,9 +73,7 @@ class Search:
         if not len(found):
             return found, np.empty(0)
         every = np.arange(len(found))
-        again = reranked_distances(
-            query[None], self._gallery[found], every, k1=20, k2=6, weight=0.3, split=WorkSplit()
-        )
+        again = reranked_distances(query[None], self._gallery[found], every, Reranking(), WorkSplit())
         distances = again(every)(np.array([0]))[0]
         order = np.argsort(distances, kind="stable")[:count]
         return found[order], distances[order]

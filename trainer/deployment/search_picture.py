@@ -71,7 +71,7 @@ def draw_results(path: Path, results: Sequence[Matches], tree: dict[str, Any], g
                         match["key"]], match["same"])
                  for match, image in zip(query["matches"], matches.images, strict=True)]
         rows.append((Shown(matches.query.image, "query", [line for line in lines if line]), shown))
-    subtitle = ["each with its rank and its distance from the query", RankingOptions.of(tree).brief]
+    subtitle = ["each with its rank and its distance from the query", RankingOptions.of(tree).label]
     draw(f"Nearest of {tree['images']:,} images of {tree['gallery']}", ", ".join(filter(None, subtitle)), rows, path)
 
 

@@ -17,7 +17,7 @@ from embae.datasets.remote.url import Url
 from embae.datasets.sampling.keyed_random import generator
 from embae.datasets.sampling.view import View
 from embae.trainer.retrieval.fixed_point import blocks
-from embae.trainer.retrieval.ranking import rank_parts
+from embae.trainer.retrieval.ranking import RankingWork, rank_parts
 from embae.trainer.retrieval.ranking_options import PLAIN, RankingOptions
 from embae.trainer.retrieval.scores import Labels, PerQuery
 from embae.trainer.retrieval.work_split import WorkSplit
@@ -190,7 +190,7 @@ def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels,
     if not every and not refined.rerank:
         query, query_labels, chosen = query[chosen], select_labels(query_labels, chosen), np.arange(len(chosen))
     distances = refined.distances(query, gallery, gallery_labels, WorkSplit())
-    results = rank_parts(distances, query_labels, gallery_labels, None, _PART, WorkSplit())
+    results = rank_parts(distances, query_labels, gallery_labels, RankingWork(part=_PART))
     candidates = np.flatnonzero(~gallery_labels.junk)
 
     def near(numbers: np.ndarray) -> np.ndarray:

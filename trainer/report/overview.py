@@ -20,7 +20,7 @@ def _tiles(facts: RunSummary) -> Iterator[Markup]:
         scored = facts.scores[0]
         row = list(scored.rows)[-1]
         start = facts.recipe.start(row) if row in facts.recipe.evaluate else None
-        who = ", ".join(filter(None, [row, scored.refined.brief]))
+        who = ", ".join(filter(None, [row, scored.refined.label]))
         for name in ("Rank-1", "mAP"):
             value, before = scored.rows[row][name], scored.rows.get(start or "", {}).get(name)
             gain = f"{value - before:+.3f} over {start}" if before is not None else ""
@@ -58,7 +58,7 @@ def scores(facts: RunSummary) -> Markup:
 
 def _scored(facts: RunSummary, scored: DatasetScores) -> Iterator[Markup]:
     queries = next(iter(scored.rows.values()))["queries"]
-    how = f"{scored.tta}{scored.refined.said}"
+    how = f"{scored.tta}{scored.refined.suffix}"
     yield tag("p", tag("b", scored.dataset), f", {queries:,} queries, test-time augmentation: {how}, mAP "
               "by trapezoid; below the scores, 95 % intervals over resampled identities.")
     rows = []

@@ -26,7 +26,7 @@ def ranked_lists(evidence: Evidence, pictures: Pictures) -> Markup:
                             for query, places in zip(chosen, ranked_places, strict=True)) if len(chosen)
                      else tag("p", "None.", class_="none"))
     caption = (
-        f"{evidence.last.row}, nearest first{evidence.refined.said}. At most {LISTS} queries of each kind, drawn "
+        f"{evidence.last.row}, nearest first{evidence.refined.suffix}. At most {LISTS} queries of each kind, drawn "
         "by chance, one an identity. Images of the query's identity on its own camera are left out, as in the "
         "scores."
     )

@@ -1,13 +1,13 @@
 """CMC, mAP and mINP of a query set against a gallery, and their -nd forms, by counting instead of sorting.
 
-The Market-1501 protocol (Zheng et al. 2015; arXiv 1807.10591 §5.1). For a query of identity i and camera c the gallery
-images of i on c are ignored, those of i on other cameras are the positives, all else (camera c included) is negative.
-Junk is ignored, a distractor is negative for every query; the role says so, never the pid. The -nd scores also ignore
-every gallery image of camera c. A query without positives is left out of the means and counted.
+The Market-1501 protocol (Zheng et al. 2015; arXiv 1807.10591 §5.1). For a query of identity i on camera c, the gallery
+images of i on c are ignored, those of i on other cameras are the positives, and all others (camera c included) are
+negatives. Junk is ignored, and a distractor is negative for every query; the role decides this, never the pid. The -nd
+scores also ignore every gallery image of camera c. A query without positives is left out of the means and counted.
 
-With d_1 ≤ … ≤ d_G the distances of the positives, positive i ranks at r_i = i + #{negatives with d ≤ d_i}: a negative
-at the same distance comes first, so that a collapsed embedding ranks last. That number is all the scores need, hence
-no full sort of the gallery::
+With the distances d_1 ≤ … ≤ d_G of the positives, positive i ranks at r_i = i + #{negatives with d ≤ d_i}: a negative
+at the same distance ranks first, so that a collapsed embedding ranks last. The scores need no other number, hence no
+full sort of the gallery::
 
     Rank-k            share of queries with r_1 ≤ k
     mAP               trapezoid AP = (1/G) Σ [i/r_i + (i−1)/(r_i−1)] / 2, second term 1 where r_i = 1 (Market-1501's
@@ -15,138 +15,129 @@ no full sort of the gallery::
     mAP (rectangle)   AP = (1/G) Σ i/r_i (torchreid, fast-reid and most papers since)
     mINP              G/r_G (Ye et al. 2021)
 
-The gallery is taken a part at a time, and numbers of parts add up: no row of distances is ever whole, and ranks take a
-share of the gallery each. Held are query and one part of the gallery in fixed point, a block of distances a thread, and
-some numbers a positive. With D numbers an embedding, T threads and G positives of all queries that is at most
-8 (Q + 2 P) D + 13 T 2^20 + 40 G bytes, P = min(N, 2^15, 2^25/D), whatever N is: 0.5 GB for 10,000 queries, 512-d, 16
-threads and 30 positives a query. Pages of memory-mapped embeddings come on top where a system counts these.
+The gallery is processed in parts, whose counts add up: no row of distances is ever complete, and each rank processes a
+share of the gallery. Memory contains the queries and one part of the gallery in fixed point, a block of distances per
+thread, and some numbers per positive. With D numbers in an embedding, T threads and G positives of all queries that is
+at most 8 (Q + 2 P) D + 13 T 2^20 + 40 G bytes, P = min(N, 2^15, 2^25/D), whatever N is: 0.5 GB for 10,000 queries, 512
+numbers, 16 threads and 30 positives per query. Pages of memory-mapped embeddings are added on systems that count them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from embae.trainer.retrieval.fixed_point import blocks, check_finite, fixed_point
-from embae.trainer.retrieval.scores import Labels, PerQuery, Scores
+from embae.trainer.retrieval.scores import Labels, PerQuery
 from embae.trainer.retrieval.work_split import WorkSplit
 
-# Squared distances of unit vectors are rounded to this step: what is closer than 7e-4 is one point. It covers the noise
+# Squared distances of unit vectors are rounded to this step: points closer than 7e-4 are one point. It covers the noise
 # of float32, TF32 and fp16 around a collapsed embedding, and is a millionth of the distance between unlike images.
 STEP = 2.0**-20
-# From so many positives on it is cheaper to sort the values of what is closer than the last of them than to compare the
-# row with each. Measured on 16k float32 columns: equal at some 31 positives.
+# From this number of positives on, sorting the distances up to that of the last positive is cheaper than comparing the
+# row with each positive. Measured on 16k float32 columns: equal at about 31 positives.
 MANY_POSITIVES = 32
-# Distances held per thread when the caller sets no chunk: 8 MiB in float64.
+# Distances in memory per thread if the caller sets no chunk: 8 MiB in float64.
 BLOCK = 2**20
 # Gallery images at a time, and numbers of their embeddings: 256 MiB in float64.
 _PART, _NUMBERS = 2**15, 2**25
-# Gallery images whose distances to the queries of the same identities are taken at a time.
+# Gallery images whose distances to the queries of the same identities are computed at a time.
 MATCHED_BLOCK = 128
 
 Block = Callable[[np.ndarray], np.ndarray]
-# Given gallery images, the distances `(C, n)` of any C queries to these n, each time in an array of its own. A distance
-# is the same number whatever stands beside it.
+"""Distances `(C, n)` of any C queries to n gallery images, each time in a new array. A distance is the same number
+whatever other distances are computed with it."""
 Part = Callable[[np.ndarray], Block]
+"""Gallery images to the block of distances to them."""
 
 
-def score(query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels) -> Scores:
-    """Scores of embeddings `(Q, D)` and `(N, D)`; see `rank_embeddings`."""
-    return rank_embeddings(query, gallery, query_labels, gallery_labels).scores()
+@dataclass(frozen=True)
+class RankingWork:
+    """How a ranking is computed; nothing of this changes its result.
+
+    Attributes:
+        split: The ranks, each with the same arguments; by default this process alone.
+        chunk: Queries at a time; the default bounds the distances in the memory of a thread to 13 MiB.
+        part: Gallery images at a time; the default depends on the kind of ranking.
+    """
+
+    split: WorkSplit = field(default_factory=WorkSplit)
+    chunk: int | None = None
+    part: int | None = None
 
 
-def score_distances(distances: np.ndarray, query_labels: Labels, gallery_labels: Labels) -> Scores:
-    """Scores of a distance matrix `(Q, N)`; see `rank_distances`."""
-    return rank_distances(distances, query_labels, gallery_labels).scores()
+def rank_embeddings(query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
+                    work: RankingWork | None = None) -> PerQuery:
+    """Ranks the gallery for every query by the Euclidean distance of the embeddings divided by their length.
 
-
-def rank_embeddings(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_labels: Labels,
-    gallery_labels: Labels,
-    *,
-    chunk: int | None = None,
-    part: int | None = None,
-    split: WorkSplit | None = None,
-) -> PerQuery:
-    """Rank the gallery for every query by the Euclidean distance of the embeddings divided by their length.
-
-    Distances are exact (see `fixed_point.py`), and their squares rounded to 2^-20, so that embeddings collapsed up to
-    numerical noise tie as well. A zero vector stays zero.
+    Distances are exact (see `fixed_point.py`), and their squares are rounded to 2^-20, so that embeddings collapsed
+    up to numerical noise tie as well. A zero vector stays zero.
 
     Args:
         query: `(Q, D)` raw embeddings; may be memory-mapped.
-        gallery: `(N, D)` raw embeddings; may be memory-mapped. A rank reads its own share of them, and checks that.
+        gallery: `(N, D)` raw embeddings; may be memory-mapped. A rank reads and checks its own share of them.
         query_labels: Q labels.
         gallery_labels: N labels.
-        chunk: Queries at a time; the default bounds the distances that a thread holds to 13 MiB.
-        part: Gallery images at a time.
-        split: The ranks, each with the same arguments; by default this process alone. Neither of the three changes
-            the result, which is every rank's.
+        work: How the ranking is computed.
+
+    Returns:
+        The result of every query, on every rank.
 
     Raises:
         ValueError: Shapes do not fit, or an embedding is NaN or infinite.
     """
-    query, gallery, split = np.asanyarray(query), np.asanyarray(gallery), split or WorkSplit()
-    check_embeddings(query, gallery, query_labels, gallery_labels, split.share(len(gallery)))
-    part = part or min(_PART, max(1, _NUMBERS // max(1, query.shape[1])))
-    return rank_parts(squared_distances(query, gallery), query_labels, gallery_labels, chunk, part, split)
+    query, gallery, work = np.asanyarray(query), np.asanyarray(gallery), work or RankingWork()
+    check_embeddings(query, gallery, query_labels, gallery_labels, work.split.share(len(gallery)))
+    part = work.part or min(_PART, max(1, _NUMBERS // max(1, query.shape[1])))
+    return rank_parts(squared_distances(query, gallery), query_labels, gallery_labels, replace(work, part=part))
 
 
-def rank_distances(
-    distances: np.ndarray,
-    query_labels: Labels,
-    gallery_labels: Labels,
-    *,
-    chunk: int | None = None,
-    part: int | None = None,
-    split: WorkSplit | None = None,
-) -> PerQuery:
-    """Rank the gallery for every query by given distances, whatever their scale; equal ones are ties.
+def rank_distances(distances: np.ndarray, query_labels: Labels, gallery_labels: Labels,
+                   work: RankingWork | None = None) -> PerQuery:
+    """Ranks the gallery for every query by given distances, whatever their scale; equal distances are ties.
 
     Args:
         distances: `(Q, N)`, left unchanged; may be memory-mapped. Infinity is a distance, NaN is not.
         query_labels: Q labels.
         gallery_labels: N labels.
-        chunk, part, split: As for `rank_embeddings`.
+        work: How the ranking is computed.
 
     Raises:
         ValueError: Shapes do not fit, or a distance is NaN.
     """
-    distances = np.asanyarray(distances)
+    distances, work = np.asanyarray(distances), work or RankingWork()
     if distances.ndim != 2:
         raise ValueError(f"distances {distances.shape} must be (Q, N)")
     _check_lengths(len(distances), distances.shape[1], query_labels, gallery_labels)
     dtype = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
-    split = split or WorkSplit()
-    own = split.share(distances.shape[1])
-    for rows in blocks(len(distances), BLOCK // max(1, own.stop - own.start)):
-        some = distances[rows, own]
-        if some.dtype.kind == "f" and (bad := np.isnan(some)).any():
-            row, column = np.argwhere(bad)[0]
+    share = work.split.share(distances.shape[1])
+    for rows in blocks(len(distances), BLOCK // max(1, share.stop - share.start)):
+        block = distances[rows, share]
+        if block.dtype.kind == "f" and (nan := np.isnan(block)).any():
+            row, column = np.argwhere(nan)[0]
             raise ValueError(
-                f"the distance of query {rows.start + row} to gallery image {own.start + column} is NaN"
+                f"the distance of query {rows.start + row} to gallery image {share.start + column} is NaN"
             )
 
-    def of(images: np.ndarray) -> Block:
+    def to_images(images: np.ndarray) -> Block:
         low, high = images.min(), images.max() + 1
         if high - low > 4 * len(images):
             return lambda queries: distances[queries[:, None], images].astype(dtype, copy=False)
-        # Measured: half the time of the other.
+        # Measured: half the time of the line above.
         return lambda queries: np.take(distances[queries, low:high], images - low, axis=1).astype(dtype, copy=False)
 
-    return rank_parts(of, query_labels, gallery_labels, chunk, part or _PART, split)
+    return rank_parts(to_images, query_labels, gallery_labels, work)
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray) -> Part:
-    """|q − g|² of unit vectors in whole steps of `STEP`, in float32; without |q|², which is one number for a query."""
+    """|q − g|² of unit vectors in whole steps of `STEP`, in float32; without |q|², which is one number per query."""
     q = fixed_point(query)
     q *= -2 / STEP  # powers of two scale exactly
 
-    def of(images: np.ndarray) -> Block:
+    def to_images(images: np.ndarray) -> Block:
         g = fixed_point(gallery[images])
         square = np.einsum("nd,nd->n", g, g) / STEP
 
@@ -154,56 +145,51 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray) -> Part:
             steps: np.ndarray = q[queries] @ g.T
             steps += square
             np.rint(steps, out=steps)
-            return steps.astype(np.float32)  # whole numbers up to 3 · 2^20, which float32 holds at half the bytes
+            return steps.astype(np.float32)  # whole numbers up to 3 · 2^20, which float32 stores in half the bytes
 
         return block
 
-    return of
+    return to_images
 
 
-def rank_parts(
-    distances: Part, query: Labels, gallery: Labels, chunk: int | None, part: int, split: WorkSplit
-) -> PerQuery:
-    """Rank the gallery for every query, given distances by part; the other arguments as for `rank_embeddings`."""
-    own = split.share(len(gallery))
-    with ThreadPoolExecutor(split.threads) as pool:
-        # Numpy lets go of the interpreter while it computes, so threads share one copy of everything.
-        people = _People(gallery, np.arange(len(gallery)))
-        positives = _positives(distances, query, gallery, people, own, split, pool)
+def rank_parts(distances: Part, query: Labels, gallery: Labels, work: RankingWork) -> PerQuery:
+    """Ranks the gallery for every query, given distances to parts of the gallery."""
+    share = work.split.share(len(gallery))
+    with ThreadPoolExecutor(work.split.threads) as pool:
+        # numpy releases the interpreter's lock while it computes, so threads share one copy of all arrays.
+        ranking = _Ranking(distances, query, gallery, work, pool)
+        positives = ranking.positives()
         counts = np.zeros((2, len(positives.distance)), dtype=np.int64)
-        for images in blocks(own.stop - own.start, part):
-            _count_part(
-                distances, np.arange(own.start + images.start, own.start + images.stop), query, gallery, positives,
-                counts, chunk, pool
-            )
-    here, everywhere = split.add(counts)
+        for images in blocks(share.stop - share.start, work.part or _PART):
+            ranking.count(np.arange(share.start + images.start, share.start + images.stop), positives, counts)
+    on_camera, everywhere = work.split.add(counts)
     ranks = positives.place + everywhere
     first, ap, ap_rectangle, inp = _average(ranks, positives, len(query))
-    first_nd, ap_nd, ap_nd_rectangle, _ = _average(ranks - here, positives, len(query))
+    first_nd, ap_nd, ap_nd_rectangle, _ = _average(ranks - on_camera, positives, len(query))
     return PerQuery(first, ap, ap_rectangle, inp, first_nd, ap_nd, ap_nd_rectangle)
 
 
 class _People:
-    """Where the images of each identity lie among some of the gallery's."""
+    """Where the images of each identity are among some images of the gallery."""
 
     def __init__(self, labels: Labels, images: np.ndarray) -> None:
-        known = np.flatnonzero(labels.identified[images])
-        pid = labels.pid[images[known]]
+        identified = np.flatnonzero(labels.identified[images])
+        pid = labels.pid[images[identified]]
         order = np.argsort(pid, kind="stable")
-        self.places, self.pid = known[order], pid[order]
+        self.places, self.pid = identified[order], pid[order]
 
     def of(self, query: Labels) -> tuple[np.ndarray, np.ndarray]:
-        """Where in `places` those of each query's identity start and stop: two `(Q,)`."""
+        """Where in `places` the images of each query's identity start and stop: two `(Q,)`."""
         start, stop = (np.searchsorted(self.pid, query.pid, side=side) for side in ("left", "right"))
         return start, np.where(query.identified, stop, start)
 
 
 class _Positives:
-    """The distances of all positives, those of a query from `start` on and ascending.
+    """The distances of all positives; those of a query are adjacent and ascending.
 
     Attributes:
         queries: `(M,)`, the queries that have a positive.
-        start, count: `(M,)`, where theirs are, and how many.
+        start, count: `(M,)`, where their positives start, and how many there are.
         distance: `(G,)`.
         place: `(G,)`, i of r_i: 1, 2, … within a query.
     """
@@ -215,66 +201,72 @@ class _Positives:
         self.place = np.arange(1, len(distance) + 1) - np.repeat(self.start, self.count)
 
 
-def _positives(
-    distances: Part, query: Labels, gallery: Labels, people: _People, own: slice, split: WorkSplit,
-    pool: ThreadPoolExecutor,
-) -> _Positives:
-    """Distances of the queries to the gallery images of their identities on other cameras."""
-    start, stop = people.of(query)
-    # A place for each pair of a query and an image of its identity, this rank's and the others'.
-    count = stop - start
-    place = np.cumsum(count) - count
-    number = np.repeat(np.arange(len(query)), count)
-    images = people.places[np.arange(len(number)) - np.repeat(place - start, count)]
-    found = np.zeros(len(number))
-    # Few images at a time, in the order of pids, with the queries of these pids.
-    by_pid = np.flatnonzero(query.identified)
-    by_pid = by_pid[np.argsort(query.pid[by_pid], kind="stable")]
-    sorted_pid = query.pid[by_pid]
-    mine = np.flatnonzero((people.places >= own.start) & (people.places < own.stop))
-    mine = mine[np.isin(people.pid[mine], sorted_pid)]
+@dataclass(frozen=True)
+class _Ranking:
+    """A ranking of the gallery for every query, of which this rank computes its share."""
 
-    def measure(some: slice) -> None:
-        which = mine[some]
-        pid = people.pid[which]
-        first, last = np.searchsorted(sorted_pid, pid[0], "left"), np.searchsorted(sorted_pid, pid[-1], "right")
-        queries = by_pid[first:last]
-        row, column = np.nonzero(query.pid[queries][:, None] == pid)
-        at = place[queries[row]] + which[column] - start[queries[row]]
-        found[at] = distances(people.places[which])(queries)[row, column]
+    distances: Part
+    query: Labels
+    gallery: Labels
+    work: RankingWork
+    pool: ThreadPoolExecutor
 
-    list(pool.map(measure, blocks(len(mine), MATCHED_BLOCK)))
-    found = split.add(found)
-    others = gallery.camid[images] != query.camid[number]
-    return _Positives(number[others], found[others])
+    def positives(self) -> _Positives:
+        """Distances of the queries to the gallery images of their identities on other cameras."""
+        query, gallery = self.query, self.gallery
+        people = _People(gallery, np.arange(len(gallery)))
+        start, stop = people.of(query)
+        # A place for each pair of a query and an image of its identity, for the images of all ranks.
+        count = stop - start
+        place = np.cumsum(count) - count
+        query_of_pair = np.repeat(np.arange(len(query)), count)
+        images = people.places[np.arange(len(query_of_pair)) - np.repeat(place - start, count)]
+        pair_distances = np.zeros(len(query_of_pair))
+        # Few images at a time, in the order of pids, with the queries of these pids.
+        by_pid = np.flatnonzero(query.identified)
+        by_pid = by_pid[np.argsort(query.pid[by_pid], kind="stable")]
+        sorted_pid = query.pid[by_pid]
+        share = self.work.split.share(len(gallery))
+        in_share = np.flatnonzero((people.places >= share.start) & (people.places < share.stop))
+        in_share = in_share[np.isin(people.pid[in_share], sorted_pid)]
 
+        def measure(block: slice) -> None:
+            members = in_share[block]
+            pid = people.pid[members]
+            first, last = np.searchsorted(sorted_pid, pid[0], "left"), np.searchsorted(sorted_pid, pid[-1], "right")
+            queries = by_pid[first:last]
+            row, column = np.nonzero(query.pid[queries][:, None] == pid)
+            pairs = place[queries[row]] + members[column] - start[queries[row]]
+            pair_distances[pairs] = self.distances(people.places[members])(queries)[row, column]
 
-def _count_part(
-    distances: Part, images: np.ndarray, query: Labels, gallery: Labels, positives: _Positives, counts: np.ndarray,
-    chunk: int | None, pool: ThreadPoolExecutor,
-) -> None:
-    """Adds to `counts` `(2, G)` the negatives among some images that are as close as each positive: on the query's
-    camera, and everywhere."""
-    # Without junk, and ordered by camera, so that a camera is a slice.
-    images = images[~gallery.junk[images]]
-    images = images[np.argsort(gallery.camid[images], kind="stable")]
-    if not len(images) or not len(positives.queries):
-        return
-    camid, people = gallery.camid[images], _People(gallery, images)
-    low, high = np.searchsorted(camid, query.camid, "left"), np.searchsorted(camid, query.camid, "right")
-    start, stop = people.of(query)
-    block = distances(images)
+        list(self.pool.map(measure, blocks(len(in_share), MATCHED_BLOCK)))
+        pair_distances = self.work.split.add(pair_distances)
+        other_camera = gallery.camid[images] != query.camid[query_of_pair]
+        return _Positives(query_of_pair[other_camera], pair_distances[other_camera])
 
-    def count(some: slice) -> None:
-        rows = block(positives.queries[some])
-        closest = positives.distance.astype(rows.dtype, copy=False)  # as they were
-        for number, row in zip(range(some.start, some.stop), rows, strict=True):
-            q = positives.queries[number]
-            row[people.places[start[q]:stop[q]]] = np.nan  # not negatives: NaN is ≤ nothing
-            at = slice(positives.start[number], positives.start[number] + positives.count[number])
-            counts[:, at] += _count(row, closest[at], slice(low[q], high[q]))
+    def count(self, images: np.ndarray, positives: _Positives, counts: np.ndarray) -> None:
+        """Adds to `counts` `(2, G)` the negatives among some images that are as close as each positive: on the query's
+        camera, and on all cameras."""
+        # Without junk, and sorted by camera, so that a camera is a slice.
+        images = images[~self.gallery.junk[images]]
+        images = images[np.argsort(self.gallery.camid[images], kind="stable")]
+        if not len(images) or not len(positives.queries):
+            return
+        camid, people = self.gallery.camid[images], _People(self.gallery, images)
+        low, high = (np.searchsorted(camid, self.query.camid, side) for side in ("left", "right"))
+        start, stop = people.of(self.query)
+        block_distances = self.distances(images)
 
-    list(pool.map(count, blocks(len(positives.queries), chunk or BLOCK // len(images))))
+        def count(block: slice) -> None:
+            rows = block_distances(positives.queries[block])
+            closest = positives.distance.astype(rows.dtype, copy=False)  # the type that they were computed in
+            for number, row in zip(range(block.start, block.stop), rows, strict=True):
+                q = positives.queries[number]
+                row[people.places[start[q]:stop[q]]] = np.nan  # not negatives: NaN is ≤ nothing
+                at = slice(positives.start[number], positives.start[number] + positives.count[number])
+                counts[:, at] += _count(row, closest[at], slice(low[q], high[q]))
+
+        list(self.pool.map(count, blocks(len(positives.queries), self.work.chunk or BLOCK // len(images))))
 
 
 def _count(row: np.ndarray, positives: np.ndarray, camera: slice) -> np.ndarray:
@@ -282,12 +274,12 @@ def _count(row: np.ndarray, positives: np.ndarray, camera: slice) -> np.ndarray:
     if len(positives) >= MANY_POSITIVES:
         near = (np.sort(part[part <= positives[-1]]) for part in (row[camera], row))
         return np.stack([part.searchsorted(positives, "right") for part in near])
-    found = np.empty((2, len(positives)), dtype=np.int64)
+    counts = np.empty((2, len(positives)), dtype=np.int64)
     closer = np.empty(len(row), dtype=bool)
     for i, distance in enumerate(positives):
         np.less_equal(row, distance, out=closer)
-        found[0, i], found[1, i] = np.count_nonzero(closer[camera]), np.count_nonzero(closer)
-    return found
+        counts[0, i], counts[1, i] = np.count_nonzero(closer[camera]), np.count_nonzero(closer)
+    return counts
 
 
 def _average(r: np.ndarray, positives: _Positives, queries: int) -> tuple[np.ndarray, ...]:
@@ -306,21 +298,21 @@ def _average(r: np.ndarray, positives: _Positives, queries: int) -> tuple[np.nda
 
 
 def check_embeddings(query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
-                     own: slice) -> None:
-    """Refuses embeddings that do not go together, and those of the query or of a share of the gallery not finite.
+                     share: slice) -> None:
+    """Checks the shapes of embeddings, and that those of the query and of a share of the gallery are finite.
 
     Raises:
-        ValueError: So.
+        ValueError: Shapes do not fit, or an embedding is NaN or infinite.
     """
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query {query.shape} and gallery {gallery.shape} must be (Q, D) and (N, D)")
     _check_lengths(len(query), len(gallery), query_labels, gallery_labels)
     check_finite(query, "the embedding of query image {} is")
-    # Junk is checked with the rest, though it is never compared: a NaN means that the model is broken.
-    check_finite(gallery[own], "the embedding of gallery image {} is", own.start)
+    # Junk is checked too, although it is never compared: a NaN means that the model is broken.
+    check_finite(gallery[share], "the embedding of gallery image {} is", share.start)
 
 
 def _check_lengths(queries: int, images: int, query_labels: Labels, gallery_labels: Labels) -> None:
-    for name, found, labels in (("query", queries, query_labels), ("gallery", images, gallery_labels)):
-        if found != len(labels):
-            raise ValueError(f"{found} {name} images and {len(labels)} {name} labels")
+    for name, count, labels in (("query", queries, query_labels), ("gallery", images, gallery_labels)):
+        if count != len(labels):
+            raise ValueError(f"{count} {name} images and {len(labels)} {name} labels")

@@ -24,7 +24,7 @@ def score_table(dataset: str, tta: str, rows: Mapping[str, Mapping[str, Any]], r
         refined: What was done to the ranking.
     """
     queries = next(iter(rows.values()))["queries"]
-    head = f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.said}, mAP by trapezoid"
+    head = f"{dataset}, {queries} queries, test-time augmentation: {tta}{refined.suffix}, mAP by trapezoid"
     cells = [[row, *(f"{scores[name]:.3f}" for name in SHOWN), "{:.3f} … {:.3f}".format(*scores["interval"]["Rank-1"])]
              for row, scores in rows.items()]
     return f"{format_text(head)}\n{format_table(['model', *SHOWN, 'Rank-1, 95 %'], cells, left=['model'])}"

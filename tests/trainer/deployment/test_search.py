@@ -13,7 +13,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.index.arrow_index import Index
 from embae.trainer.deployment.search import Search
 from embae.trainer.deployment.vectors import Vectors
-from embae.trainer.retrieval.rerank import reranked_distances
+from embae.trainer.retrieval.rerank import Reranking, reranked_distances
 from embae.trainer.retrieval.work_split import WorkSplit
 
 
@@ -78,7 +78,7 @@ def test_re_ranking_is_that_of_evaluate_on_a_small_gallery(tmp_path: Path) -> No
     left_out[[2, 50]] = True
     found, distances = Search(gallery(tmp_path, embeddings)).reranked(query, 10, left_out)
     kept = np.flatnonzero(~left_out)
-    part = reranked_distances(query[None], embeddings, kept, k1=20, k2=6, weight=0.3, split=WorkSplit())
+    part = reranked_distances(query[None], embeddings, kept, Reranking(), WorkSplit())
     wanted = part(kept)(np.array([0]))[0]
     assert set(found) == set(kept[np.argsort(wanted, kind="stable")[:10]])
     np.testing.assert_allclose(distances, np.sort(wanted)[:10], atol=1e-9)

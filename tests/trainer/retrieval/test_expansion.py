@@ -91,7 +91,7 @@ def test_what_a_file_says(tree: dict[str, object], wanted: RankingOptions) -> No
 
 
 def test_how_a_ranking_is_refined_is_said() -> None:
-    assert [one.said for one in (PLAIN, RankingOptions(expand=1), RankingOptions(True, 2))] == [
+    assert [one.suffix for one in (PLAIN, RankingOptions(expand=1), RankingOptions(True, 2))] == [
         "", ", queries expanded by 1 image", ", queries expanded by 2 images, k-reciprocal re-ranking"]
-    assert [one.brief for one in (PLAIN, RankingOptions(expand=1), RankingOptions(True, 2))] == [
+    assert [one.label for one in (PLAIN, RankingOptions(expand=1), RankingOptions(True, 2))] == [
         "", "expanded by 1", "expanded by 2, re-ranked"]

@@ -11,8 +11,8 @@ from helpers.rank_threads import together
 
 from embae.trainer.retrieval import jaccard, ranking
 from embae.trainer.retrieval import neighbours as nearest
-from embae.trainer.retrieval.ranking import rank_distances
-from embae.trainer.retrieval.rerank import rank_again, reranked_distances
+from embae.trainer.retrieval.ranking import RankingWork, rank_distances
+from embae.trainer.retrieval.rerank import Reranking, rank_again, reranked_distances
 from embae.trainer.retrieval.scores import Labels, PerQuery
 from embae.trainer.retrieval.work_split import WorkSplit
 
@@ -78,7 +78,7 @@ def labels(seed: int, count: int, junk: float = 0.0) -> Labels:
 def whole(query: np.ndarray, gallery: np.ndarray, **how: float) -> np.ndarray:
     images = np.arange(len(gallery))
     keys = {"k1": 20, "k2": 6, "weight": 0.3, **how}
-    return reranked_distances(query, gallery, images, split=WorkSplit(), **keys)(images)(np.arange(len(query)))  # type: ignore[arg-type]
+    return reranked_distances(query, gallery, images, Reranking(**keys), WorkSplit())(images)(np.arange(len(query)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k1, k2, weight", [(20, 6, 0.3), (7, 3, 0.3), (5, 1, 0.5), (2, 2, 0), (12, 6, 1), (1, 4, 0.1)])
@@ -133,9 +133,9 @@ def test_blocks_and_ranks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(jaccard, name, size)
     monkeypatch.setattr(ranking, "MATCHED_BLOCK", 5)
     for chunk, part in ((1, 7), (13, 100), (None, 33)):
-        same(rank_again(q, g, *known, chunk=chunk, part=part), wanted)
+        same(rank_again(q, g, *known, work=RankingWork(chunk=chunk, part=part)), wanted)
     for world_size in (2, 3):
-        for found in together(world_size, lambda split: rank_again(q, g, *known, split=split)):
+        for found in together(world_size, lambda split: rank_again(q, g, *known, work=RankingWork(split))):
             same(found, wanted)
 
 
@@ -152,6 +152,7 @@ def test_memory_does_not_grow_with_the_square() -> None:
     """A process's peak on 15,000 images, whose distances take 0.9 GB in float32."""
     program = (
         "import resource, numpy as np\n"
+        "from embae.trainer.retrieval.ranking import RankingWork\n"
         "from embae.trainer.retrieval.rerank import rank_again\n"
         "from embae.trainer.retrieval.scores import Labels\n"
         "from embae.trainer.retrieval.work_split import WorkSplit\n"
@@ -162,7 +163,7 @@ def test_memory_does_not_grow_with_the_square() -> None:
         "cut = (slice(200), slice(200, None))\n"
         "parts = [Labels(*(column[part] for column in vars(every).values())) for part in cut]\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rank_again(x[:200], x[200:], *parts, split=WorkSplit(threads=2))\n"
+        "rank_again(x[:200], x[200:], *parts, work=RankingWork(WorkSplit(threads=2)))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -172,7 +173,7 @@ def test_memory_does_not_grow_with_the_square() -> None:
 @pytest.mark.parametrize("keys, said", [({"k1": 0}, "at least 1"), ({"k2": 0}, "at least 1"), ({"weight": 2}, "λ = 2")])
 def test_settings_that_make_no_sense_are_refused(keys: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        rank_again(np.ones((1, 2)), np.ones((2, 2)), labels(0, 1), labels(0, 2), **keys)  # type: ignore[arg-type]
+        rank_again(np.ones((1, 2)), np.ones((2, 2)), labels(0, 1), labels(0, 2), Reranking(**keys))  # type: ignore[arg-type]
 
 
 def test_a_nan_is_refused() -> None:

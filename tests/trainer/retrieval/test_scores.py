@@ -13,9 +13,17 @@ import pytest
 
 from embae.trainer.retrieval import ranking
 from embae.trainer.retrieval.fixed_point import fixed_point
-from embae.trainer.retrieval.ranking import rank_distances, rank_embeddings, score, score_distances
-from embae.trainer.retrieval.scores import Labels, PerQuery, interval
+from embae.trainer.retrieval.ranking import RankingWork, rank_distances, rank_embeddings
+from embae.trainer.retrieval.scores import Labels, PerQuery, Scores, interval
 from embae.trainer.retrieval.work_split import WorkSplit
+
+
+def score(query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels) -> Scores:
+    return rank_embeddings(query, gallery, query_labels, gallery_labels).scores()
+
+
+def score_distances(distances: np.ndarray, query_labels: Labels, gallery_labels: Labels) -> Scores:
+    return rank_distances(distances, query_labels, gallery_labels).scores()
 
 
 def literally(distances, query_pid, query_camid, query_role, gallery_pid, gallery_camid, gallery_role):
@@ -223,7 +231,7 @@ def test_chunks_parts_and_threads_change_no_bit(chunk, threads, part):
     distances = rng.random((40, 1003))
     for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
         whole = rank(*given, query, gallery)
-        parts = rank(*given, query, gallery, chunk=chunk, part=part, split=WorkSplit(threads=threads))
+        parts = rank(*given, query, gallery, RankingWork(WorkSplit(threads=threads), chunk, part))
         assert_same(parts, whole)
 
 
@@ -241,7 +249,7 @@ def test_ranks_change_no_bit(world_size):
     distances = rng.integers(9, size=(40, len(gallery)))
     for rank, given in ((rank_embeddings, (q, g)), (rank_distances, (distances,))):
         whole = rank(*given, query, gallery)
-        for found in together(world_size, lambda split: rank(*given, query, gallery, split=split)):  # noqa: B023
+        for found in together(world_size, lambda split: rank(*given, query, gallery, RankingWork(split))):  # noqa: B023
             assert_same(found, whole)
 
 
@@ -289,7 +297,7 @@ def test_blocks_are_what_bounds_memory(monkeypatch):
     assert all(queries <= 20 and images <= 128 for queries, images in shapes[:few])
     assert shapes[few:] == [(4, 1003)] * 10
     shapes.clear()
-    rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery, part=500)
+    rank_embeddings(np.ones((40, 2)), np.ones((1003, 2)), query, gallery, RankingWork(part=500))
     assert shapes[few:] == [(8, 500)] * 10 + [(40, 3)]
 
 
@@ -297,7 +305,7 @@ def test_memory_does_not_grow_with_the_product():
     """A process's peak: 60 million distances take little more than 2 million."""
     program = (
         "import sys, resource, numpy as np\n"
-        "from embae.trainer.retrieval.ranking import rank_embeddings\n"
+        "from embae.trainer.retrieval.ranking import RankingWork, rank_embeddings\n"
         "from embae.trainer.retrieval.work_split import WorkSplit\n"
         "from embae.trainer.retrieval.scores import Labels\n"
         "queries, images = int(sys.argv[1]), 40000\n"
@@ -306,7 +314,7 @@ def test_memory_does_not_grow_with_the_product():
         " for n in (queries, images)]\n"
         "q, g = (rng.standard_normal((n, 32), dtype=np.float32) for n in (queries, images))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rank_embeddings(q, g, *labels, split=WorkSplit(threads=2))\n"
+        "rank_embeddings(q, g, *labels, RankingWork(WorkSplit(threads=2)))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
     )
     few, many = (
@@ -349,7 +357,7 @@ def test_a_nan_distance_is_refused_by_name():
     distances = np.ones((4, 3))
     distances[2, 1] = np.nan
     with pytest.raises(ValueError, match="query 2 to gallery image 1 is NaN"):
-        rank_distances(distances, Labels.of([1] * 4, [1] * 4), Labels.of([1] * 3, [2] * 3), chunk=1)
+        rank_distances(distances, Labels.of([1] * 4, [1] * 4), Labels.of([1] * 3, [2] * 3), RankingWork(chunk=1))
 
 
 def test_an_infinite_distance_ranks_last_and_ties():
