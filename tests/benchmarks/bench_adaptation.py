@@ -177,11 +177,11 @@ def by_part(bench: Bench, steps: int) -> None:
     for name, stage in opened.items():
         kept, engine = spans[name], stage._turns[0][0]
         stage.loader.__class__ = type("Timed", (type(stage.loader),), {"__iter__": _timed_batches(kept)})
-        engine._objective.forward = kept.timed("forward", engine._objective.forward)  # type: ignore[method-assign]
-        inner = engine._engine.optimizer
+        engine.module.forward = kept.timed("forward", engine.module.forward)  # type: ignore[method-assign]
+        inner = engine.optimizer
         inner.step = kept.timed("optimizer", inner.step)
-        engine._engine.backward = kept.timed("backward", engine._engine.backward)
-        engine._engine.allreduce_gradients = kept.timed("exchange", engine._engine.allreduce_gradients)
+        engine.wrapped.backward = kept.timed("backward", engine.wrapped.backward)
+        engine.wrapped.allreduce_gradients = kept.timed("exchange", engine.wrapped.allreduce_gradients)
     loops = {name: stage.train() for name, stage in opened.items()}
     rounds: dict[str, list[np.ndarray]] = {name: [] for name in opened}
     each = max(1, steps // 5)

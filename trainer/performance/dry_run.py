@@ -29,7 +29,7 @@ from embae.trainer.recipe.schema import Recipe
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runs.stage_data import open_trial_sampler, open_view
 from embae.trainer.runs.stage_folder import EXPORT
-from embae.trainer.training.adversarial_updates import gaussian_noise, updates_in_turn
+from embae.trainer.training.adversary import gaussian_noise, updates_in_turn
 from embae.trainer.training.objective import BatchForm, Objective
 from embae.trainer.training.schedule import steps
 

@@ -23,7 +23,7 @@ from embae.trainer.performance.exchanges import Recorder, bytes_sent
 from embae.trainer.recipe.optimizer import Optimizer
 from embae.trainer.recipe.stage import Stage
 from embae.trainer.runtime.distributed import gather_rows
-from embae.trainer.training.adversarial_updates import Update, own_parameters
+from embae.trainer.training.adversary import Update, own_parameters
 from embae.trainer.training.objective import Objective
 
 EXACT, HALF = 4, 2  # bytes of a number in single precision and in bfloat16

@@ -53,6 +53,10 @@ class Engine:
         broken: `()`, on the training device: becomes 1 once a loss is not finite. From then on weights and moments stay
             as they were before that step. Engines of a stage share it.
         trained: Names and parameters that the optimizer moves; by default all of the module that train.
+
+    Attributes:
+        module: The module.
+        wrapped: DeepSpeed's engine over it.
     """
 
     def __init__(self, module: Trainable, stage: Stage, *, largest: int, broken: Tensor | None = None,
@@ -60,7 +64,7 @@ class Engine:
         device = next(module.parameters()).device
         self._stage, self._broken = stage, torch.zeros((), device=device) if broken is None else broken
         self._batch: Batch | None = None
-        self._module = module
+        self.module = module
         all_trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._trained = all_trained if trained is None else trained
         optimizer = build_optimizer(stage.optimizer, [parameter for _, parameter in self._trained])
@@ -68,7 +72,7 @@ class Engine:
         # Fused optimizers look at it on the device, so that nothing waits for its value.
         optimizer.found_inf = self._broken  # type: ignore[attr-defined]
         gradients = sum(parameter.numel() for _, parameter in all_trained)
-        self._engine, *_ = deepspeed.initialize(
+        self.wrapped, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, model_parameters=[parameter for _, parameter in self._trained],
             dist_init_required=False,
             config={
@@ -85,13 +89,13 @@ class Engine:
         if dist.get_world_size() == 1 and not stage.deepspeed.zero_stage:
             # One rank exchanges with nobody, and yet DeepSpeed would copy every gradient back and forth, and fill in
             # zeros for missing ones.
-            self._engine.enable_backward_allreduce = False
-        self._engine.train()  # for good: only copies of the model are ever put into eval mode
+            self.wrapped.enable_backward_allreduce = False
+        self.wrapped.train()  # for good: only copies of the model are ever put into eval mode
 
     @property
     def optimizer(self) -> Any:
         """The optimizer: torch's, or the one that DeepSpeed wraps around it at ZeRO 1 to 3."""
-        return self._engine.optimizer
+        return self.wrapped.optimizer
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
         """One optimizer update from the parts of this rank's share of a global batch.
@@ -104,31 +108,31 @@ class Engine:
             The report of the module, averaged over the parts, on the device.
         """
         self._batch = parts[0]  # its plan is that of all parts
-        for group in self._engine.optimizer.param_groups:
+        for group in self.wrapped.optimizer.param_groups:
             group["lr"] = lr
         reports = []
         for part in parts:
-            loss, report = self._engine(part)
-            losses = torch.stack([report[name] for name in self._module.active])
+            loss, report = self.wrapped(part)
+            losses = torch.stack([report[name] for name in self.module.active])
             torch.maximum(self._broken, 1 - losses.isfinite().all().float(), out=self._broken)
-            self._engine.backward(loss)
-            self._engine.step()
+            self.wrapped.backward(loss)
+            self.wrapped.step()
             reports.append(report)
         return {key: torch.stack([report[key] for report in reports]).mean() for key in reports[0]}
 
     def time_phases(self, phase: Phase) -> None:
         """Runs forward, backward and optimizer within phases of these names from now on."""
-        time_methods(self._engine, phase, forward="forward", backward="backward", step="optimizer")
+        time_methods(self.wrapped, phase, forward="forward", backward="backward", step="optimizer")
 
     def _leave_unmoved(self, *_: Any) -> None:
         # DeepSpeed fills missing gradients with zeros, and momentum would move a head on them.
         if self._batch is not None:
-            for parameter in self._module.unmoved(self._batch):
+            for parameter in self.module.unmoved(self._batch):
                 parameter.grad = None
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimizer stores for each trained parameter: full tensors, on every rank (`optimizer_state.py`)."""
-        return optimizer_state.read(self._engine.optimizer, self._trained)
+        return optimizer_state.read(self.wrapped.optimizer, self._trained)
 
     def restore_moments(self, moments: dict[str, Tensor]) -> None:
         """Continues from what `moments` returned, whatever the number of ranks was.
@@ -136,17 +140,17 @@ class Engine:
         Raises:
             ValueError: They belong to other parameters.
         """
-        optimizer_state.restore(self._engine.optimizer, self._trained, moments)
+        optimizer_state.restore(self.wrapped.optimizer, self._trained, moments)
 
     def state(self) -> dict[str, Tensor]:
         """The model's whole state on the CPU, frozen parts and buffers included, on every rank."""
-        model = self._engine.module.model
+        model = self.wrapped.module.model
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._stage.deepspeed.zero_stage == 3):
             return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
 
     def close(self) -> None:
         """Frees the memory of the engine."""
-        self._engine.destroy()
+        self.wrapped.destroy()
 
 
 def build_optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -31,7 +31,8 @@ from embae.trainer.monitoring.step_rates import Clock, format_step
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import on_first_rank
 from embae.trainer.runtime.step_flags import StepFlags
-from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
+from embae.trainer.training.adversarial_updates import build_updates
+from embae.trainer.training.adversary import gaussian_noise
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
 from embae.trainer.training.initial_model import initial_model
 from embae.trainer.training.objective import BatchForm, Objective

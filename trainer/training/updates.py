@@ -29,13 +29,14 @@ class StepUpdates:
     Attributes:
         broken: `()`, becomes 1 once a loss was not finite; from then on no weight moves.
         engine: The engine.
+        average: The moving average of the weights, if the stage has one.
     """
 
     def __init__(self, objective: Objective, stage: Stage, *, largest: int,
                  trained: Sequence[tuple[str, nn.Parameter]] | None = None):
         self.broken = torch.zeros((), device=next(objective.parameters()).device)
         self.engine = Engine(objective, stage, largest=largest, broken=self.broken, trained=trained)
-        self._average = Average(objective.model, stage.ema) if stage.ema else None
+        self.average = Average(objective.model, stage.ema) if stage.ema else None
         self._states = objective.states
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
@@ -49,8 +50,8 @@ class StepUpdates:
             The objective's report, on the device.
         """
         report = self._update(parts, lr)
-        if self._average:
-            self._average.update(parts[0].step, self.broken)
+        if self.average:
+            self.average.update(parts[0].step, self.broken)
         for state in self._states.values():
             state.update(parts[0], self.broken, gather_rows)
         return report
@@ -68,7 +69,7 @@ class StepUpdates:
 
     def result(self) -> dict[str, Tensor]:
         """The state of the model that the stage exports: with the average of its weights, if the stage has one."""
-        return self.state() | (self._average.full_state() if self._average else {})
+        return self.state() | (self.average.full_state() if self.average else {})
 
     def moments(self) -> dict[str, Tensor]:
         """What a checkpoint saves besides the model, on every rank: moments of the optimizer, average, states."""
@@ -87,7 +88,7 @@ class StepUpdates:
         self.engine.restore_moments(without_prefix("0/", moments))
 
     def _followers(self) -> dict[str, Average | TermState]:
-        return {**self._states, **({"average": self._average} if self._average else {})}
+        return {**self._states, **({"average": self.average} if self.average else {})}
 
     def close(self) -> None:
         """Frees the memory of the engine."""

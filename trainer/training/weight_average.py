@@ -25,6 +25,9 @@ class Average:
     Args:
         model: As it is at the first step that is taken, after the engines are built.
         decay: Of the average, below 1.
+
+    Attributes:
+        averages: This rank's piece of each averaged tensor, at ZeRO 3; else the whole tensors.
     """
 
     def __init__(self, model: EmbAE, decay: float):
@@ -33,7 +36,7 @@ class Average:
         self._tensors: dict[str, Any] = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._tensors |= {name: value for name, value in model.named_buffers()
                           if name.split(".")[0] in trained and value.is_floating_point()}
-        self._average = [value.clone() for value in self._local()]
+        self.averages = [value.clone() for value in self._local()]
 
     def _local(self) -> list[Tensor]:
         """This rank's piece of each tensor; looked up anew, since ZeRO puts other memory under its parameters."""
@@ -48,9 +51,9 @@ class Average:
             broken: `()`, 1 if no weight may move any more.
         """
         rate = (1 - min(self._decay, (1 + step) / (10 + step))) * (1 - broken)
-        steps = torch._foreach_sub(self._local(), self._average)
+        steps = torch._foreach_sub(self._local(), self.averages)
         torch._foreach_mul_(steps, rate)
-        torch._foreach_add_(self._average, steps)
+        torch._foreach_add_(self.averages, steps)
 
     def full_state(self) -> dict[str, Tensor]:
         """The average as full tensors on the CPU, on every rank; named as in the model's state."""
@@ -80,4 +83,4 @@ class Average:
             average.copy_(full)
 
     def _named(self) -> Iterator[tuple[str, Any, Tensor]]:
-        return zip(self._tensors, self._tensors.values(), self._average, strict=True)
+        return zip(self._tensors, self._tensors.values(), self.averages, strict=True)

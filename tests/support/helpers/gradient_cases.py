@@ -141,7 +141,7 @@ def _start(case: Case) -> tuple[ToyView, Tensor, EmbAE]:
 @on_ranks(2, 3, 4)
 def one_step(world: World, folder: Path) -> dict[str, Any]:
     """What one step did, by case and ZeRO stage: ``before − after`` of every weight, and all other tensors after it."""
-    from embae.trainer.training.adversarial_updates import own_parameters
+    from embae.trainer.training.adversary import own_parameters
     from embae.trainer.training.engine import Engine
 
     found: dict[str, Any] = {}

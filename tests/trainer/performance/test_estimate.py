@@ -91,21 +91,22 @@ class Watched:
     """The real engines of a stage; what they keep is looked at in every phase of a step."""
 
     def __init__(self, keys: Stage, world: World):
-        from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
+        from embae.trainer.training.adversarial_updates import build_updates
+        from embae.trainer.training.adversary import gaussian_noise
 
         self.objective = made(keys)
         self.most: dict[str, int] = defaultdict(int)
         largest = -(-len(PLAN) // (world.world_size * keys.accumulate))
-        self.turns = build_updates(self.objective, keys, gaussian_noise(0, "stage"), largest=largest)
+        self.updates = build_updates(self.objective, keys, gaussian_noise(0, "stage"), largest=largest)
         self.batches = share_of(VIEW, images(18), PLAN, world.rank, world.world_size, keys.accumulate)
-        engines = [getattr(self.turns, name) for name in ("engine", "adversary") if hasattr(self.turns, name)]
+        engines = [getattr(self.updates, name) for name in ("engine", "adversary") if hasattr(self.updates, name)]
         self.outer = [engine.optimizer for engine in engines]
         self.optimizers = [getattr(one, "optimizer", one) for one in self.outer]
         self.saved: dict[int, int] = {}
         for engine in engines:
-            engine._objective.register_forward_pre_hook(self._begin)
-            engine._objective.register_forward_hook(self._between)
-            for parameter in engine._objective.parameters():
+            engine.module.register_forward_pre_hook(self._begin)
+            engine.module.register_forward_hook(self._between)
+            for parameter in engine.module.parameters():
                 if parameter.requires_grad:
                     parameter.register_hook(self._backward)
         self.optimizers[0].register_step_pre_hook(self._update)
@@ -145,7 +146,7 @@ class Watched:
             return tensor if tensor.untyped_storage()._cdata in model else self._keep(tensor)
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self.turns.step(self.batches, 1e-3)
+            self.updates.step(self.batches, 1e-3)
         pieces = [getattr(parameter, "ds_tensor", None) for parameter in self.parameters()]
         flat = [one for outer in self.outer for one in getattr(outer, "fp32_partitioned_groups_flat", [])]
         moved = [parameter for one in self.optimizers for group in one.param_groups for parameter in group["params"]]
@@ -153,7 +154,7 @@ class Watched:
         weights = nbytes([*self.parameters(), *pieces])
         own = nbytes([*states, *flat, *moved])
         self.most["optimizer"] = sum(size for place, size in own.items() if place not in weights)
-        self.see("average", self.turns._average._average if self.turns._average else [])
+        self.see("average", self.updates.average.averages if self.updates.average else [])
 
 
 @on_ranks(1, 2, 4)
@@ -169,14 +170,14 @@ def kept_and_sent(world: World, folder: Path) -> dict[str, dict[str, float]]:
         with Recorder() as recorder:
             watched.step()
         found[f"{name} {zero}"] = {**watched.most, "sent": sum(map(bytes_sent, recorder.calls))}
-        watched.turns.close()
+        watched.updates.close()
     return found
 
 
 def estimated(name: str, zero: int, world_size: int) -> dict[str, float]:
     from embae.datasets.loading.batch import Batch
     from embae.trainer.performance.estimate import owned, passes, pretended, rank_memory, sent, size_of
-    from embae.trainer.training.adversarial_updates import gaussian_noise, updates_in_turn
+    from embae.trainer.training.adversary import gaussian_noise, updates_in_turn
 
     keys = case(name, zero)
     parts = world_size * keys.accumulate

@@ -49,7 +49,7 @@ def snapshot(made: EmbAE) -> dict[str, Tensor]:
 def steps(world: World, folder: Path) -> dict[str, Any]:
     """By optimizer: the state at the start and after each turn of two steps, and what the turns reported."""
     from embae.trainer.model.batch_norm import use_global_batch_norm
-    from embae.trainer.training.adversarial_updates import Adversary, gaussian_noise, own_parameters
+    from embae.trainer.training.adversary import Adversary, gaussian_noise, own_parameters
     from embae.trainer.training.engine import Engine
     from embae.trainer.training.objective import Objective
 

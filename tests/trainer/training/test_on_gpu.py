@@ -23,7 +23,8 @@ from embae.trainer import load
 from embae.trainer.model.batch_norm import GlobalBatchNormFunction, use_global_batch_norm
 from embae.trainer.model.camera_tables import extend_tables
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.adversarial_updates import build_updates, gaussian_noise
+from embae.trainer.training.adversarial_updates import build_updates
+from embae.trainer.training.adversary import gaussian_noise
 from embae.trainer.training.objective import Objective
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="skipped: no GPU")]

@@ -156,7 +156,7 @@ def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any
 def a_turn_fails(world: World, folder: Path) -> dict[str, Any]:
     """What an adversarial stage says where the discriminator's loss alone is not finite, at its second step."""
     from embae.trainer.training import stage as stage_module
-    from embae.trainer.training.adversarial_updates import gaussian_noise
+    from embae.trainer.training.adversary import gaussian_noise
 
     def noise(seed: int, name: str) -> Any:
         draw = gaussian_noise(seed, name)
