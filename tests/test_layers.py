@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module, resources
 from pathlib import Path
 
@@ -44,6 +45,42 @@ def test_a_folder_imports_only_those_before_it(package: str) -> None:
     layers = LAYERS[package]
     wrong = [line for folder, imported, line in arrows(package) if layers.index(imported) >= layers.index(folder)]
     assert not wrong, "\n".join(wrong)
+
+
+PACKAGES = ("datasets", "trainer", "slurm")
+
+
+def imports() -> dict[str, set[str]]:
+    """Every module of embae → the modules of embae that it imports; lazy and type-only imports too."""
+    paths = {path: ".".join(["embae", package, *path.relative_to(root(package)).with_suffix("").parts])
+             for package in PACKAGES for path in root(package).rglob("*.py")}
+    modules = {path: name.removesuffix(".__init__") for path, name in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for path, module in modules.items():
+        targets: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                targets |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                targets |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        graph[module] = targets & set(modules.values()) - {f"embae.{package}" for package in PACKAGES}
+    return graph
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    TopologicalSorter(imports()).prepare()  # raises CycleError, which names the modules
+
+
+def test_packages_stand_above_each_other() -> None:
+    for module, targets in imports().items():
+        package = module.split(".")[1]
+        packages = {target.split(".")[1] for target in targets} - {package}
+        if package == "datasets":
+            assert not packages, module
+        elif "slurm" in packages:
+            assert module == "embae.trainer.commands.app"
+        elif package == "slurm":
+            assert targets <= {"embae.trainer.errors", "embae.trainer.recipe.load", "embae.slurm.script"}, module
 
 
 @pytest.mark.parametrize("package", LAYERS)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from embae.trainer.losses.parts import PartName, Use
-
-if TYPE_CHECKING:
-    from embae.trainer.losses.term import LossTerm
 
 
 class DataSettings(Protocol):
@@ -39,10 +36,17 @@ class DeepSpeedSettings(Protocol):
         """The ZeRO stage."""
 
 
+class TermInUse(Protocol):
+    """A term of the stage's loss."""
+
+    def moves(self, part: PartName) -> bool:
+        """Whether the gradient of the term reaches the weights of a part."""
+
+
 class TermsInUse(Protocol):
     """The terms of the stage's loss."""
 
-    def given(self) -> Iterator[tuple[str, LossTerm]]:
+    def given(self) -> Iterator[tuple[str, TermInUse]]:
         """Key and term of each."""
 
 
