@@ -29,6 +29,7 @@ from embae.datasets.index.records import FileImage, Record, Split, camera_names
 from embae.datasets.readers.read import read_records
 from embae.datasets.remote.url import Url, parse_location
 from embae.datasets.sharding.index import SKIPPED
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 _CAMERA = r"^(?:(?P<camid>[^/]+)/)?"  # the first sub-folder; images that lie in none are from camera 0
@@ -122,26 +123,26 @@ def footage(where: str, *, name: str | None = None, pattern: str | None = None, 
         index = Index.open(sharded)
         _refuse_options(where, index.name, name, pattern)
         return index
-    root, found = images(where, pattern)
+    root, records = images(where, pattern)
     name = name or fit_name(root)
-    named = camera_names(found)
+    named = camera_names(records)
     if len(named) > 1:
         note(f"{where}: cameras {', '.join(f'{number} = {camera}' for camera, number in named.items())}")
-    if deeper := None if pattern else _deeper(root, found):
+    if deeper := None if pattern else _deeper(root, records):
         note(f"{where}: the sub-folders are taken as cameras, and what lies in their own sub-folders ({deeper}) as of "
              "these cameras; where those are the cameras, name one of the folders, or say "
              "--pattern '^(?P<camid>[^/]+/[^/]+)/'")
     about = {"reader": "folder", "root": str(root.resolve()), "options": {"pattern": pattern} if pattern else {}}
-    index = shard(name, found, keep, source=about, size=size, skip_bad=skip_bad)
+    index = shard(name, records, keep, source=about, size=size, skip_bad=skip_bad)
     if skipped := index.card.get("skipped"):
         note(f"{where}: {skipped:,} images that cannot be decoded are left out: {index.root}/{SKIPPED}")
     return index
 
 
-def _refuse_options(where: str, own: str, name: str | None, pattern: str | None) -> None:
-    for option, given in (("name", name not in (None, own)), ("pattern", pattern is not None)):
-        if given:
-            raise DataError(f"{where}: is sharded already, as {own}; --{option} goes with a folder of images")
+def _refuse_options(where: str, sharded_name: str, name: str | None, pattern: str | None) -> None:
+    for option, is_given in (("name", name not in (None, sharded_name)), ("pattern", pattern is not None)):
+        if is_given:
+            raise DataError(f"{where}: is sharded already, as {sharded_name}; --{option} goes with a folder of images")
 
 
 def is_sharded(where: str) -> Path | Url | None:
@@ -162,25 +163,25 @@ def images(where: str, pattern: str | None = None) -> tuple[Path, list[Record]]:
     Raises:
         DataError: There is no such folder or no image in it, or the pattern does not fit.
     """
-    root, wanted = Path(where), None
+    root, matches = Path(where), None
     if not os.path.isdir(root) and glob.has_magic(where):
         above = [part for part in (root, *root.parents) if not glob.has_magic(str(part))]
-        root, wanted = above[0], {os.path.abspath(path) for path in glob.glob(where, recursive=True)}
+        root, matches = above[0], {os.path.abspath(path) for path in glob.glob(where, recursive=True)}
     if os.path.isdir(root) and (inside := datasets_in(root)):
         raise DataError(f"{where}: holds the datasets {', '.join(inside)}; name one of them")
     if not os.path.isdir(root):
         raise DataError(f"{where}: no such folder; wanted one of images, or a sharded dataset")
-    found = read_records("folder", root, {"pattern": pattern or _CAMERA})
-    if wanted is not None:
-        found = [record for record in found if os.path.abspath(_path(record)) in wanted]
-        if not found:
+    records = read_records("folder", root, {"pattern": pattern or _CAMERA})
+    if matches is not None:
+        records = [record for record in records if os.path.abspath(_path(record)) in matches]
+        if not records:
             raise DataError(f"{where}: no image below {root} is named so")
-    return root, found if pattern else [replace(record, split="train") for record in found]
+    return root, records if pattern else [replace(record, split="train") for record in records]
 
 
-def _deeper(root: Path, found: Sequence[Record]) -> str:
+def _deeper(root: Path, records: Sequence[Record]) -> str:
     """Some folders with images that lie below a camera's, for a message; empty where there are none."""
-    folders = {os.path.dirname(_path(record)) for record in found}
+    folders = {os.path.dirname(_path(record)) for record in records}
     inside = [Path(folder).relative_to(root) for folder in folders]
     below = sorted(folder.as_posix() for folder in inside if len(folder.parts) > 1)
     return ", ".join(below[:3]) + ", …" * (len(below) > 3)
@@ -200,9 +201,11 @@ def shard(name: str, records: Sequence[Record], keep: Path, *, source: dict[str,
             now = path.stat()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        told = f"{record.key} {record.split} {record.pid} {record.camid} {path} {now.st_size} {now.st_mtime_ns}\n"
-        digest.update(told.encode("utf-8", "surrogateescape"))
-    return write_shards(name, records, keep / digest.hexdigest()[:16], source=source, size=size, skip_bad=skip_bad)
+        line = f"{record.key} {record.split} {record.pid} {record.camid} {path} {now.st_size} {now.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return write_shards(
+        name, records, keep / digest.hexdigest()[:16], source=source, options=ShardOptions(size=size, skip_bad=skip_bad)
+    )
 
 
 def fit_name(root: Path) -> str:

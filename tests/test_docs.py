@@ -127,6 +127,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers.exported_model import export
 
     from embae.datasets.loading.image_spec import ImageSpec
+    from embae.datasets.sharding.options import ShardOptions
     from embae.datasets.sharding.write_shards import write_shards
 
     folder = tmp_path_factory.mktemp("docs")
@@ -134,7 +135,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("market1501", "dukemtmc", "msmt17")):
         images = [*noise_datasets.records(1000 * number, 8, 4, 2), *scored]
         write_shards(
-            name, images, folder / "shards", source={"reader": "test"}, workers=1, progress=noise_datasets.silent
+            name,
+            images,
+            folder / "shards",
+            source={"reader": "test"},
+            options=ShardOptions(workers=1),
+            progress=noise_datasets.silent,
         )
     for camera in range(4):
         for number in range(64):

@@ -13,8 +13,6 @@ from embae.trainer.commands.app import app
 
 MOST = 6
 REMAINING: set[str] = {
-    "embae.datasets.sharding.write_shards._write_all",
-    "embae.datasets.sharding.write_shards.write_shards",
     "embae.trainer.report.charts.line_chart",
     "embae.trainer.report.curves._chart",
     "embae.trainer.report.evidence.rank",

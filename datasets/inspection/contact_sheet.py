@@ -51,13 +51,13 @@ def contact_sheet(index: Index, path: Path, seed: int = 0, identities: int = 8, 
 
 def _choose(index: Index, rng: np.random.Generator, most: int, images: int) -> list[tuple[str, list[int]]]:
     """Label and rows of the index, for each row of the sheet."""
-    known = np.flatnonzero(index.labelled & (index.role == ROLES.index("person")))
-    of, name = index.pid[known].astype(np.int64), "pid"
-    if not len(known):
-        known, of, name = np.arange(len(index)), index.camid.astype(np.int64), "camera"
-    groups = np.unique(of)
+    rows = np.flatnonzero(index.labelled & (index.role == ROLES.index("person")))
+    group_of_row, name = index.pid[rows].astype(np.int64), "pid"
+    if not len(rows):
+        rows, group_of_row, name = np.arange(len(index)), index.camid.astype(np.int64), "camera"
+    groups = np.unique(group_of_row)
     chosen = np.sort(rng.choice(groups, size=min(most, len(groups)), replace=False))
-    return [(f"{name} {group}", _spread(index, rng, known[of == group], images)) for group in chosen]
+    return [(f"{name} {group}", _spread(index, rng, rows[group_of_row == group], images)) for group in chosen]
 
 
 def _spread(index: Index, rng: np.random.Generator, rows: npt.NDArray[np.int64], most: int) -> list[int]:

@@ -47,8 +47,8 @@ def verify(index: Index, progress: Report = progress) -> list[str]:
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         with progress(f"verifying {index.name}", len(index)) as advance:
-            for images, found in pool.map(partial(_check_shard, index), range(len(index.shards))):
-                problems += found
+            for images, shard_problems in pool.map(partial(_check_shard, index), range(len(index.shards))):
+                problems += shard_problems
                 advance(images)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -68,14 +68,14 @@ def check_rows(index: Index) -> None:
 
 def _check_card(index: Index) -> list[str]:
     problems = []
-    if (found := fingerprint(index)) != index.fingerprint:
-        problems.append(f"{index.root / TABLE}: its rows have the fingerprint {found[:12]}, {CARD} says "
+    if (actual := fingerprint(index)) != index.fingerprint:
+        problems.append(f"{index.root / TABLE}: its rows have the fingerprint {actual[:12]}, {CARD} says "
                         f"{index.fingerprint[:12]}: a key, split, pid, camid, role or checksum has changed")
     if counts(index) != index.card["counts"]:
         problems.append(f"{index.root / CARD}: its counts are not those of {TABLE}")
     one = index.height.min() == index.height.max() and index.width.min() == index.width.max()
-    if (found_size := (int(index.height[0]), int(index.width[0])) if one else None) != index.image:
-        problems.append(f"{index.root / CARD}: image is {index.image}, the rows of {TABLE} say {found_size}")
+    if (actual_size := (int(index.height[0]), int(index.width[0])) if one else None) != index.image:
+        problems.append(f"{index.root / CARD}: image is {index.image}, the rows of {TABLE} say {actual_size}")
     return problems
 
 
@@ -135,7 +135,7 @@ def _check_members(index: Index, shard: int, rows: range) -> list[str]:
 
 
 def _is_sidecar(content: bytes, index: Index, row: int) -> bool:
-    wanted = {
+    expected = {
         "pid": int(index.pid[row]) if index.labelled[row] else None,
         "camid": int(index.camid[row]),
         "role": ROLES[index.role[row]],
@@ -143,6 +143,6 @@ def _is_sidecar(content: bytes, index: Index, row: int) -> bool:
         "dataset": index.name,
     }
     try:
-        return bool(json.loads(content) == wanted)
+        return bool(json.loads(content) == expected)
     except (ValueError, RecursionError):
         return False

@@ -127,27 +127,28 @@ def find_duplicates(indexes: Sequence[Index], workers: int | None = None, progre
     return Duplicates(list(indexes), pairs[order], distance[first][order], overlaps)
 
 
-def nearest(found: np.ndarray, group: np.ndarray, within: int = DISTANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nearest(image_hashes: np.ndarray, group: np.ndarray,
+            within: int = DISTANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every image the nearest one of each group of another dataset, where one is near enough: exact.
 
     Of 256 bits in `within` + 2 pieces, two at least are the same where no more than `within` bits differ; so what
     agrees in a pair of pieces, for one pair after the other, is all there is to compare.
 
     Args:
-        found: `(images, 4)` uint64, their hashes.
+        image_hashes: `(images, 4)` uint64, the hashes.
         group: `(images,)`; groups 2·d and 2·d + 1 are of dataset d.
         within: The largest distance, in bits.
 
     Returns:
         Image, its nearest one (of equally near ones the first), their distance: three `(N,)`.
     """
-    order = np.lexsort((*found.T, group))
+    order = np.lexsort((*image_hashes.T, group))
     new = np.ones(len(order), np.bool_)  # images of one group that are equal are looked for once
-    new[1:] = (group[order[1:]] != group[order[:-1]]) | (found[order[1:]] != found[order[:-1]]).any(1)
+    new[1:] = (group[order[1:]] != group[order[:-1]]) | (image_hashes[order[1:]] != image_hashes[order[:-1]]).any(1)
     first, entry = order[new], np.empty(len(order), np.int64)
     entry[order] = np.cumsum(new) - 1
     del order, new
-    codes, groups = found[first], group[first]
+    codes, groups = image_hashes[first], group[first]
     best = tuple(np.empty(0, np.int64) for _ in range(3))
     held: list[tuple[np.ndarray, ...]] = []
     for a, b in _candidates(codes, within + 2):
@@ -204,8 +205,8 @@ def _pieces(codes: np.ndarray, count: int) -> np.ndarray:
         block = slice(start, start + _BLOCK // 16)
         bits = np.unpackbits(codes[block].view(np.uint8), axis=1)
         for number in range(count):
-            own = bits[:, number::count]
-            pieces[number, block] = own @ weights[: own.shape[1]]
+            piece = bits[:, number::count]
+            pieces[number, block] = piece @ weights[: piece.shape[1]]
     return pieces
 
 

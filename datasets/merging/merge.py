@@ -61,18 +61,18 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
         if not is_weight(weight):
             raise DataError(f"--weight {name}={weight}: wanted {WEIGHT_RANGE}")
     members = tuple(_described(index, home, weights.get(index.name)) for index in indexes)
-    found = None
+    duplicates_found = None
     if duplicates:
         from embae.datasets.merging.duplicates import find_duplicates  # not for a run, which opens merged sets
-        found = find_duplicates(indexes)
+        duplicates_found = find_duplicates(indexes)
     try:
         with atomic_folder(home) as folder:
             write_text(folder / MERGED, format_card(members))
-            if found:
-                found.write(folder / DUPLICATES)
+            if duplicates_found:
+                duplicates_found.write(folder / DUPLICATES)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); give another folder (--out)") from error
-    return Merged.open(out), found
+    return Merged.open(out), duplicates_found
 
 
 def _described(index: Index, home: Path, weight: float | None) -> Member:

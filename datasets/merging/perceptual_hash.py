@@ -74,12 +74,12 @@ def hashes(indexes: Sequence[Index], workers: int | None = None, progress: Repor
     stop, alive = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(min(workers or len(os.sched_getaffinity(0)), len(tasks)), context, start_worker,
                                    (stop, None))
-    found = np.empty((sum(len(index) for index in indexes), BITS // 64), np.uint64)
+    hashes = np.empty((sum(len(index) for index in indexes), BITS // 64), np.uint64)
     done = 0
     try:
-        with progress("looking for near-duplicates", len(found)) as advance:
+        with progress("looking for near-duplicates", len(hashes)) as advance:
             for part in executor.map(_hashes, tasks):
-                found[done : done + len(part)] = part
+                hashes[done : done + len(part)] = part
                 done += len(part)
                 advance(len(part))
     except BrokenProcessPool as error:
@@ -89,7 +89,7 @@ def hashes(indexes: Sequence[Index], workers: int | None = None, progress: Repor
         alive.close()  # ends the workers, on an error or Ctrl-C too
         executor.shutdown(cancel_futures=True)
         stop.close()
-    return found
+    return hashes
 
 
 def _hashes(task: tuple[Path, int, int]) -> np.ndarray:

@@ -28,9 +28,7 @@ from embae.datasets.sharding.writer import TEMPORARY, part_path, stamp
 SKIPPED = "skipped.txt"
 
 
-def write_shard_index(
-    partial: Path, plan: ShardPlan, name: str, source: Mapping[str, Any], about: Mapping[str, Any]
-) -> None:
+def write_shard_index(partial: Path, plan: ShardPlan, name: str, source: Mapping[str, Any]) -> None:
     """Writes index, card and list of bad images, first in a folder of its own: others may be doing the same.
 
     Args:
@@ -38,7 +36,6 @@ def write_shard_index(
         plan: What they were written from.
         name: The dataset's name.
         source: Where the images came from, for the card.
-        about: Further entries of the card.
 
     Raises:
         DataError: Not one image could be decoded.
@@ -56,7 +53,7 @@ def write_shard_index(
             (partial / SKIPPED).unlink(missing_ok=True)
         if columns is None:
             raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
-        write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad), **about})
+        write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad)})
         if _stamps(partial, plan) != before:  # by one who found that a bad image has been mended
             raise FileNotFoundError(errno.ENOENT, "a shard was written again meanwhile", str(partial))
         os.replace(scratch / TABLE, partial / TABLE)
@@ -73,7 +70,7 @@ def _stamps(partial: Path, plan: ShardPlan) -> list[tuple[int, int] | None]:
 
 def assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]:
     """The index, from its parts, None where it has no row; and what was wrong with each image that is left out."""
-    kept: list[Record] = []
+    written: list[Record] = []
     shards: list[str] = []
     bad: list[str] = []
     lengths: list[int] = []
@@ -84,20 +81,20 @@ def assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]
         bad += part["bad"].values()
         if not part["kept"]:
             continue  # all of its images were bad: there is no tar
-        kept.extend(records[position] for position in part["kept"])
+        written.extend(records[position] for position in part["kept"])
         lengths.append(len(part["kept"]))
         shards.append(f"{stem}.tar")
         values.append(np.array([part[column] for column in names], dtype=np.int64))
-    if not kept:
+    if not written:
         return None, bad
     offset, size, crc32, height, width = np.concatenate(values, axis=1)
     columns = Columns(
-        keys=pa.array((record.key for record in kept), type=pa.string(), size=len(kept)),
-        split=_column((SPLITS.index(record.split) for record in kept), np.int8, kept),
-        pid=_column((-1 if record.pid is None else record.pid for record in kept), np.int64, kept),
-        labelled=_column((record.pid is not None for record in kept), np.bool_, kept),
-        camid=_column((record.camid for record in kept), np.int32, kept),
-        role=_column((ROLES.index(record.role) for record in kept), np.int8, kept),
+        keys=pa.array((record.key for record in written), type=pa.string(), size=len(written)),
+        split=_column((SPLITS.index(record.split) for record in written), np.int8, written),
+        pid=_column((-1 if record.pid is None else record.pid for record in written), np.int64, written),
+        labelled=_column((record.pid is not None for record in written), np.bool_, written),
+        camid=_column((record.camid for record in written), np.int32, written),
+        role=_column((ROLES.index(record.role) for record in written), np.int8, written),
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), lengths),
         offset=offset,
         size=size.astype(np.int32),
@@ -109,5 +106,5 @@ def assemble(partial: Path, plan: ShardPlan) -> tuple[Columns | None, list[str]]
     return columns, bad
 
 
-def _column(values: Iterator[int], dtype: type, kept: Sequence[Record]) -> npt.NDArray[Any]:
-    return np.fromiter(values, dtype=dtype, count=len(kept))
+def _column(values: Iterator[int], dtype: type, written: Sequence[Record]) -> npt.NDArray[Any]:
+    return np.fromiter(values, dtype=dtype, count=len(written))

@@ -12,6 +12,7 @@ from embae.datasets.errors import DataError
 from embae.datasets.images.encoding import QUALITY, SUBSAMPLING
 from embae.datasets.index.card import NAME
 from embae.datasets.index.records import ROLES, SPLITS, Record
+from embae.datasets.sharding.options import ShardOptions
 
 _FORMAT = 1  # of what shards look like; another number makes unfinished shards start anew
 KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")  # a tar header holds 100 characters, ".json" among them
@@ -32,7 +33,7 @@ class ShardPlan:
     images: int
 
 
-def plan_shards(name: str, records: Sequence[Record], size: tuple[int, int] | None, images_per_shard: int) -> ShardPlan:
+def plan_shards(name: str, records: Sequence[Record], options: ShardOptions) -> ShardPlan:
     """Sorts the records as `Index` wants them and cuts them into shards of one split each.
 
     An identity lies in one shard, unless it has more images than fit.
@@ -40,12 +41,12 @@ def plan_shards(name: str, records: Sequence[Record], size: tuple[int, int] | No
     Args:
         name: The dataset's name.
         records: Its images.
-        size: (height, width) they are stored at, or None.
-        images_per_shard: At most this many in one shard.
+        options: Their size, and how many are in one shard at most.
 
     Raises:
         DataError: A name, number or record that cannot be used, or no records.
     """
+    size, images_per_shard = options.size, options.images_per_shard
     if not NAME.fullmatch(name):
         raise DataError(f"dataset name {name!r}: wanted up to 100 letters, digits, '_' and '-', beginning with a "
                         "letter or digit")

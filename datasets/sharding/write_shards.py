@@ -1,4 +1,4 @@
-"""Records → a sharded dataset, in parallel; what an interrupted run has finished is taken over by the next."""
+"""Records → a sharded dataset, in parallel; a run keeps the shards that an interrupted one has finished."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from embae.datasets.index.card import CARD, PARTIAL, read_card
 from embae.datasets.index.records import Record, camera_names
 from embae.datasets.sharding.dataset_lock import dataset_lock
 from embae.datasets.sharding.index import SKIPPED, write_shard_index
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.plan import ShardPlan, plan_shards
 from embae.datasets.sharding.queue import CLAIM, ShardQueue
 from embae.datasets.sharding.writer import (
@@ -51,21 +52,16 @@ def write_shards(
     out: Path,
     *,
     source: Mapping[str, Any],
-    size: tuple[int, int] | None = None,
-    images_per_shard: int = 4096,
-    workers: int | None = None,
-    skip_bad: bool = False,
-    join: bool = False,
-    licence: str | None = None,
-    notes: str | None = None,
+    options: ShardOptions = ShardOptions(),  # noqa: B008
     progress: Report = progress,
 ) -> Index:
     """Writes ``<out>/<name>``: tars, ``index.arrow``, ``dataset.yaml``.
 
-    Work goes on in ``<out>/<name>.partial``, which is renamed when complete. Started again after an interruption with
-    the same records and options, it keeps the shards that are finished; on a complete dataset it does nothing. With
-    ``join``, machines that share the folder share the work: each writes shards that no other has begun, then those that
-    others have begun and not finished. Whoever finds all of them finished writes the index, and all return then.
+    The work is done in ``<out>/<name>.partial``, which is renamed when complete. Started again after an interruption
+    with the same records and options, it keeps the shards that are finished; on a complete dataset it does nothing.
+    With ``join``, machines that share the folder share the work: each writes shards that no other has begun, then those
+    that others have begun and not finished. A machine that finds all of them finished writes the index, and then all
+    return.
 
     Args:
         name: The dataset's name: letters, digits, ``_`` and ``-``.
@@ -73,43 +69,35 @@ def write_shards(
         out: The folder of all datasets.
         source: Where the images came from (reader, root, options), kept in the card; plain values only. What records
             call their cameras is added as ``cameras``: name → camid.
-        size: (height, width) in pixels to store the images at; None keeps the originals.
-        images_per_shard: At most this many images in one tar.
-        workers: Processes; None takes all cores this process may use.
-        skip_bad: Leave out what cannot be decoded and list it in ``skipped.txt``, instead of refusing.
-        join: Write the dataset together with other processes that are given the same records and options.
-        licence: Terms of the images, kept in the card.
-        notes: What later users should know, kept in the card.
+        options: How images are stored, and how the work is done.
         progress: How to report; gets the images as they are done.
 
     Raises:
         DataError: Records or images that cannot be used, a folder that holds something else, another process writing
             the same dataset, or a disk that is full.
     """
-    plan = plan_shards(name, records, size, images_per_shard)
+    plan = plan_shards(name, records, options)
     if named := camera_names(records):
         source = {**source, "cameras": named}
     folder, partial = out / name, out / (name + PARTIAL)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {key: value for key, value in (("licence", licence), ("notes", notes)) if value is not None}
-    told = {"size": size, "images_per_shard": images_per_shard, "source": dict(source), **about, "images": plan.images,
-            "plan": plan.digest}
-    with writing(partial), dataset_lock(out / f".{name}.lock", join=join):
+    settings = {"size": options.size, "images_per_shard": options.images_per_shard, "source": dict(source),
+                "images": plan.images, "plan": plan.digest}
+    with writing(partial), dataset_lock(out / f".{name}.lock", join=options.join):
         if _is_there(folder):
-            return _finished(folder, plan, skip_bad)
-        _prepare(partial, told, join)
+            return _finished(folder, plan, options.skip_bad)
+        _prepare(partial, settings, options.join)
         if _is_there(folder):  # since a moment ago, so that the partial folder that was made is nobody's
             shutil.rmtree(partial, ignore_errors=True)
         while not _is_there(folder):
             try:
                 if not (partial / CARD).exists():
-                    workers = workers or len(os.sched_getaffinity(0))
-                    bad = _write_all(partial, plan, name, size, skip_bad, join, workers, progress)
+                    bad = _write_all(partial, plan, name, options, progress)
                     if bad:
                         raise DataError(_bad(name, bad, plan.images))
                 if not (partial / CARD).exists():
-                    write_shard_index(partial, plan, name, source, about)
+                    write_shard_index(partial, plan, name, source)
                 remove_leftovers(partial)
                 partial.rename(folder)
                 remove_leftovers(folder)  # what a late writer left between the two
@@ -117,13 +105,19 @@ def write_shards(
             except OSError as error:
                 # Others may find at the same time that all is written: one of them renames, and the rest end up here.
                 # Or one writes a shard again, of which a bad image has been mended.
-                if not join or error.errno not in RENAMED or not (_is_there(partial) or _is_there(folder)):
+                if not options.join or error.errno not in RENAMED or not (_is_there(partial) or _is_there(folder)):
                     raise
-    return _accept(Index.open(folder), skip_bad)  # another one may have skipped some
+    return _accept(Index.open(folder), options.skip_bad)  # another one may have skipped some
 
 
 def _is_there(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    """Whether there is a file of this name, or a folder that is not empty."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:  # another process may rename it at any moment
+        return False
+    except NotADirectoryError:
+        return True
 
 
 def _finished(folder: Path, plan: ShardPlan, skip_bad: bool) -> Index:
@@ -149,14 +143,14 @@ def _accept(index: Index, skip_bad: bool) -> Index:
     return index
 
 
-def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
-    """Makes ready the folder to work in, emptied if it is of another plan and nobody else may be at work in it."""
-    told = json.loads(json.dumps(told))
+def _prepare(partial: Path, settings: Mapping[str, Any], join: bool) -> None:
+    """Prepares the folder to work in; empties it if it is of another plan and nobody else can be working in it."""
+    settings = json.loads(json.dumps(settings))
     if not _is_there(partial):
         # Made with the plan in it, and renamed: that fails where another one has just done so.
         scratch = partial.with_name(f".{partial.name}.{secrets.token_hex(8)}")
         scratch.mkdir()
-        write_text(scratch / PLAN, format_json(told))
+        write_text(scratch / PLAN, format_json(settings))
         try:
             scratch.rename(partial)
             return
@@ -164,31 +158,31 @@ def _prepare(partial: Path, told: Mapping[str, Any], join: bool) -> None:
             shutil.rmtree(scratch)
             if not join or error.errno not in RENAMED:
                 raise
-    there = _told(partial, told)
+    there = _read_settings(partial, settings)
     if join:
-        if differing := [key for key in {**told, **there} if there.get(key) != told.get(key)]:
-            options = [f"{key} is {there.get(key)!r} there and {told.get(key)!r} here"
+        if differing := [key for key in {**settings, **there} if there.get(key) != settings.get(key)]:
+            options = [f"{key} is {there.get(key)!r} there and {settings.get(key)!r} here"
                        for key in differing if key != "plan"] or ["other images or labels"]
             raise DataError(f"{partial} is of other records or options: {'; '.join(options)}; give the same to all "
                             "that join, or remove it first")
-    elif there.get("plan") == told["plan"]:
+    elif there.get("plan") == settings["plan"]:
         for path in partial.iterdir():
             if path.name.endswith((CLAIM, TEMPORARY)):  # nobody else is at work
                 _remove(path)
     else:
         shutil.rmtree(partial)
-        _prepare(partial, told, join)
+        _prepare(partial, settings, join)
 
 
-def _told(partial: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What those were told who began to write a dataset; of one that only wants renaming, no more than its plan."""
+def _read_settings(partial: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the process that began to write a dataset; of one that only has to be renamed, just its plan."""
     try:
         if (partial / CARD).exists():
-            return {**told, "plan": read_card(partial).get("plan")}
+            return {**settings, "plan": read_card(partial).get("plan")}
         return dict(read_json(partial / PLAN))
     except FileNotFoundError:
         if not partial.exists() or (partial / CARD).exists():  # renamed, or about to be, in this moment
-            return dict(told)
+            return dict(settings)
         raise DataError(f"{partial} exists and is not of embae shard; it works in a folder of this name: remove it") \
             from None
     except ValueError:
@@ -226,17 +220,10 @@ def find_unfinished(partial: Path, plan: ShardPlan, size: tuple[int, int] | None
     return left
 
 
-def _write_all(
-    partial: Path,
-    plan: ShardPlan,
-    name: str,
-    size: tuple[int, int] | None,
-    skip_bad: bool,
-    join: bool,
-    workers: int,
-    report: Report,
-) -> list[str]:
+def _write_all(partial: Path, plan: ShardPlan, name: str, options: ShardOptions, report: Report) -> list[str]:
     """Writes shards in worker processes until all are finished; returns a sentence for each image that forbids that."""
+    size, skip_bad, join = options.size, options.skip_bad, options.join
+
     def is_done(stem: str) -> bool:
         part = _read_part(partial, stem)
         return part is not None and (skip_bad or not part["bad"])
@@ -244,8 +231,7 @@ def _write_all(
     left = find_unfinished(partial, plan, size, skip_bad)
     if len(left) < len(plan.shards):
         done = f"{len(plan.shards) - len(left)} of {len(plan.shards)} shards are finished"
-        note(f"{name}: going on with what others have begun, {done}" if join else
-             f"{name}: going on after an interruption, {done}")
+        note(f"{name}: joining the others, {done}" if join else f"{name}: resuming after an interruption, {done}")
     if not left:
         return []
     queue, label = ShardQueue(partial, left, is_done, join), f"sharding {name}"
@@ -254,7 +240,7 @@ def _write_all(
     context.set_forkserver_preload(["webdataset", write_shard.__module__])
     counter = context.Value("q", 0)
     stop, alive = context.Pipe(duplex=False)
-    workers = min(workers, len(left))
+    workers = min(options.workers or len(os.sched_getaffinity(0)), len(left))
     executor = ProcessPoolExecutor(workers, context, start_worker, (stop, counter))
     bad: dict[str, list[str]] = {}
     running: dict[Future[list[str]], str] = {}
@@ -300,9 +286,9 @@ def _write_all(
 def defer_interrupt() -> Iterator[None]:
     """Keeps Ctrl-C for later while workers start, and from the server that they are forked from: one that is half
     started would print a traceback. They end with us anyway."""
-    asked: list[int] = []
+    interrupts: list[int] = []
     ours = threading.current_thread() is threading.main_thread()  # Python has its handlers called by this one alone
-    handler = signal.signal(signal.SIGINT, lambda number, _: asked.append(number)) if ours else None
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number)) if ours else None
     resource_tracker.ensure_running()  # it unblocks what is blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
     try:
@@ -311,7 +297,7 @@ def defer_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if ours:
             signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
-        if asked:
+        if interrupts:
             signal.raise_signal(signal.SIGINT)
 
 

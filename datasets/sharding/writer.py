@@ -95,7 +95,7 @@ def write_shard(task: ShardTask) -> list[str]:
     part: dict[str, Any] = {"kept": [], "offset": [], "size": [], "crc32": [], "height": [], "width": [], "bad": {}}
     before = stamp(part_file)
 
-    def taken() -> bool:
+    def is_finished() -> bool:
         return stamp(part_file) != before or not task.folder.exists() or (task.folder / CARD).exists()
 
     with writing(target):
@@ -103,12 +103,12 @@ def write_shard(task: ShardTask) -> list[str]:
             scratch.mkdir()
             tar, text = scratch / target.name, scratch / part_file.name
             with tar.open("w+b") as file:
-                if not fill_shard(file, task, part, taken):
+                if not fill_shard(file, task, part, is_finished):
                     return []
                 file.flush()
                 os.fsync(file.fileno())
                 part["bytes"] = os.fstat(file.fileno()).st_size
-            if (part["bad"] and not task.skip_bad) or taken():
+            if (part["bad"] and not task.skip_bad) or is_finished():
                 return list(part["bad"].values())
             write_text(text, format_json(part, indent=None))
             if part["kept"]:
@@ -116,7 +116,7 @@ def write_shard(task: ShardTask) -> list[str]:
             os.replace(text, part_file)
             sync_folder(task.folder)
         except OSError as error:
-            if error.errno not in RENAMED or not taken():
+            if error.errno not in RENAMED or not is_finished():
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -126,10 +126,10 @@ def write_shard(task: ShardTask) -> list[str]:
 def stamp(path: Path) -> tuple[int, int] | None:
     """What tells a file from another of its name; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def part_path(folder: Path, stem: str) -> Path:
@@ -150,14 +150,14 @@ def writing(path: Path) -> Iterator[None]:
             from error
 
 
-def fill_shard(file: BinaryIO, task: ShardTask, part: dict[str, Any], taken: Callable[[], bool]) -> bool:
+def fill_shard(file: BinaryIO, task: ShardTask, part: dict[str, Any], is_finished: Callable[[], bool]) -> bool:
     """Writes the tar and notes where its images are; False if another writer has finished it meanwhile."""
     import webdataset  # here, as it imports torch, which takes seconds and which the parent does without
 
     # Fixed times, owners and modes: the same images make the same bytes, wherever and by however many workers.
     with webdataset.TarWriter(file, user="embae", group="embae", mode=0o444, mtime=0, encoder=False) as tar:
         for position, (record, read) in enumerate(zip(task.records, _read_ahead(task.records), strict=True)):
-            if position % _LOOK == 0 and taken():
+            if position % _LOOK == 0 and is_finished():
                 _count(len(task.records) - position)
                 return False
             try:
@@ -213,13 +213,13 @@ def _read_ahead(records: Sequence[Record]) -> Iterator[bytes | Exception]:
 
 
 def _read(records: Sequence[Record]) -> list[bytes | Exception]:
-    found: list[bytes | Exception] = []
+    contents: list[bytes | Exception] = []
     for record in records:
         try:
-            found.append(record.image.read())
+            contents.append(record.image.read())
         except Exception as error:
-            found.append(error)
-    return found
+            contents.append(error)
+    return contents
 
 
 class _BadImage(Exception):

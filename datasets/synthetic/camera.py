@@ -94,10 +94,10 @@ def hang(rng: np.random.Generator, style: CameraStyle) -> Camera:
     """A camera of a domain; ``rng`` is the camera's own stream."""
     gains = np.array(style.tint) * np.exp(style.tint_spread * rng.normal(size=3))
     grey = np.full((3, 3), (0.3, 0.59, 0.11))
-    kept = between(rng, style.saturation)
+    saturation = between(rng, style.saturation)
     # sensors differ in more than gains: a little of each channel leaks into the others
     leak = rng.normal(0, 0.02, (3, 3)) * (1 - np.eye(3))
-    mixing = kept * np.eye(3) + (1 - kept) * grey + leak
+    mixing = saturation * np.eye(3) + (1 - saturation) * grey + leak
     mixing /= mixing.sum(1, keepdims=True)
     matrix = between(rng, style.exposure) * gains[:, None] * mixing
     return Camera(

@@ -53,6 +53,7 @@ from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers.synthetic import list_records
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 SPEC, AUGMENT, P, K = ImageSpec(256, 128), Augment(flip=True, crop=True, erase=0.5), 18, 4
@@ -65,7 +66,7 @@ def shards(folder: Path) -> dict[str, Index]:
     """The same images as they are, and at the size that training reads."""
     drawn = [record for record in list_records("plaza", identities=60, cameras=4, images_per_camera=4, height=320)
              if record.split == "train"]
-    return {name: write_shards(name, drawn, folder, source={"reader": "synthetic"}, size=size)
+    return {name: write_shards(name, drawn, folder, source={"reader": "synthetic"}, options=ShardOptions(size=size))
             for name, size in (("originals", None), ("stored", SPEC.margin))}
 
 

@@ -30,6 +30,7 @@ from embae.datasets.remote.cache import Cache
 from embae.datasets.remote.url import Url
 from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -70,8 +71,13 @@ def main() -> None:
         folder = Path(name)
         drawn = [record for record in list_records("plaza", identities=2 * given.identities, cameras=2,
                                                    images_per_camera=2, height=144) if record.split == "train"]
-        near = write_shards("set", drawn, folder / "web", source={"reader": "synthetic"}, size=SPEC.margin,
-                            images_per_shard=16 * IMAGES)
+        near = write_shards(
+            "set",
+            drawn,
+            folder / "web",
+            source={"reader": "synthetic"},
+            options=ShardOptions(size=SPEC.margin, images_per_shard=16 * IMAGES),
+        )
         tars = sum((folder / "web" / "set" / shard).stat().st_size for shard in near.shards)
         table = (folder / "web" / "set" / "index.arrow").stat().st_size
         print(f"{len(near):,} images, {len(near.shards)} shards of {tars / len(near.shards) / 1e6:.2f} MB; "

@@ -32,6 +32,7 @@ from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.readers.read import read_records
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer import load
 from embae.trainer.deployment.extract import extract_to, model_key, origin
@@ -60,7 +61,11 @@ def extraction(folder: Path, threads: int) -> None:
     reading = Reading(threads=threads)
     options = {"domain": "campus", "identities": "100", "cameras": "3", "images_per_camera": "4"}
     write_shards(
-        "campus", read_records("synthetic", None, options), folder, source={"reader": "synthetic"}, workers=threads
+        "campus",
+        read_records("synthetic", None, options),
+        folder,
+        source={"reader": "synthetic"},
+        options=ShardOptions(workers=threads),
     )
     index = Index.open(folder / "campus")
     view, keys = View([index], "train", "query", "gallery"), Model(backbone="mobilenetv2_100")

@@ -31,6 +31,7 @@ from PIL import Image
 from embae.datasets.images.encoding import QUALITY, SUBSAMPLING
 from embae.datasets.index.records import FileImage, Record
 from embae.datasets.sharding.index import assemble
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.plan import plan_shards
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -71,8 +72,14 @@ def ways(size: tuple[int, int] | None, processes: int) -> dict[str, Callable[[li
     def shard(files: list[Path], folder: Path) -> None:
         records = [Record(f"{number:08d}", "train", number // 20, number % 2, FileImage(path))
                    for number, path in enumerate(files)]
-        write_shards("set", records, folder, source={}, size=size, workers=processes, images_per_shard=1024,
-                     progress=silent)
+        write_shards(
+            "set",
+            records,
+            folder,
+            source={},
+            options=ShardOptions(size=size, workers=processes, images_per_shard=1024),
+            progress=silent,
+        )
     return {"decode": lambda files, folder: spread(partial(decode, size), files, processes),
             "copy": lambda files, folder: spread(partial(copy, folder), files, processes),
             "shard": shard}
@@ -102,7 +109,7 @@ def plan(folder: Path, count: int) -> None:
                       FileImage(Path(f"/data/large/footage/{n // 20:07d}/cam{n % 8}_{n:08d}.jpg")))
                for n in range(count)]
     start = time.perf_counter()
-    planned = plan_shards("set", records, None, 4096)
+    planned = plan_shards("set", records, ShardOptions())
     took = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"plan of {count:,} records: {took:.1f} s; at most {peak / count:,.0f} bytes of memory a record, all in all")

@@ -29,6 +29,7 @@ from torch import nn
 
 from embae.datasets.loading.open_loader import open_loader
 from embae.datasets.readers.read import read_records
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.monitoring.monitor import Monitor
 from embae.trainer.monitoring.run_context import RunContext
@@ -78,7 +79,13 @@ def main() -> None:
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        write_shards("plaza", read_records("synthetic", None, {"domain": "plaza"}), shards, source={}, size=(128, 64))
+        write_shards(
+            "plaza",
+            read_records("synthetic", None, {"domain": "plaza"}),
+            shards,
+            source={},
+            options=ShardOptions(size=(128, 64)),
+        )
         data = {"root": str(shards), "sources": ["plaza"], "target": "plaza", "image": [128, 64]}
         recipe = check_recipe({"name": "bench", "model": {"backbone": "mobilenetv2_100"}, "data": data,
                                "run": ["embedding"], "stages": {"embedding": STAGE}}, "bench")

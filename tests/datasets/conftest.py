@@ -15,6 +15,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.columns import Columns
 from embae.datasets.index.records import ROLES, FileImage, Record, Role
 from embae.datasets.index.writer import write_index
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 Row = tuple[int | None, int] | tuple[int | None, int, Role]
@@ -72,8 +73,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Index]:
     """``shard(records, size=…)``: a dataset in a folder of its own."""
     def make(records: Sequence[Record], **options: Any) -> Index:
-        return write_shards("set", records, tmp_path_factory.mktemp("shards"), source={}, workers=1,
-                            images_per_shard=12, **options)
+        return write_shards("set", records, tmp_path_factory.mktemp("shards"), source={},
+                            options=ShardOptions(workers=1, images_per_shard=12, **options))
     return make
 
 

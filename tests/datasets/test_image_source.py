@@ -98,12 +98,17 @@ def test_folders_below_those_of_cameras_are_told(station: Path, capsys: pytest.C
 
 def test_what_is_sharded_from_a_list_or_by_a_pattern_has_names_too(station: Path) -> None:
     from embae.datasets.readers.read import read_records
+    from embae.datasets.sharding.options import ShardOptions
     from embae.datasets.sharding.write_shards import write_shards
 
     records = read_records("folder", station, {"pattern": "^(?P<camid>[^/]+)/"})
-    index = write_shards("walk", records, station.parent / "kept", source={"reader": "folder"}, workers=1)
+    index = write_shards(
+        "walk", records, station.parent / "kept", source={"reader": "folder"}, options=ShardOptions(workers=1)
+    )
     assert index.camera_names == {0: "door", 1: "gallery"}
     (station / "list.csv").write_text("path,camid\ndoor/1/a.jpg,b\ndoor/2/a.jpg,a\n")
-    listed = write_shards("list", read_records("csv", station / "list.csv", {}), station.parent / "kept",
-                          source={"reader": "csv"}, workers=1)  # fmt: skip
+    records = read_records("csv", station / "list.csv", {})
+    listed = write_shards(
+        "list", records, station.parent / "kept", source={"reader": "csv"}, options=ShardOptions(workers=1)
+    )
     assert listed.camera_names == {0: "a", 1: "b"} and listed.camid.tolist() == [0, 1]

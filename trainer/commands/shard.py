@@ -32,12 +32,18 @@ def shard(
     Example: embae shard market1501 --root /data/Market-1501 --out shards --size 288x144
     """
     from embae.datasets.readers.read import read_records
+    from embae.datasets.sharding.options import ShardOptions
     from embae.datasets.sharding.write_shards import write_shards
     chosen = dict(_pair(option) for option in options or [])
     records = read_records(source, root, chosen)
     about = {"reader": source, "root": str(root.resolve()) if root else None, "options": chosen}
-    index = write_shards(name or source, records, out, source=about, size=_size(size), workers=workers,
-                         skip_bad=skip_bad, join=join)
+    index = write_shards(
+        name or source,
+        records,
+        out,
+        source=about,
+        options=ShardOptions(size=_size(size), workers=workers, skip_bad=skip_bad, join=join),
+    )
     print(f"{index.root}: {len(index):,} images in {len(index.shards)} shards")
 
 

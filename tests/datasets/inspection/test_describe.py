@@ -24,6 +24,7 @@ from embae.datasets.index.writer import write_index
 from embae.datasets.inspection.contact_sheet import contact_sheet
 from embae.datasets.inspection.describe import describe, format_description
 from embae.datasets.inspection.verification import verify
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 COLOURS = ["red", "green", "blue", "orange", "purple"]
@@ -47,7 +48,10 @@ def dataset(tmp_path: Path) -> Index:
     for number in range(2):
         add(f"u{number}", "train", None, 3, "white")
     out = tmp_path / "out"
-    return write_shards("five", records, out, images_per_shard=8, workers=1, source={"reader": "test"}, licence="CC0")
+    write_shards("five", records, out, source={"reader": "test"}, options=ShardOptions(images_per_shard=8, workers=1))
+    with (out / "five" / "dataset.yaml").open("a") as card:
+        card.write("licence: CC0\n")  # an owner may add it
+    return Index.open(out / "five")
 
 
 def test_describes(dataset: Index) -> None:
@@ -226,7 +230,7 @@ def test_contact_sheet_of_unlabelled_images_has_a_row_a_camera(tmp_path: Path) -
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (32, 64), COLOURS[number % 3]).save(path)
         records.append(Record(f"k{number}", "train", None, number % 3, FileImage(path)))
-    index = write_shards("nobody", records, tmp_path / "out", workers=1, source={})
+    index = write_shards("nobody", records, tmp_path / "out", source={}, options=ShardOptions(workers=1))
     contact_sheet(index, tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.height == 40 + 3 * 204 + 2 * 24 - 10

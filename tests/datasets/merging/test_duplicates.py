@@ -19,6 +19,7 @@ from embae.datasets.index.records import FileImage, Record
 from embae.datasets.merging.duplicates import COLUMNS, DISTANCE, find_duplicates, nearest
 from embae.datasets.merging.merge import merge
 from embae.datasets.merging.perceptual_hash import hashes, image_hash
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 
@@ -113,7 +114,10 @@ def overlapping(people: list[Record], tmp_path_factory: pytest.TempPathFactory) 
         path.write_bytes(again(people[number].image.path, 70, (96, 48)))  # type: ignore[attr-defined]
         b.append(Record(f"b{number}", split, number, 0, FileImage(path)))  # type: ignore[arg-type]
     b += [replace(record, key=f"own{number}") for number, record in enumerate(people[21:26])]
-    return [write_shards(name, records, root, source={}, workers=1) for name, records in (("a", a), ("b", b))]
+    return [
+        write_shards(name, records, root, source={}, options=ShardOptions(workers=1))
+        for name, records in (("a", a), ("b", b))
+    ]
 
 
 def test_hashes_know_no_number_of_processes(overlapping: list[Index]) -> None:

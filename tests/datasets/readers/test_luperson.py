@@ -11,6 +11,7 @@ import pytest
 from embae.datasets.errors import DataError
 from embae.datasets.readers import lmdb_images
 from embae.datasets.readers.read import read_records
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 
@@ -54,7 +55,9 @@ def test_environments_are_found_and_sharded(draw, tmp_path, inside):
     records = read_records("luperson", root, {})
     assert seen(records) == [("00_00_0000_00000002", "train", None, 0), ("00_00_0001_00000000", "train", None, 1),
                              ("01_00_0000_00000000", "train", None, 2)]
-    index = write_shards("lup", records, tmp_path / "shards", source={}, workers=2, images_per_shard=2)
+    index = write_shards(
+        "lup", records, tmp_path / "shards", source={}, options=ShardOptions(workers=2, images_per_shard=2)
+    )
     assert len(index) == 3 and not index.labelled.any() and set(index.size.tolist()) == {len(data)}
 
 

@@ -39,6 +39,7 @@ from embae.datasets.sampling.pk_sampler import PKOptions, PKSampler
 from embae.datasets.sampling.sequential_sampler import SequentialSampler
 from embae.datasets.sampling.shuffled_sampler import ShuffledSampler
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 MIB = 1 / 1024  # of a GiB
@@ -229,7 +230,10 @@ def test_a_kill_while_fetching_leaves_nothing_that_looks_whole(
 def many(photographs: list[Record], tmp_path: Path) -> Iterator[tuple[Index, served.Web]]:
     """A dataset of a shard an identity, behind a server."""
     from embae.datasets.sharding.write_shards import write_shards
-    index = write_shards("set", photographs, tmp_path / "many", source={}, workers=1, images_per_shard=4)
+
+    index = write_shards(
+        "set", photographs, tmp_path / "many", source={}, options=ShardOptions(workers=1, images_per_shard=4)
+    )
     with served.serve(tmp_path / "many") as found:
         yield index, found
 
@@ -435,12 +439,16 @@ def test_a_changed_dataset_shares_no_copies(
     before = Index.open(far)
     everything(before)
     shutil.rmtree(web.folder / "set")
-    resharded = write_shards("set", photographs, web.folder, source={}, workers=1, images_per_shard=8, size=(72, 36))
+    resharded = write_shards(
+        "set", photographs, web.folder, source={}, options=ShardOptions(workers=1, images_per_shard=8, size=(72, 36))
+    )
     after = Index.open(far)
     assert after.fingerprint == before.fingerprint and after.copies != before.copies
     assert everything(after) == everything(resharded) == everything(stored)
     shutil.rmtree(web.folder / "set")
-    others = write_shards("set", photographs[:16], web.folder, source={}, workers=1, images_per_shard=12)
+    others = write_shards(
+        "set", photographs[:16], web.folder, source={}, options=ShardOptions(workers=1, images_per_shard=12)
+    )
     assert everything(Index.open(far)) == everything(others)
     assert len({path.parent for path in copies(cache)}) == 3
 
@@ -449,7 +457,7 @@ def test_who_reads_on_after_a_change_gets_no_other_images(photographs: list[Reco
     from embae.datasets.sharding.write_shards import write_shards
     index = Index.open(far)
     shutil.rmtree(web.folder / "set")
-    write_shards("set", photographs[::-1], web.folder, source={}, workers=1, images_per_shard=12)
+    write_shards("set", photographs[::-1], web.folder, source={}, options=ShardOptions(workers=1, images_per_shard=12))
     with pytest.raises(DataError, match=r"checksum|bytes"):
         everything(index)
 
@@ -486,7 +494,7 @@ def test_a_merged_set_stands_for_its_members_there_too(
     photographs: list[Record], stored: Index, web: served.Web, cache: Cache, tmp_path: Path
 ) -> None:
     others = [replace(record, pid=number) for number, record in enumerate(photographs[:9])]
-    other = write_shards("other", others, tmp_path / "web", source={}, workers=1)
+    other = write_shards("other", others, tmp_path / "web", source={}, options=ShardOptions(workers=1))
     merge([tmp_path / "web" / "set", tmp_path / "web" / "other"], tmp_path / "web" / "both", {}, duplicates=False)
     root = Url(web.url, cache)
     assert is_merged(root / "both") and not is_merged(root / "set") and not is_merged(root / "nothing")

@@ -25,6 +25,7 @@ from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.sharding import write_shards as sharding
 from embae.datasets.sharding import writer as shard_writer
 from embae.datasets.sharding.dataset_lock import dataset_lock
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.plan import plan_shards
 from embae.datasets.sharding.write_shards import write_shards
 
@@ -99,7 +100,7 @@ def test_an_identity_is_cut_only_where_it_must(per_shard: int) -> None:
     sizes = [4, 1, 3, 8, 2, 2, 9, 1]
     records = [Record(f"k{pid}-{i}", "train", pid, 0, image) for pid, n in enumerate(sizes) for i in range(n)]
     records += [Record(f"u{i}", "train", None, 0, image) for i in range(7)]
-    shards = list(plan_shards("set", records, None, per_shard).shards.values())
+    shards = list(plan_shards("set", records, ShardOptions(images_per_shard=per_shard)).shards.values())
     assert sorted(r.key for s in shards for r in s) == sorted(r.key for r in records)
     assert all(1 <= len(s) <= per_shard for s in shards)
     for pid, n in enumerate(sizes):
@@ -172,13 +173,13 @@ def test_what_was_interrupted_goes_on(tmp_path: Path, how: str, capsys: pytest.C
     with pytest.raises(DataError, match=r"its sharding was interrupted .*run the same embae shard again"):
         Index.open(out / "set")
     finished = {p.name.replace(".part.json", ".tar") for p in partial.glob("*.part.json")}
-    planned = plan_shards("set", records, None, 5).shards
+    planned = plan_shards("set", records, ShardOptions(images_per_shard=5)).shards
     assert 0 < len(finished) < len(planned)
     before = {name: ((partial / name).stat().st_ino, (partial / name).stat().st_mtime_ns) for name in finished}
 
     index = shard(records, out)
     said = capsys.readouterr().err
-    assert f"going on after an interruption, {len(finished)} of {len(planned)} shards are finished" in said
+    assert f"resuming after an interruption, {len(finished)} of {len(planned)} shards are finished" in said
     left = sum(len(images) for stem, images in planned.items() if f"{stem}.tar" not in finished)
     assert f"sharding set: {left} of {left} (100 %)" in said
     after = {name: ((index.root / name).stat().st_ino, (index.root / name).stat().st_mtime_ns) for name in finished}
@@ -248,7 +249,8 @@ def test_many_bad_images_are_named_up_to_ten(tmp_path: Path) -> None:
         shard(records, tmp_path / "out")
     lines = str(caught.value).splitlines()
     assert lines[0] == "set: 13 of 24 images cannot be used:"
-    in_order = [r for shard in plan_shards("set", records, None, 5).shards.values() for r in shard if r in records[:13]]
+    shards = plan_shards("set", records, ShardOptions(images_per_shard=5)).shards
+    in_order = [r for shard in shards.values() for r in shard if r in records[:13]]
     assert [line.split(":")[0].strip() for line in lines[1:11]] == [str(record.image) for record in in_order[:10]]
     assert lines[11].strip() == "and 3 more"
 

@@ -19,6 +19,7 @@ from PIL import Image
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import Record, Split
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.runtime.distributed import World
 
@@ -99,7 +100,9 @@ def shards(folder: Path) -> Path:
     for root, name, images in (("labelled", "one", records(0, 5, 6, 3)), ("labelled", "two", records(1000, 4, 6, 2)),
                                ("labelled", "target", [*target, *scored]), ("nulled", "target", nulled),
                                ("fewer", "target", [*others, target[1], *scored])):
-        write_shards(name, images, folder / root, source={"reader": "test"}, workers=1, progress=silent)
+        write_shards(
+            name, images, folder / root, source={"reader": "test"}, options=ShardOptions(workers=1), progress=silent
+        )
     for root, name in (("nulled", "one"), ("nulled", "two"), ("fewer", "one"), ("fewer", "two")):
         (folder / root / name).symlink_to(folder / "labelled" / name)
     return folder

@@ -8,12 +8,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.records import FileImage, Record
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 
 SLOW = textwrap.dedent("""
@@ -21,6 +23,7 @@ SLOW = textwrap.dedent("""
     from dataclasses import dataclass
     from pathlib import Path
     from embae.datasets.index.records import FileImage, Record
+    from embae.datasets.sharding.options import ShardOptions
     from embae.datasets.sharding.write_shards import write_shards
 
     class Image(FileImage):
@@ -42,8 +45,8 @@ SLOW = textwrap.dedent("""
             key, split, pid, camid, role, path = line.split()
             pid = None if pid == "None" else int(pid)
             records.append(Record(key, split, pid, int(camid), Image(Path(path)), role))
-        write_shards("set", records, Path(sys.argv[2]), images_per_shard=5, workers=2, source={"reader": "test"},
-                     join="join" in sys.argv)
+        options = ShardOptions(images_per_shard=5, workers=2, join="join" in sys.argv)
+        write_shards("set", records, Path(sys.argv[2]), source={"reader": "test"}, options=options)
 """)
 
 
@@ -63,9 +66,9 @@ def make_images(folder: Path, identities: int = 6, images: int = 4) -> list[Reco
     return records
 
 
-def shard(records: list[Record], out: Path, **options: object) -> Index:
-    options = {"images_per_shard": 5, "workers": 2, "source": {"reader": "test"}, **options}
-    return write_shards("set", records, out, **options)  # type: ignore[arg-type]
+def shard(records: list[Record], out: Path, reader: str = "test", **options: Any) -> Index:
+    options = {"images_per_shard": 5, "workers": 2, **options}
+    return write_shards("set", records, out, source={"reader": reader}, options=ShardOptions(**options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

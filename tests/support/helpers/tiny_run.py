@@ -85,6 +85,7 @@ def write(folder: Path, recipe: dict[str, Any], name: str = "tiny.yaml") -> Path
 def shards() -> Path:
     """A folder with the datasets square, tower and park, drawn once a session."""
     from embae.datasets.readers.read import read_records
+    from embae.datasets.sharding.options import ShardOptions
     from embae.datasets.sharding.write_shards import write_shards
 
     root = Path(tempfile.mkdtemp(prefix="embae-tiny-"))
@@ -93,7 +94,7 @@ def shards() -> Path:
         records = read_records(
             "synthetic", None, {"domain": domain, **{key: str(value) for key, value in OPTIONS.items()}}
         )
-        write_shards(name, records, root, source={"reader": "synthetic"}, workers=1)
+        write_shards(name, records, root, source={"reader": "synthetic"}, options=ShardOptions(workers=1))
     return root
 
 

@@ -18,6 +18,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import CARD, MERGED
 from embae.datasets.merging.merge import merge
 from embae.datasets.readers.read import read_records
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.commands.app import app
 from embae.trainer.recipe.load import check_recipe as recipe_of
@@ -80,7 +81,7 @@ def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> No
         Path(),
         {"domain": "campus", **{key: str(value) for key, value in tiny_run.OPTIONS.items()}, "identities": "24"},
     )
-    write_shards("meadow", records, root, source={}, workers=1)
+    write_shards("meadow", records, root, source={}, options=ShardOptions(workers=1))
     names = ["square", "tower", "park", "meadow"]
     for name, members in {"all": names, "some": ["square", "tower"], "others": ["park", "meadow"]}.items():
         merge([root / member for member in members], root / name, {member: 1.0 for member in members}, duplicates=False)

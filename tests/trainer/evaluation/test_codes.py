@@ -13,6 +13,7 @@ from helpers.toy_models import KEYS, heads
 from torch import nn
 
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.evaluation.codes import Codes, compute_codes, measure_codes
 from embae.trainer.model.camera_tables import SCALE, SHIFT
@@ -34,7 +35,14 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> View:
 @pytest.fixture(scope="module")
 def nulled(tmp_path_factory: pytest.TempPathFactory) -> View:
     records = [replace(record, pid=None) for record in noise_datasets.records(5000, 12, 12, 3)[:noise_datasets.TARGET]]
-    return View([write_shards("target", records, tmp_path_factory.mktemp("nulled"), source={}, workers=1)], "train")
+    return View(
+        [
+            write_shards(
+                "target", records, tmp_path_factory.mktemp("nulled"), source={}, options=ShardOptions(workers=1)
+            )
+        ],
+        "train",
+    )
 
 
 def features(view: View) -> np.ndarray:
@@ -152,7 +160,7 @@ def test_a_target_without_labels_is_asked_for_cameras_alone(view: View, nulled: 
 def test_what_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
     """JSON knows no NaN: of one camera there is nothing to tell."""
     records = [record for record in noise_datasets.records(0, 12, 12, 3) if record.camid == 0]
-    view = View([write_shards("target", records, tmp_path, source={}, workers=1)], "train")
+    view = View([write_shards("target", records, tmp_path, source={}, options=ShardOptions(workers=1))], "train")
     found = measure_codes(compute_codes(made(labels=CAMERAS[:1]), view, features(view), CPU), None, view, 0)
     assert "camera from z" not in found and not any(np.isnan(value) for value in found.values())
     assert found["identity from v"] > 0.95

@@ -23,6 +23,7 @@ from embae.datasets.index.records import FileImage, Record, Split
 from embae.datasets.loading.image_spec import ImageSpec
 from embae.datasets.loading.view_reader import ViewReader
 from embae.datasets.sampling.view import View
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.evaluation.evaluate import evaluate, labels
 from embae.trainer.inference import embeddings
@@ -143,7 +144,7 @@ def make(folder: Path, rows: list[tuple[str, int | None, int, str]]) -> Index:
         path = folder / f"{number:02d}.png"
         Image.new("RGB", (20, 40), (number * 20, 90, 255 - number * 20)).save(path)
         records.append(Record(f"r{number:02d}", split, pid, camid, FileImage(path), role))  # type: ignore[arg-type]
-    return write_shards("made", records, folder / "out", source={"reader": "test"}, workers=1)
+    return write_shards("made", records, folder / "out", source={"reader": "test"}, options=ShardOptions(workers=1))
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from embae.datasets.index.arrow_index import Index
 from embae.datasets.index.card import datasets_in
 from embae.datasets.index.shard_reader import ShardReader
 from embae.datasets.readers.read import read_records
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.errors import WeightsError
 from embae.trainer.recipe.load import check_recipe as recipe_of
@@ -231,7 +232,7 @@ def test_a_target_that_states_no_cameras_is_told_once(
         image = ShardReader(park, 1).read(row)
         (tmp_path / f"{number}.jpg").write_bytes(image)
     records = read_records("folder", tmp_path, {})
-    write_shards("yard", records, tmp_path / "shards", source={"reader": "folder"}, workers=1)
+    write_shards("yard", records, tmp_path / "shards", source={"reader": "folder"}, options=ShardOptions(workers=1))
     for name in ("square", "tower"):
         (tmp_path / "shards" / name).symlink_to(tiny_run.shards() / name)
     one = recipe(data__root=str(tmp_path / "shards"), data__target="yard", evaluate={})

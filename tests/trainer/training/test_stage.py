@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from embae.datasets.index.records import Record
 from embae.datasets.loading.augment import Augment
 from embae.datasets.loading.batch import Work
+from embae.datasets.sharding.options import ShardOptions
 from embae.datasets.sharding.write_shards import write_shards
 from embae.trainer.recipe import load as recipes
 from embae.trainer.recipe.schema import Recipe
@@ -54,7 +55,9 @@ def _shards(folder: Path) -> None:
         ("labelled", "target", target),
         ("nulled", "target", nulled),
     ):
-        write_shards(name, records, folder / root, source={"reader": "test"}, workers=1, progress=silent)
+        write_shards(
+            name, records, folder / root, source={"reader": "test"}, options=ShardOptions(workers=1), progress=silent
+        )
     (folder / "nulled" / "source").symlink_to(folder / "labelled" / "source")
 
 
