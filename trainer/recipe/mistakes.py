@@ -48,8 +48,8 @@ def describe_mistakes(error: ValidationError, tree: Mapping[str, Any], written: 
             messages.setdefault(path, []).append(_describe(item, message, place))
             rule_paths |= {path} if is_rule else set()
     # Of the alternatives for a value, the one that the author meant is where something below it is wrong.
-    return [_join(path, lines) for path, lines in messages.items()
-            if path in rule_paths or not any(other.startswith(path + ".") for other in messages)]
+    parents = {path[:end] for path in messages for end, letter in enumerate(path) if letter == "."}
+    return [_join(path, lines) for path, lines in messages.items() if path in rule_paths or path not in parents]
 
 
 def keys_at(place: Sequence[str]) -> list[str]:
