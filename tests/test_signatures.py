@@ -16,7 +16,6 @@ REMAINING: set[str] = {
     "embae.trainer.report.charts.line_chart",
     "embae.trainer.report.curves._chart",
     "embae.trainer.report.evidence.rank",
-    "embae.trainer.training.initial_model.initial_model",
 }
 """Functions that still take more. This list may only become shorter."""
 

@@ -175,7 +175,7 @@ def by_part(bench: Bench, steps: int) -> None:
     opened = {name: bench.open("embae-cam", "target-nuisance", name) for name in CAMERAS}
     spans = {name: Spans() for name in CAMERAS}
     for name, stage in opened.items():
-        kept, engine = spans[name], stage._turns[0][0]
+        kept, engine = spans[name], stage.updates.engine
         stage.loader.__class__ = type("Timed", (type(stage.loader),), {"__iter__": _timed_batches(kept)})
         engine.module.forward = kept.timed("forward", engine.module.forward)  # type: ignore[method-assign]
         inner = engine.optimizer

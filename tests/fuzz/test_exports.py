@@ -21,7 +21,7 @@ from embae.trainer.errors import WeightsError
 from embae.trainer.model.manifest import META, WEIGHTS
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.recipe.stage import Stage
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_pickled_weights_run_no_code(tmp_path: Path) -> None:
     for save in (lambda content: torch.save(content, path), lambda content: path.write_bytes(pickle.dumps(content))):
         save({"weight": Runs(run)})
         with pytest.raises(WeightsError, match=r"stages\.s\.init: .*weights\.pth"):
-            initial_model(KEYS, stage, "s", seed=0, run=tmp_path, view=Seen([("toy", 0)]))
+            initial_model(KEYS, stage, StageStart("s", 0, tmp_path, Seen([("toy", 0)])))
         assert not run.exists()
 
 
@@ -141,4 +141,4 @@ def test_damaged_pickled_weights(folder: Path, changes: list[tuple[str, int, int
     data = path.read_bytes()
     path.write_bytes(damaged(data, changes, range(0, 3000) if changes[0][1] % 2 else None))
     with works_or_refuses(path, only=(WeightsError,)):
-        initial_model(KEYS, stage, "s", seed=0, run=folder, view=Seen([("toy", 0)]))
+        initial_model(KEYS, stage, StageStart("s", 0, folder, Seen([("toy", 0)])))

@@ -30,7 +30,7 @@ def finished(cluster: Cluster, desk: Desk, job: str, restarts: int, log: str = "
     said = desk.log(job, log)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), said
     assert starts(said) == list(range(restarts + 1))
-    assert said.count("Rank-1, 95 % interval") == 1
+    assert said.count("Rank-1, 95 %") == 1
     return said
 
 

@@ -40,11 +40,11 @@ def average_linkage(distances: sparse.csr_matrix, *, distance: float, smallest: 
         gather = sparse.csr_matrix((np.ones(len(of)), (np.arange(len(of)), of)))
         close = _mirrored(gather.T @ close @ gather)
         labels, sizes = of[labels], np.bincount(of, weights=sizes)
-    kept = (sizes >= smallest)[labels]
-    found = np.full(count, -1, np.int64)
-    first, of = np.unique(labels[kept], return_index=True, return_inverse=True)[1:]
-    found[kept] = np.argsort(np.argsort(first))[of]
-    return found
+    in_cluster = (sizes >= smallest)[labels]
+    numbered = np.full(count, -1, np.int64)
+    first, cluster = np.unique(labels[in_cluster], return_index=True, return_inverse=True)[1:]
+    numbered[in_cluster] = np.argsort(np.argsort(first))[cluster]
+    return numbered
 
 
 def _mirrored(close: sparse.spmatrix) -> sparse.csr_matrix:
@@ -72,10 +72,10 @@ def _merges(close: sparse.csr_matrix, sizes: np.ndarray, least: float) -> np.nda
     begins = np.diff(row, prepend=-1) > 0
     best = np.full(len(sizes), -1)
     best[row[begins]] = column[begins]
-    own = np.arange(len(sizes))
-    mutual = (best > own) & (best[best] == own)
+    itself = np.arange(len(sizes))
+    mutual = (best > itself) & (best[best] == itself)
     if not mutual.any():
-        return own[:0]
-    into = own.copy()
-    into[best[mutual]] = own[mutual]
+        return itself[:0]
+    into = itself.copy()
+    into[best[mutual]] = itself[mutual]
     return into

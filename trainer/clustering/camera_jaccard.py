@@ -25,7 +25,7 @@ from embae.trainer.retrieval.work_split import WorkSplit
 
 
 def camera_aware_distances(
-    features: np.ndarray, cameras: np.ndarray, *, own: int = 5, others: int = 10, average: int = 2,
+    features: np.ndarray, cameras: np.ndarray, *, same_camera: int = 5, other_cameras: int = 10, average: int = 2,
     split: WorkSplit | None = None
 ) -> sparse.csr_matrix:
     """Camera-aware Jaccard distances of all images.
@@ -33,8 +33,9 @@ def camera_aware_distances(
     Args:
         features: `(N, F)`, divided by their length here; a zero vector stays zero. May be memory-mapped.
         cameras: `(N,)`, the camera of each.
-        own: Nearest images of its own camera, itself not counted, in which reciprocal neighbours are looked for.
-        others: The same of all other cameras together.
+        same_camera: Number of nearest images of its own camera, itself not counted, among which reciprocal neighbours
+            are looked for.
+        other_cameras: The same on all other cameras together.
         average: From each list, itself included in the first, so many rows of V are averaged.
         split: The ranks, each with the same arguments; by default this process alone.
 
@@ -48,13 +49,13 @@ def camera_aware_distances(
         raise ValueError(f"features must be (N, F), not of shape {features.shape}")
     check_finite(features, "the features of image {} are")
     x, split = fixed_point(features), split or WorkSplit()
-    within = np.repeat(np.arange(len(x), dtype=np.int32)[:, None], own + 1, axis=1)
+    within = np.repeat(np.arange(len(x), dtype=np.int32)[:, None], same_camera + 1, axis=1)
     for camera in np.unique(cameras):
         rows = np.flatnonzero(cameras == camera)
-        found = nearest(x[rows], own + 1, split=split)[0]
-        within[rows, :found.shape[1]] = rows[found]
-    across = nearest(x, others + 1, split=split, apart=cameras)[0][:, 1:]
-    neighbours = (reciprocal(within, own + 1) + reciprocal(across, others)).tocsr()
+        nearest_rows = nearest(x[rows], same_camera + 1, split=split)[0]
+        within[rows, :nearest_rows.shape[1]] = rows[nearest_rows]
+    across = nearest(x, other_cameras + 1, split=split, apart=cameras)[0][:, 1:]
+    neighbours = (reciprocal(within, same_camera + 1) + reciprocal(across, other_cameras)).tocsr()
     neighbours.sort_indices()
     weights = normalised(neighbours, np.exp(2 * similarities(x, neighbours, split) - 2))
     del x

@@ -34,7 +34,7 @@ class Linkage(ClusteringMethod):
         from embae.trainer.clustering.average_linkage import average_linkage
         from embae.trainer.clustering.camera_jaccard import camera_aware_distances
 
-        distances = camera_aware_distances(embeddings, cameras, own=self.own, others=self.others,
+        distances = camera_aware_distances(embeddings, cameras, same_camera=self.own, other_cameras=self.others,
                                            average=self.average, split=split)
         return split.on_first(lambda: average_linkage(distances, distance=self.distance, smallest=self.smallest))
 

@@ -87,7 +87,7 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
 
     Raises:
         RecipeError: A run folder holds another recipe's run, or the target has nothing to score.
-        DataError, ExportError: As `preflight.check`.
+        DataError, WeightsError: As `preflight.check`.
     """
     for run in runs:
         check_same_recipe(run.folder, run.recipe)
@@ -148,20 +148,20 @@ def results(run: Run) -> list[Result]:
         if row in probes and not are_numbers(probes[row]):
             raise RecipeError(f"{folder / recipe.data.target}-probes.json: {row} has other values than numbers; "
                               f"{_AGAIN}")
-    found = []
+    results = []
     for row, stage in recipe.evaluate.items():
         line, start = recipe.lineage(stage), recipe.start(row)
         before = recipe.lineage(recipe.evaluate[start]) if start else []
         costs = {name: read_cost(run.folder, name) for name in line}
-        own = [name for name in line if name not in before]
-        found.append(Result(
+        added = [name for name in line if name not in before]
+        results.append(Result(
             recipe=recipe.name, row=row, seed=recipe.seed, start=start, scores=scores["rows"][row],
             probes=probes.get(row),
-            trained=not recipe.stages[stage].calibrate or any(_on_target(recipe.stages[name]) for name in own),
+            trained=not recipe.stages[stage].calibrate or any(_on_target(recipe.stages[name]) for name in added),
             seconds=sum(cost.rank_seconds for cost in costs.values()),
-            adaptation=sum(costs[name].rank_seconds for name in own) if start else 0.0,
+            adaptation=sum(costs[name].rank_seconds for name in added) if start else 0.0,
             images=sum(cost.images for cost in costs.values())))
-    return found
+    return results
 
 
 _AGAIN = "remove it, and the same command measures it again"
@@ -169,30 +169,30 @@ _AGAIN = "remove it, and the same command measures it again"
 
 def _measured(path: Path, run: Run) -> dict[str, Any]:
     try:
-        found = read_json(path)
-        if not isinstance(found, dict):
+        content = read_json(path)
+        if not isinstance(content, dict):
             raise ValueError("not a mapping")
     except FileNotFoundError:
         raise RecipeError(f"{run.folder}: has no scores of {run.recipe.data.target}; a comparison needs a target with "
                           "labelled query and gallery") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
-    return found
+    return content
 
 
 def report(runs: Sequence[Run], out: Path, probes: bool) -> str:
     """Writes the comparison as JSON, Markdown and PNG; returns its table as text."""
     from embae.trainer.comparison.plot import plot_comparison
     first = runs[0].recipe
-    found = [result for run in runs for result in results(run)]
-    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(found),
+    all_results = [result for run in runs for result in results(run)]
+    comparison = Comparison(first.data.target, tuple(first.data.sources), first.scoring.tta, tuple(all_results),
                             first.scoring.rerank, first.scoring.expand)
-    said = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
+    remark_lines = "".join(f"\n- {line}" for line in remarks(summarise(comparison.results)))
     write_json(out / "comparison.json", to_json(comparison))
-    write_text(out / "comparison.md", f"{comparison_table(comparison, markdown=True, probes=True)}\n{said}\n")
+    write_text(out / "comparison.md", f"{comparison_table(comparison, markdown=True, probes=True)}\n{remark_lines}\n")
     plot_comparison(comparison, out / "comparison.png")
     note(f"{out / 'comparison.md'}, .json, .png")
-    return comparison_table(comparison, probes=probes) + said
+    return comparison_table(comparison, probes=probes) + remark_lines
 
 
 def _on_target(stage: Stage) -> bool:

@@ -131,12 +131,12 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         ValueError: A recipe's row has two results for one seed.
     """
     groups: list[_Group] = []
-    for (recipe, row), own in _by_recipe(results).items():
-        group = next((group for group in groups if group.row == row and group.agrees(own)), None)
+    for (recipe, row), by_seed in _by_recipe(results).items():
+        group = next((group for group in groups if group.row == row and group.agrees(by_seed)), None)
         if group is None:
             groups.append(group := _Group(row, {}, {}))
         group.recipes[recipe] = None
-        group.results |= {seed: one for seed, one in own.items() if seed not in group.results
+        group.results |= {seed: one for seed, one in by_seed.items() if seed not in group.results
                           or (group.results[seed].probes is None and one.probes is not None)}
     names = [group.row for group in groups]
     shown = {id(group): f"{group.row} ({', '.join(group.recipes)})" if names.count(group.row) > 1 else group.row
@@ -156,20 +156,21 @@ def remarks(rows: Sequence[Row]) -> list[str]:
                 and not _adapted(named.get(row.start), named)]
     best = max(controls, key=lambda control: control.scores["mAP"].mean, default=None)
     trained = [row for row in rows if row.trained and row.start is not None and "mAP" in row.scores]
-    found = []
+    sentences = []
     matched = [row for row in trained if best and best.scores["mAP"].mean >= row.scores["mAP"].mean]
     if best and matched:
         those = ", ".join(f"{row.name} ({row.scores['mAP'].mean:.3f})" for row in matched)
-        found.append(f"{best.name}, which trains nothing, does at least as well (mAP {best.scores['mAP'].mean:.3f}) as "
-                     f"{those}.")
+        sentences.append(
+            f"{best.name}, which trains nothing, does at least as well (mAP {best.scores['mAP'].mean:.3f}) as {those}."
+        )
     for row in trained:
         gain = row.gains.get("mAP")
         if gain is not None and gain.mean <= (gain.sd or 0):
             beyond, spread = ("", "") if gain.sd is None else (" beyond the spread of seeds", f" ± {gain.sd:.3f}")
-            found.append(f"{row.name} gains nothing over {row.start}{beyond}: mAP {gain.mean:+.3f}{spread}.")
+            sentences.append(f"{row.name} gains nothing over {row.start}{beyond}: mAP {gain.mean:+.3f}{spread}.")
     if any("mAP" in row.gains and row.gains["mAP"].sd is None for row in trained):
-        found.append("Gains of one seed have no spread: whether another seed shows them too is not known.")
-    return found
+        sentences.append("Gains of one seed have no spread: whether another seed shows them too is not known.")
+    return sentences
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     rows = summarise(comparison.results)
     tree = {**asdict(comparison), "rows": [asdict(row) for row in rows], "remarks": remarks(rows)}
     for result in tree["results"]:  # JSON knows no NaN
-        result["probes"] = result["probes"] and _known(result["probes"])
+        result["probes"] = result["probes"] and _without_nan(result["probes"])
     return tree
 
 
@@ -196,22 +197,22 @@ class _Group:
     recipes: dict[str, None]
     results: dict[int, Result]
 
-    def agrees(self, own: Mapping[int, Result]) -> bool:
-        shared = self.results.keys() & own.keys()
-        return bool(shared) and all(_told(self.results[seed]) == _told(own[seed]) for seed in shared)
+    def agrees(self, by_seed: Mapping[int, Result]) -> bool:
+        shared = self.results.keys() & by_seed.keys()
+        return bool(shared) and all(_comparable(self.results[seed]) == _comparable(by_seed[seed]) for seed in shared)
 
 
 def _by_recipe(results: Iterable[Result]) -> dict[tuple[str, str], dict[int, Result]]:
-    found: dict[tuple[str, str], dict[int, Result]] = {}
+    by_recipe: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
-        own = found.setdefault((result.recipe, result.row), {})
-        if result.seed in own:
+        by_seed = by_recipe.setdefault((result.recipe, result.row), {})
+        if result.seed in by_seed:
             raise ValueError(f"{result.recipe}: two results of {result.row!r} for seed {result.seed}; wanted one")
-        own[result.seed] = result
-    return found
+        by_seed[result.seed] = result
+    return by_recipe
 
 
-def _told(result: Result) -> tuple[str | None, bool, dict[str, float]]:
+def _comparable(result: Result) -> tuple[str | None, bool, dict[str, float]]:
     """What equal rows have in common."""
     return result.start, result.trained, _numbers(result)
 
@@ -225,9 +226,9 @@ def _start(group: _Group, groups: Sequence[_Group]) -> _Group | None:
     """The group that a group started from: its own recipe's row of that name, else the only one of that name."""
     row = next(iter(group.results.values())).start
     named = [other for other in groups if other.row == row and other is not group]
-    own = [other for other in named if other.recipes.keys() & group.recipes.keys()]
-    if own:
-        return own[0]
+    of_recipe = [other for other in named if other.recipes.keys() & group.recipes.keys()]
+    if of_recipe:
+        return of_recipe[0]
     return named[0] if len(named) == 1 else None
 
 
@@ -270,11 +271,11 @@ def _row(group: _Group, start: _Group | None, name: Callable[[_Group], str]) -> 
 
 
 def _spreads(values: Sequence[Mapping[str, float]]) -> dict[str, MeanSd]:
-    """Of what is known of every one of `values`."""
-    known = [_known(one) for one in values]
-    return {name: MeanSd.of([one[name] for one in known]) for name in (known[0] if known else {})
-            if all(name in one for one in known)}
+    """Mean and deviation of each number that all of `values` have."""
+    seeds = [_without_nan(of_seed) for of_seed in values]
+    return {name: MeanSd.of([of_seed[name] for of_seed in seeds]) for name in (seeds[0] if seeds else {})
+            if all(name in of_seed for of_seed in seeds)}
 
 
-def _known(values: Mapping[str, float]) -> dict[str, float]:
+def _without_nan(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not math.isnan(value)}

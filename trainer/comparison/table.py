@@ -46,8 +46,8 @@ def comparison_table(comparison: Comparison, *, markdown: bool = False, probes: 
     wrap = str if markdown else format_text
     parts = [wrap(heading(comparison)), form(score_cells(rows, comparison)), *map(wrap, _notes(rows, comparison))]
     if probes and any(row.probes for row in rows):
-        told = "What is read out of z and v, by linear probes on images that these have not seen:"
-        parts += [told if markdown else f"\n{format_text(told)}", form(probe_cells(rows))]
+        title = "What is read out of z and v, by linear probes on images that these have not seen:"
+        parts += [title if markdown else f"\n{format_text(title)}", form(probe_cells(rows))]
     return ("\n\n" if markdown else "\n").join(parts)
 
 
@@ -117,10 +117,10 @@ def _paper(figures: Mapping[str, float], name: str, form: str) -> str:
     return f"paper: {figures[name]:{form}}" if name in figures else ""
 
 
-def _probe(found: Mapping[str, MeanSd], name: str) -> str:
-    chance = found.get(PROBES[name] or "")
-    beside = f" (chance {chance.mean:.3f})" if chance is not None and name in found else ""
-    return _spread(found.get(name), ".3f") + beside
+def _probe(probes: Mapping[str, MeanSd], name: str) -> str:
+    chance = probes.get(PROBES[name] or "")
+    beside = f" (chance {chance.mean:.3f})" if chance is not None and name in probes else ""
+    return _spread(probes.get(name), ".3f") + beside
 
 
 def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:

@@ -27,7 +27,7 @@ class Deployed(nn.Module):
         export: The model on disk.
 
     Raises:
-        ExportError: The weights are missing, damaged or of another model.
+        WeightsError: The weights are missing, damaged or of another model.
     """
 
     mean: Tensor

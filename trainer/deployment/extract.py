@@ -25,8 +25,8 @@ from embae.trainer.runtime.distributed import broadcast_object, on_first_rank
 
 def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
     """A name for what a model's embeddings mean: those under one name may be compared."""
-    known = [model.cameras, *([names] if (names := sorted(model.known_cameras.names.items())) else [])]
-    return content_key([spec.size, spec.mean, spec.std, tta, *known], np.empty(0, np.uint64), model)
+    cameras = [model.cameras, *([names] if (names := sorted(model.known_cameras.names.items())) else [])]
+    return content_key([spec.size, spec.mean, spec.std, tta, *cameras], np.empty(0, np.uint64), model)
 
 
 def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
@@ -36,7 +36,7 @@ def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
                   str(pointed.root), {name: cameras for name, cameras in named.items() if cameras})
 
 
-def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, inference: Inference) -> bool:
+def extract_to(path: Path, expected: Origin, model: EmbAE, pointed: ImageSource, inference: Inference) -> bool:
     """Writes a file of embeddings, each rank computing its share; those that `evaluation.evaluate` would compute.
 
     A start after a kill goes on where the last one was. Nothing is done where the file is there already.
@@ -57,27 +57,27 @@ def extract_to(path: Path, made: Origin, model: EmbAE, pointed: ImageSource, inf
     """
     world = inference.world
     views = [View([index for index in pointed.indexes if index.count(split)], split)  # type: ignore[arg-type]
-             for split in made.splits]
+             for split in expected.splits]
     if world.first:
         note_unknown_cameras(model, views)
-    if broadcast_object(on_first_rank(world, lambda: _is_there(path, made))):
+    if broadcast_object(on_first_rank(world, lambda: _is_there(path, expected))):
         return False
     inference = replace(inference, cache=path.with_name(f"{path.name}.partial"))
     with ExitStack() as stack:
         pieces = []
-        for split, view in zip(made.splits, views, strict=True):
-            found, start = stack.enter_context(embedded(model, view, inference)), 0
+        for split, view in zip(expected.splits, views, strict=True):
+            embeddings, start = stack.enter_context(embedded(model, view, inference)), 0
             for index in view.indexes:
                 rows = index.rows(split)  # type: ignore[arg-type]
-                own = np.arange(rows.start, rows.stop)
-                pieces.append((index, own, found[start:start + len(own)]))
-                start += len(own)
-        on_first_rank(world, lambda: write_vectors(path, made, pieces))
+                index_rows = np.arange(rows.start, rows.stop)
+                pieces.append((index, index_rows, embeddings[start:start + len(index_rows)]))
+                start += len(index_rows)
+        on_first_rank(world, lambda: write_vectors(path, expected, pieces))
     return True
 
 
-def _is_there(path: Path, made: Origin) -> bool:
+def _is_there(path: Path, expected: Origin) -> bool:
     try:
-        return Vectors.open(path).origin == made
+        return Vectors.open(path).origin == expected
     except DataError:
         return False

@@ -43,7 +43,7 @@ def load(path: str | Path, *, stage: str | None = None, device: str | torch.devi
 
     Raises:
         RecipeError: There is no model, or the stage is not done.
-        ExportError: Its files are damaged.
+        WeightsError: Its files are damaged.
     """
     if batch < 1:
         raise ValueError(f"batch: {batch}, wanted at least 1")
@@ -90,12 +90,12 @@ class Loaded:
         """
         every = one_by_one(images)
         which = self._which(camera, len(every))
-        made = [torch.empty(0, self.width)]
+        embeddings = [torch.empty(0, self.width)]
         with ThreadPoolExecutor(threads()) as pool:
             for start in range(0, len(every), self._batch):
                 some = slice(start, start + self._batch)
-                made.append(self._embed(every[some], None if which is None else which[some], pool))
-        return torch.cat(made)
+                embeddings.append(self._embed(every[some], None if which is None else which[some], pool))
+        return torch.cat(embeddings)
 
     @torch.inference_mode()
     def _embed(self, images: Sequence[One], which: Tensor | None, pool: ThreadPoolExecutor) -> Tensor:
@@ -117,10 +117,10 @@ class Loaded:
                 raise DataError(f"camera: found {len(each)} for {count} images; wanted one, or one of each image")
         if not self.cameras:
             return None
-        found = [-1 if one is None else self.net.known_cameras.by_label(*one) for one in each]
-        if -1 in found and not self._warned:
+        numbers = [-1 if one is None else self.net.known_cameras.by_label(*one) for one in each]
+        if -1 in numbers and not self._warned:
             self._warned = True
             warnings.warn(f"the model is calibrated by camera ({describe_cameras(self.cameras, self.names)}), and "
-                          f"{each[found.index(-1)]} is none of them: such images go through the statistics that all "
+                          f"{each[numbers.index(-1)]} is none of them: such images go through the statistics that all "
                           'cameras share; say camera=("DATASET", "NAME")', stacklevel=3)
-        return torch.tensor(found, dtype=torch.int64)
+        return torch.tensor(numbers, dtype=torch.int64)

@@ -62,13 +62,13 @@ def _use(about: dict[str, Any], export_format: ExportFormat) -> str:
 
 def _scores(about: dict[str, Any], facts: RunSummary) -> Iterator[str]:
     row = next((row for row, stage in facts.recipe.evaluate.items() if stage == about["stage"]), None)
-    known = [scored for scored in facts.scores if row in scored.rows]
-    if row is None or not known:
+    with_scores = [scored for scored in facts.scores if row in scored.rows]
+    if row is None or not with_scores:
         yield "None were taken of this model.\n"
         return
     yield "| dataset | " + " | ".join(SHOWN) + " | queries | test-time augmentation |"
     yield "| --- |" + " ---: |" * (len(SHOWN) + 1) + " --- |"
-    for scored in known:
+    for scored in with_scores:
         scores = scored.rows[row]
         cells = [_score(scores, name) for name in SHOWN]
         how = f"{scored.tta}{scored.refined.suffix}"

@@ -49,12 +49,12 @@ class Search:
         if not count:
             return np.empty(0, np.int64), np.empty(0)
         least = np.partition(near, len(near) - count)[len(near) - count]
-        found = np.flatnonzero(near >= least - _NOISE)  # whoever may be among them, to be looked at closely
-        found = found[~left_out[found]]
-        exact = fixed_point(self._gallery[found]) @ fixed_point(query[None])[0]
+        rows = np.flatnonzero(near >= least - _NOISE)  # whoever may be among them, to be looked at closely
+        rows = rows[~left_out[rows]]
+        exact = fixed_point(self._gallery[rows]) @ fixed_point(query[None])[0]
         square = np.rint(np.maximum(2 - 2 * exact, 0) / STEP) * STEP
-        order = np.lexsort((found, square))[:count]
-        return found[order], np.sqrt(square[order])
+        order = np.lexsort((rows, square))[:count]
+        return rows[order], np.sqrt(square[order])
 
     def expanded(self, query: np.ndarray, count: int, left_out: np.ndarray) -> np.ndarray:
         """A query expanded by its nearest images, as in scoring: see `expansion.py`.
@@ -64,16 +64,16 @@ class Search:
             count: How many images.
             left_out: `(N,)` bool, images that take no part.
         """
-        found, _ = self.nearest(query, count, left_out)
-        return mean_with_neighbours(query[None], self._gallery[found][None])[0]
+        rows, _ = self.nearest(query, count, left_out)
+        return mean_with_neighbours(query[None], self._gallery[rows][None])[0]
 
     def reranked(self, query: np.ndarray, count: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `nearest`, by k-reciprocal re-ranking (`rerank.py`) of the `SHORTLIST` nearest: distances from 0 to 1."""
-        found, _ = self.nearest(query, max(count, SHORTLIST), left_out)
-        if not len(found):
-            return found, np.empty(0)
-        every = np.arange(len(found))
-        again = reranked_distances(query[None], self._gallery[found], every, Reranking(), WorkSplit())
+        rows, _ = self.nearest(query, max(count, SHORTLIST), left_out)
+        if not len(rows):
+            return rows, np.empty(0)
+        every = np.arange(len(rows))
+        again = reranked_distances(query[None], self._gallery[rows], every, Reranking(), WorkSplit())
         distances = again(every)(np.array([0]))[0]
         order = np.argsort(distances, kind="stable")[:count]
-        return found[order], distances[order]
+        return rows[order], distances[order]

@@ -117,11 +117,11 @@ class Vectors:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of some images: `(n, D)`, a copy."""
-        found = np.empty((len(rows), self.width), np.float32)
+        embeddings = np.empty((len(rows), self.width), np.float32)
         part = np.searchsorted(self._starts, rows, side="right") - 1
         for number in set(part.tolist()):
-            found[part == number] = self.parts[number][rows[part == number] - self._starts[number]]
-        return found
+            embeddings[part == number] = self.parts[number][rows[part == number] - self._starts[number]]
+        return embeddings
 
     @cached_property
     def camera_names(self) -> dict[Camera, str]:
@@ -176,13 +176,13 @@ def _batch(schema: pa.Schema, names: list[str], index: Index, rows: np.ndarray,
     for start in range(0, len(rows), 4096):
         if not np.isfinite(embeddings[start:start + 4096]).all():
             raise FloatingPointError(f"{index.name}: embeddings are not finite; the model diverged in training")
-    known = index.labelled[rows] & (index.role[rows] == ROLES.index("person"))
+    is_person = index.labelled[rows] & (index.role[rows] == ROLES.index("person"))
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))  # no copy of what is memory-mapped
     columns = {
         "key": index.keys.take(pa.array(rows)),
         "dataset": pa.DictionaryArray.from_arrays(np.full(len(rows), names.index(index.name), np.int32), names),
         "camid": pa.array(index.camid[rows]),
-        "pid": pa.array(index.pid[rows], mask=~known),
+        "pid": pa.array(index.pid[rows], mask=~is_person),
         "role": pa.DictionaryArray.from_arrays(pa.array(index.role[rows]), pa.array(ROLES)),
         "row": pa.array(rows.astype(np.int64)),
         "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
@@ -197,10 +197,10 @@ def _schema(width: int) -> pa.Schema:
 
 
 def _read_origin(metadata: dict[bytes, bytes] | None) -> Origin:
-    found: Any = json.loads((metadata or {}).get(b"embae", b"null"))
-    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+    content: Any = json.loads((metadata or {}).get(b"embae", b"null"))
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"not of format {FORMAT}")
-    origin = Origin(**found)
+    origin = Origin(**content)
     texts = [origin.model, origin.name, origin.root, origin.fingerprint]
     if not isinstance(origin.splits, list) or not all(isinstance(text, str) for text in [*texts, *origin.splits]):
         raise ValueError("does not say what it was made by")

@@ -24,8 +24,8 @@ from embae.trainer.runtime.distributed import World
 def labels(view: View) -> Labels:
     """What the metric may know of a view's images."""
     rows = np.arange(len(view))
-    known, role = view.column("labelled", rows).astype(bool), view.column("role", rows)
-    return Labels(view.column("pid", rows), view.column("camid", rows), known & (role == ROLES.index("person")),
+    labelled, role = view.column("labelled", rows).astype(bool), view.column("role", rows)
+    return Labels(view.column("pid", rows), view.column("camid", rows), labelled & (role == ROLES.index("person")),
                   role == ROLES.index("junk"))
 
 
@@ -55,15 +55,15 @@ def evaluate(model: EmbAE, index: Index, inference: Inference, *, refined: Ranki
           embedded(model, both[1], inference) as gallery):
         for embeddings in (query, gallery):
             _check(embeddings, index, world)
-        known = labels(both[0]), labels(both[1])
-        ranked = refined.rank(query, gallery, *known, spread_over(world))
+        both_labels = labels(both[0]), labels(both[1])
+        ranked = refined.rank(query, gallery, *both_labels, spread_over(world))
         if not (ranked.first > 0).any():
             raise DataError(f"{index.root}: none of {len(query)} queries has an image of its identity on another "
                             "camera of the gallery, so there is nothing to score; look at pids and camids with embae "
                             "inspect")
         if keep and world.first:
             write_embeddings(keep, query, gallery)
-    return scores_dict(ranked, known[0])
+    return scores_dict(ranked, both_labels[0])
 
 
 def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
 def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
     """Each rank looks at its share; all raise, or none."""
     broken = np.zeros(1, np.int64)
-    own = spread_over(world).share(len(embeddings))
-    for rows in blocks(own.stop - own.start, 4096):
-        broken += np.count_nonzero(~np.isfinite(embeddings[own][rows]).all(1))
+    share = spread_over(world).share(len(embeddings))
+    for rows in blocks(share.stop - share.start, 4096):
+        broken += np.count_nonzero(~np.isfinite(embeddings[share][rows]).all(1))
     if count := int(spread_over(world).add(broken)[0]):
         raise FloatingPointError(f"{index.name}: embeddings of {count} of {len(embeddings)} images are not finite; "
                                  "try a smaller optimizer.lr, or clip: 1.0")

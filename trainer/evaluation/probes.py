@@ -59,11 +59,11 @@ def linear_probe(x: np.ndarray, y: np.ndarray, *, seed: int, group: np.ndarray |
     classes = np.intersect1d(y[half], y[~half])
     if len(classes) < 2:
         return Probe(float("nan"), float("nan"))
-    kept = np.isin(y, classes)
+    in_classes = np.isin(y, classes)
     label = np.searchsorted(classes, y)
-    trained, tested = half & kept, ~half & kept
-    told = classify(x[trained], label[trained], x[tested], x.shape[1] / len(np.unique(one[trained])))
-    right = np.bincount(label[tested], weights=told == label[tested]) / np.bincount(label[tested])
+    trained, tested = half & in_classes, ~half & in_classes
+    predicted = classify(x[trained], label[trained], x[tested], x.shape[1] / len(np.unique(one[trained])))
+    right = np.bincount(label[tested], weights=predicted == label[tested]) / np.bincount(label[tested])
     return Probe(float(right.mean()), 1 / len(classes))
 
 
@@ -83,8 +83,12 @@ def moved(before: np.ndarray, after: np.ndarray) -> float:
     if before.shape != after.shape:
         raise ValueError(f"codes {before.shape} before and {after.shape} after: wanted the same images and width")
     length = np.linalg.norm(before, axis=1)
-    kept = length > 0
-    return float(np.mean(np.linalg.norm(after - before, axis=1)[kept] / length[kept])) if kept.any() else float("nan")
+    nonzero = length > 0
+    return (
+        float(np.mean(np.linalg.norm(after - before, axis=1)[nonzero] / length[nonzero]))
+        if nonzero.any()
+        else float("nan")
+    )
 
 
 def _deal(rng: np.random.Generator, y: np.ndarray) -> np.ndarray:
@@ -107,21 +111,21 @@ def _pair(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
     return chosen[number]
 
 
-def classify(x: np.ndarray, label: np.ndarray, asked: np.ndarray, ridge: float) -> np.ndarray:
+def classify(x: np.ndarray, label: np.ndarray, tested: np.ndarray, ridge: float) -> np.ndarray:
     """The classes of codes `(M, D)` that the regression on codes `(N, D)` and their labels, 0 … C−1, finds: `(M,)`."""
     mean, deviation = x.mean(0), x.std(0)
     # A dimension that never moves says nothing, and rounding in it must not be blown up.
     still = deviation <= 1e-9 * np.abs(x).max(0)
     scale = np.where(still, 0, 1 / np.where(still, 1, deviation))
-    x, asked = (x - mean) * scale, (asked - mean) * scale
+    x, tested = (x - mean) * scale, (tested - mean) * scale
     count = np.bincount(label)
     order = np.argsort(label, kind="stable")
     means = np.add.reduceat(x[order], np.cumsum(count) - count) / count[:, None]
     # With weights of 1 / (C·n_c) the intercept goes once x is centred on the mean of the class means, and these are the
     # right side of the normal equations: no one-hot (N, C) is needed.
     centre = means.mean(0)
-    x, asked, means = x - centre, asked - centre, means - centre
+    x, tested, means = x - centre, tested - centre, means - centre
     weight = (1 / (len(count) * count))[label]
     second = (x * weight[:, None]).T @ x + ridge * np.eye(x.shape[1])
-    found: np.ndarray = (asked @ np.linalg.solve(second, means.T)).argmax(1)
-    return found
+    classes: np.ndarray = (tested @ np.linalg.solve(second, means.T)).argmax(1)
+    return classes

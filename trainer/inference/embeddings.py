@@ -96,20 +96,20 @@ def embedded(model: EmbAE, view: View, inference: Inference, rows: np.ndarray | 
 
 def note_unknown_cameras(model: EmbAE, views: Sequence[View]) -> None:
     """Says which cameras of each dataset a model that is calibrated by camera does not know, or not by name."""
-    known = model.known_cameras
+    known_cameras = model.known_cameras
     names = {camera: name for view in views for camera, name in view.camera_names.items()}
-    if guessed := sorted({camera for view in views for camera in known.matched_by_number(view)}):
+    if guessed := sorted({camera for view in views for camera in known_cameras.matched_by_number(view)}):
         note(f"the model knows cameras by number alone, and takes {describe_cameras(guessed, names)} for its cameras "
              f"{describe_cameras(guessed, {})}; if they had other numbers when it was calibrated, calibrate it again")
-    strange = sorted({camera for view in views for camera in known.unknown(view)})
-    for dataset in dict.fromkeys(dataset for dataset, _ in strange if known.cameras):
-        own = [camera for camera in strange if camera[0] == dataset]
-        said = (f"{dataset}: the model is not calibrated on {len(own)} of its cameras "
-                f"({list_cameras(own, names)}); their images go through the statistics that all cameras share")
-        if dataset not in {other for other, _ in known.cameras}:
-            said += (f". It knows {describe_cameras(known.cameras, known.names)}; where these are the same cameras, "
-                     "give the folder that name with --name")
-        note(said)
+    all_unknown = sorted({camera for view in views for camera in known_cameras.unknown(view)})
+    for dataset in dict.fromkeys(dataset for dataset, _ in all_unknown if known_cameras.cameras):
+        unknown = [camera for camera in all_unknown if camera[0] == dataset]
+        text = (f"{dataset}: the model is not calibrated on {len(unknown)} of its cameras "
+                f"({list_cameras(unknown, names)}); their images go through the statistics that all cameras share")
+        if dataset not in {other for other, _ in known_cameras.cameras}:
+            text += (f". It knows {describe_cameras(known_cameras.cameras, known_cameras.names)}; if these are the "
+                     "same cameras, give the folder that name with --name")
+        note(text)
 
 
 def spread_over(world: World) -> WorkSplit:

@@ -42,8 +42,8 @@ class Features:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         rows, *rest = index if isinstance(index, tuple) else (index,)
-        found = self._place[rows], *rest
-        return self._stored[found]
+        stored_index = self._place[rows], *rest
+        return self._stored[stored_index]
 
 
 class Cached(NamedTuple):
@@ -63,12 +63,13 @@ class FeatureLoader:
 
     def __init__(self, work: Work, features: Features, device: torch.device):
         self.name = "features"
-        self._work, self._features, self._device = work, features, device
+        self.features = features
+        self._work, self._device = work, device
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self._work)):
             batch, draws = self._work.part(number)
-            batch.inputs = to_device(self._features[batch.rows, draws.flip], self._device)
+            batch.inputs = to_device(self.features[batch.rows, draws.flip], self._device)
             yield batch
 
     def close(self) -> None:

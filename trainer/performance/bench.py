@@ -112,7 +112,7 @@ class _Measured(StageRun):
 
     def update(self, parts: Sequence[Batch]) -> None:
         """A step's updates on a batch that is there."""
-        self._turns.step(parts, self.keys.optimizer.lr)
+        self.updates.step(parts, self.keys.optimizer.lr)
 
 
 class _Clock:

@@ -91,7 +91,7 @@ def codes_of(
 
     Raises:
         DataError: An image cannot be read.
-        ExportError: The weights cannot be used.
+        WeightsError: The weights cannot be used.
     """
     if not (export.path / META).is_file():
         raise WeightsError(f"{export.path}: no {META}")

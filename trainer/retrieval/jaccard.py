@@ -82,17 +82,17 @@ def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matr
     """`(n, width)` with `value` in `columns`, `(n, K)`; so many times where a column stands several times in a row."""
     count, k = columns.shape
     indptr = k * np.arange(count + 1)
-    found = sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width), copy=True)
-    found.sum_duplicates()  # which sorts: hence the copy
-    return found
+    matrix = sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width), copy=True)
+    matrix.sum_duplicates()  # which sorts: hence the copy
+    return matrix
 
 
 def averaged(nearest: np.ndarray, k2: int, weights: sparse.csr_matrix) -> sparse.csr_matrix:
     """V' of some images `(n, N)`, sorted indices, from their nearest `(n, K)` and V."""
     few = nearest[:, :k2]
-    found = (_rows(few, np.float64(1 / few.shape[1]), weights.shape[1]) @ weights).tocsr()
-    found.sort_indices()
-    return found
+    matrix = (_rows(few, np.float64(1 / few.shape[1]), weights.shape[1]) @ weights).tocsr()
+    matrix.sort_indices()
+    return matrix
 
 
 def reciprocal(nearest: np.ndarray, k: int) -> sparse.csr_matrix:
@@ -106,11 +106,11 @@ def expanded(close: sparse.csr_matrix, half: sparse.csr_matrix) -> sparse.csr_ma
     sizes = np.diff(half.indptr)
     parts = []
     for rows in blocks(close.shape[0], _ROWS):
-        own = close[rows]
+        block = close[rows]
         # How many of the half's neighbours are in R(i): `half` is symmetric, a transpose isn't needed.
-        shared = (own @ half).multiply(own).tocsr()
+        shared = (block @ half).multiply(block).tocsr()
         shared.data = (3 * shared.data > 2 * sizes[shared.indices]).astype(np.int32)
-        parts.append(own + shared @ half)
+        parts.append(block + shared @ half)
     whole = sparse.vstack(parts, format="csr")
     whole.eliminate_zeros()
     whole.sort_indices()
@@ -126,9 +126,9 @@ def normalised(neighbours: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr
 
 def pairwise(weights: sparse.csr_matrix, farthest: float, split: WorkSplit) -> sparse.csr_matrix:
     """d from V' (rows with sorted indices, none empty), each rank a share of its rows."""
-    count, own = weights.shape[0], split.share(weights.shape[0])
+    count, rank_rows = weights.shape[0], split.share(weights.shape[0])
     columns, values, pairs = [], [], np.zeros(count, dtype=np.int64)
-    for rows, place, distance in _near(weights, own, farthest):
+    for rows, place, distance in _near(weights, rank_rows, farthest):
         columns.append((place % count).astype(np.int32))
         values.append(distance)
         pairs[rows] = np.bincount(place // count, minlength=rows.stop - rows.start)
@@ -144,24 +144,26 @@ def pairwise(weights: sparse.csr_matrix, farthest: float, split: WorkSplit) -> s
 
     def together(parts: list[np.ndarray], dtype: type) -> np.ndarray:
         whole: np.ndarray = np.zeros(total, dtype)
-        np.concatenate(parts or [whole[:0]], out=whole[indptr[own.start] : indptr[own.stop]])
+        np.concatenate(parts or [whole[:0]], out=whole[indptr[rank_rows.start] : indptr[rank_rows.stop]])
         parts.clear()  # one after the other, so that only one of them is held twice
         return split.add(whole)
 
-    found = sparse.csr_matrix((together(values, np.float32), together(columns, np.int32), indptr), shape=weights.shape)
-    found.has_sorted_indices = True
-    return found
+    distances = sparse.csr_matrix(
+        (together(values, np.float32), together(columns, np.int32), indptr), shape=weights.shape
+    )
+    distances.has_sorted_indices = True
+    return distances
 
 
 def _near(
-    weights: sparse.csr_matrix, own: slice, farthest: float
+    weights: sparse.csr_matrix, rank_rows: slice, farthest: float
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Rows of d, block by block: which, and of each pair that is near its place in the block's `(n, N)` and d."""
     count, by_column = weights.shape[0], weights.tocsc()
     degree = np.diff(by_column.indptr).astype(np.int64)
     terms = np.add.reduceat(degree[weights.indices], weights.indptr[:-1])
-    for some in balanced(terms[own], max(1, _SUMS // count)):
-        rows = slice(own.start + some.start, own.start + some.stop)
+    for some in balanced(terms[rank_rows], max(1, _SUMS // count)):
+        rows = slice(rank_rows.start + some.start, rank_rows.start + some.stop)
         sums = shared(weights[rows], by_column, degree)
         place = np.flatnonzero(sums)
         sums = sums[place]

@@ -165,11 +165,11 @@ def interval(values: np.ndarray, query_labels: Labels, *, seed: int = 0, resampl
     """
     if len(values) != len(query_labels):
         raise ValueError(f"{len(values)} values for {len(query_labels)} queries")
-    kept = ~np.isnan(values)
-    if not kept.any():
+    has_positives = ~np.isnan(values)
+    if not has_positives.any():
         raise ValueError("no query has a positive: nothing to resample")
-    _, person = np.unique(query_labels.pid[kept], return_inverse=True)
-    total, count = np.bincount(person, weights=values[kept]), np.bincount(person)
+    _, person = np.unique(query_labels.pid[has_positives], return_inverse=True)
+    total, count = np.bincount(person, weights=values[has_positives]), np.bincount(person)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(count), size=len(count)) for _ in range(resamples))
     low, high = np.percentile([total[draw].sum() / count[draw].sum() for draw in draws], [2.5, 97.5])

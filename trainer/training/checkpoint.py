@@ -64,33 +64,33 @@ class Checkpoint:
         """Reads and checks a checkpoint, every byte of it.
 
         Raises:
-            ExportError: It is not there, not whole or damaged.
+            WeightsError: It is not there, not whole or damaged.
             RecipeError: Another version of embae wrote it.
         """
-        wanted = _read_json(path / MARK)
+        expected_sums = _read_json(path / MARK)
         for name in (STATE, META):
-            said = wanted.get(name)
+            expected = expected_sums.get(name)
             try:
-                found = _sum(path / name, said)
+                actual = checksum(path / name, expected)
             except OSError as error:
                 raise WeightsError(f"{path / name}: cannot be read ({error.strerror})") from error
-            if found != said:
-                raise WeightsError(f"{path / name}: damaged; found {found}, wanted {said}")
+            if actual != expected:
+                raise WeightsError(f"{path / name}: damaged; found {actual}, expected {expected}")
         meta = _read_json(path / META)
         if meta.pop("format", None) != FORMAT:
             # Not as of a damaged one: those are passed over, and removed on the way.
-            raise RecipeError(f"{path / META}: not of format {FORMAT}; another version of embae wrote it: go on with "
-                              "that one, or take another folder with --out")
+            raise RecipeError(f"{path / META}: not of format {FORMAT}; another version of embae wrote it: resume with "
+                              "that version, or choose another folder with --out")
         return cls(path, _meta(meta, path / META))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The model's state and the optimizers' moments, on the CPU.
 
         Raises:
-            ExportError: It was removed or damaged since.
+            WeightsError: It was removed or damaged since.
         """
-        found = read_weights(self.path / STATE)
-        return _below("model/", found), _below("optimizer/", found)
+        tensors = read_weights(self.path / STATE)
+        return _below("model/", tensors), _below("optimizer/", tensors)
 
     def adopt(self, stage: Path) -> None:
         """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
@@ -119,11 +119,11 @@ def write(path: Path, meta: Meta, model: dict[str, Tensor], moments: dict[str, T
         state |= {f"optimizer/{key}": value for key, value in moments.items()}
         save_weights(state, partial / STATE)
         write_json(partial / META, {"format": FORMAT, **asdict(meta)})
-        sums = {name: _sum(partial / name) for name in (STATE, META)}
+        sums = {name: checksum(partial / name) for name in (STATE, META)}
         write_json(partial / MARK, sums)
 
 
-def found(stage: Path) -> list[Path]:
+def list_checkpoints(stage: Path) -> list[Path]:
     """Checkpoints of a stage, whole or not, the newest first."""
     folder = stage / FOLDER
     if not folder.is_dir():
@@ -138,7 +138,7 @@ def newest(stage: Path) -> Checkpoint | None:
     Raises:
         RecipeError: Another version of embae wrote it.
     """
-    for path in found(stage):
+    for path in list_checkpoints(stage):
         try:
             return Checkpoint.open(path)
         except WeightsError as error:
@@ -153,25 +153,25 @@ def place(stage: Path, step: int) -> Path:
 
 def keep(stage: Path, count: int) -> None:
     """Removes all but the newest."""
-    for old in found(stage)[count:]:
+    for old in list_checkpoints(stage)[count:]:
         shutil.rmtree(old)
 
 
 def set_back(stage: Path, step: int) -> None:
     """Removes what lies after a step, damaged or of steps that will be taken again, and what was never whole."""
-    for later in found(stage):
+    for later in list_checkpoints(stage):
         if int(later.name.removeprefix("step-")) > step:
             shutil.rmtree(later)
     for half in (stage / FOLDER).glob("step-*.partial"):
         shutil.rmtree(half)
 
 
-def _sum(path: Path, said: Any = None) -> dict[str, Any]:
-    """Size and checksum of a file; of one that has another size than was said, the size alone."""
+def checksum(path: Path, expected: Any = None) -> dict[str, Any]:
+    """Size and checksum of a file; the size alone if it is not the expected one."""
     digest, size = hashlib.blake2b(), 0
     with open_plain(path) as file:
         length = os.fstat(file.fileno()).st_size
-        if isinstance(said, dict) and said.get("bytes") != length:
+        if isinstance(expected, dict) and expected.get("bytes") != length:
             return {"bytes": length}
         while chunk := file.read(2**20):
             digest.update(chunk)

@@ -20,7 +20,7 @@ from embae.trainer.monitoring.run_context import RunContext
 from embae.trainer.runs.stage_data import open_view
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 
 
 def run_cluster_stage(context: RunContext, name: str) -> None:
@@ -28,13 +28,14 @@ def run_cluster_stage(context: RunContext, name: str) -> None:
 
     Raises:
         DataError: The target cannot be read.
-        ExportError: What the stage starts from does not fit.
+        WeightsError: What the stage starts from does not fit.
         RunError: The images cannot be clustered, or every image was left out of the clusters.
     """
     recipe, run, world = context.recipe, context.folder, context.world
-    stage, view, start = recipe.stages[name], open_view(recipe, name), time.perf_counter()
+    stage, view, began = recipe.stages[name], open_view(recipe, name), time.perf_counter()
     assert stage.cluster is not None and stage.data.batch is not None  # checked by the recipe's schema
-    model = initial_model(recipe.model, stage, name, seed=recipe.seed, run=run, view=view, size=recipe.data.image)
+    start = StageStart(name, recipe.seed, run, view, size=recipe.data.image)
+    model = initial_model(recipe.model, stage, start)
     model.to(world.device).eval()
     inference = Inference.of_recipe(recipe, world, run / "cache", tta="none", batch=stage.data.batch)
     # The order of the index depends on pids, which would then change how sums round, where k-means starts and how ties
@@ -48,7 +49,7 @@ def run_cluster_stage(context: RunContext, name: str) -> None:
                        f"stages.{name}.cluster.{stage.cluster.key}")
     _record_clusters(labels, view, name, context.monitor)
     if world.first:
-        cost = StageCost(0, len(view), (time.perf_counter() - start) * world.world_size)
+        cost = StageCost(0, len(view), (time.perf_counter() - began) * world.world_size)
         with finish_stage(run / name, cost) as folder:
             write_labels(folder, view.indexes[0], "train", labels)
     dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,28 @@ from embae.trainer.recipe.model import Model
 from embae.trainer.recipe.stage import Stage
 
 
-def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path, view: View,
-                  classes: int = 0, size: tuple[int, int] = (256, 128)) -> EmbAE:
+@dataclass(frozen=True)
+class StageStart:
+    """What a stage's initial model depends on besides the keys of the recipe.
+
+    Attributes:
+        name: Name of the stage.
+        seed: The run's seed.
+        run: The run folder, where earlier stages' exports are.
+        view: The stage's images.
+        classes: Identities of the stage's images, for the classifier.
+        size: Height and width of its images.
+    """
+
+    name: str
+    seed: int
+    run: Path
+    view: View
+    classes: int = 0
+    size: tuple[int, int] = (256, 128)
+
+
+def initial_model(keys: Model, stage: Stage, start: StageStart) -> EmbAE:
     """Builds a stage's model.
 
     Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
@@ -32,22 +53,17 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
     Args:
         keys: Sizes and backbone.
         stage: The stage.
-        name: Its name.
-        seed: The run's seed.
-        run: The run folder, where earlier stages' exports are.
-        view: The stage's images.
-        classes: Identities of the stage's images, for the classifier.
-        size: Height and width of its images.
+        start: What else it depends on.
 
     Raises:
-        ExportError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
+        WeightsError: What ``init`` points at is missing, damaged or does not fit; the message starts with the key.
     """
-    key = f"stages.{name}.init"
+    key, size = f"stages.{start.name}.init", start.size
     with named(key):
-        export = _export(stage.init, run)
+        export = _export(stage.init, start.run)
     heads: list[Head] = []
     if stage.use("nuisance") != "absent":
-        heads = head_labels(keys.nuisance.per, view.cameras())
+        heads = head_labels(keys.nuisance.per, start.view.cameras())
         if export and "nuisance" in export.parts and "nuisance" not in stage.reinit:
             missing = [head for head in heads if head not in export.heads]
             if missing and stage.loss:  # else they are carried along
@@ -55,31 +71,31 @@ def initial_model(keys: Model, stage: Stage, name: str, *, seed: int, run: Path,
                                   "let the heads start afresh with reinit: [nuisance]")
             heads = export.heads
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
+        torch.manual_seed(int(generator(start.seed, start.name, "weights").integers(2**63)))
         running, by_camera = stage.normalised("running"), stage.normalised("camera")
-        known = export.known_cameras if export else KnownCameras()
+        cameras = export.known_cameras if export else KnownCameras()
         if by_camera:
-            known = known.extended_by(view)  # rows of tables stay where they are
-        model = EmbAE(keys, stage.parts, ModelDomain(heads, classes, known), running=running, size=size)
+            cameras = cameras.extended_by(start.view)  # rows of tables stay where they are
+        model = EmbAE(keys, stage.parts, ModelDomain(heads, start.classes, cameras), running=running, size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
-            raise WeightsError(f"stages.{name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
+            raise WeightsError(f"stages.{start.name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
                               "leave it out")
     with named(key):
         if export:
             state = export.state()
             for part, module in model.parts().items():
                 if part in export.parts and part not in stage.reinit:
-                    own = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
+                    tensors = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
                     if stage.use(part) == "train":
-                        own = without_tables(own, keep_batch_norm=part in (*running, *by_camera))
-                    load_into(module, own, f"{stage.init}, part {part}")
+                        tensors = without_tables(tensors, keep_batch_norm=part in (*running, *by_camera))
+                    load_into(module, tensors, f"{stage.init}, part {part}")
         elif stage.init == "hub":
             model.backbone.load_state_dict(_from_hub(keys, size).state_dict())
         elif stage.init != "random":
             load_into(model.backbone, fitted(_backbone_file(Path(stage.init)), model.backbone), stage.init)
     for part, module in model.parts().items():
-        extend_tables(module, len(known.cameras), trains=part in by_camera)
+        extend_tables(module, len(cameras.cameras), trains=part in by_camera)
     return model
 
 
@@ -91,7 +107,7 @@ def _export(init: str, run: Path) -> SavedModel | None:
         if (folder / "model.json").is_file():
             return SavedModel.open(folder)
     if Path(init).is_dir():
-        raise WeightsError(f"{init}: a folder without an export in it; wanted <run>/<stage>/export")
+        raise WeightsError(f"{init}: a folder without an export in it; expected <run>/<stage>/export")
     return None
 
 

@@ -20,11 +20,11 @@ TOGETHER = 2**24  # elements of one exchange
 
 
 class _Stretch(NamedTuple):
-    """The part of a parameter that a rank's optimizer works on: elements `own` of the parameter, `there` of `flat`."""
+    """The part of a parameter that a rank's optimizer works on: elements `span` of the parameter, `there` of `flat`."""
 
     flat: Tensor
     there: slice
-    own: slice
+    span: slice
 
 
 def read(optimizer: Any, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def read(optimizer: Any, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str,
         optimizer: The engine's, ZeRO's or torch's own.
         named: Trained parameters.
     """
-    found: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
     shared, state = _is_shared(optimizer), _states(optimizer)
     parts: list[tuple[str, Tensor]] = []
     for name, parameter in named:
@@ -44,21 +44,21 @@ def read(optimizer: Any, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str,
                 continue
             if shared and value.dim():
                 full = value.new_zeros(_shape(parameter))
-                full.view(-1)[stretch.own] = value[stretch.there]
+                full.view(-1)[stretch.span] = value[stretch.there]
                 parts.append((f"{name}/{key}", full))
             else:
-                found[f"{name}/{key}"] = value.detach().clone()
-    return found | dict(_sums(parts))
+                moments[f"{name}/{key}"] = value.detach().clone()
+    return moments | dict(_sums(parts))
 
 
 def _sums(parts: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Each tensor added up over the ranks, of which one has each element; many in one exchange."""
     ends = np.cumsum([part.numel() for _, part in parts]) // TOGETHER
     for _, chunk in itertools.groupby(zip(ends, parts, strict=True), lambda pair: pair[0]):
-        names, own = zip(*(part for _, part in chunk), strict=True)
-        flat = torch.cat([part.view(-1) for part in own])
+        names, tensors = zip(*(part for _, part in chunk), strict=True)
+        flat = torch.cat([part.view(-1) for part in tensors])
         dist.all_reduce(flat)
-        for name, part, whole in zip(names, own, flat.split([part.numel() for part in own]), strict=True):
+        for name, part, whole in zip(names, tensors, flat.split([part.numel() for part in tensors]), strict=True):
             yield name, whole.view(part.shape).clone()
 
 
@@ -90,7 +90,7 @@ def restore(optimizer: Any, named: Iterable[tuple[str, nn.Parameter]], moments: 
                 state[stretch.flat][key] = torch.zeros_like(stretch.flat)
             into = state[stretch.flat][key]
             if _is_shared(optimizer):
-                into[stretch.there] = full.reshape(-1)[stretch.own].to(into)
+                into[stretch.there] = full.reshape(-1)[stretch.span].to(into)
             else:
                 into.copy_(full)
     if by_name:

@@ -34,7 +34,7 @@ from embae.trainer.runtime.step_flags import StepFlags
 from embae.trainer.training.adversarial_updates import build_updates
 from embae.trainer.training.adversary import gaussian_noise
 from embae.trainer.training.checkpoint import Checkpoint, Meta, set_back
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 from embae.trainer.training.objective import BatchForm, Objective
 from embae.trainer.training.schedule import learning_rate, steps
 from embae.trainer.training.stage_checkpoints import StageCheckpoints
@@ -54,9 +54,10 @@ class StageRun:
     Attributes:
         start: Steps done before.
         stop: Steps of the whole stage.
+        updates: The updates of a step, with their engines.
 
     Raises:
-        ExportError: What the stage starts from, or goes on from, does not fit.
+        WeightsError: What the stage starts or resumes from does not fit.
     """
 
     def __init__(self, context: RunContext, name: str, sampler: PKSampler | ShuffledSampler,
@@ -72,8 +73,8 @@ class StageRun:
                 f"{resume.path}: {self.start} steps are done, but the stage has {self.stop}; give it its "
                 "former length, or remove the checkpoint"
             )
-        self.model = initial_model(recipe.model, self.keys, name, seed=recipe.seed, run=run,
-                                   view=sampler.view, classes=self._classes(), size=self.spec.size)
+        start = StageStart(name, recipe.seed, run, sampler.view, self._classes(), self.spec.size)
+        self.model = initial_model(recipe.model, self.keys, start)
         use_global_batch_norm(self.model, sync=self.keys.sync_batch_norm)
         self.model.to(world.device).train()
         self._frozen = self._frozen_state(self.model.state_dict())
@@ -86,12 +87,12 @@ class StageRun:
             self.loader, elsewhere = self._features(work)
         else:
             self.loader = open_loader(work, loader=recipe.data.loader, device=world.device, threads=recipe.data.threads)
-        self._turns = self._take_turns(resume, work.largest)
+        self.updates = self._build_updates(resume, work.largest)
         before = resume.meta if resume else Meta(name, 0, 0.0, world.world_size)
         took = elsewhere + (time.perf_counter() - began) * world.world_size
         self.keeper = StageCheckpoints(
             run / name,
-            self._turns,
+            self.updates,
             replace(before, rank_seconds=before.rank_seconds + took),
             world,
             monitor,
@@ -118,30 +119,30 @@ class StageRun:
         start_states(states, self.model.eval(), self.sampler.view, inference)
         self.model.train()
 
-    def _take_turns(self, resume: Checkpoint | None, largest: int) -> StepUpdates:
+    def _build_updates(self, resume: Checkpoint | None, largest: int) -> StepUpdates:
         """The engines, over the model as the checkpoint left it, if there is one.
 
-        Beginning and going on are one path: fresh parts from ``init`` first, since the target of a reconstruction by a
-        trained backbone is what that was at the stage's begin.
+        Starting and resuming are one path: parts come from ``init`` first, since the target of a reconstruction by a
+        trained backbone is the backbone as it was when the stage started.
         """
         loss = self.keys.loss
-        assert loss is not None  # what this kind of stage is for
+        assert loss is not None  # a stage that trains
         form = BatchForm(self.keys.accumulate, self.cached, self._standard, self.sampler.images, self.sampler.batch)
         objective = Objective(self.model, loss, self._states, form)
         model, moments = resume.state() if resume else ({}, {})
         if resume:
             load_into(self.model, model, str(resume.path))
             self._check_frozen(model, resume.path)
-        turns = build_updates(objective, self.keys, gaussian_noise(self.recipe.seed, self.name), largest=largest)
+        updates = build_updates(objective, self.keys, gaussian_noise(self.recipe.seed, self.name), largest=largest)
         if resume:
             try:
-                turns.restore_moments(moments)
+                updates.restore_moments(moments)
             except ValueError as error:
                 raise WeightsError(f"{resume.path}: {error}") from error
-        if self.world.first:  # where it begins too: there may be records and damaged checkpoints of an earlier start
+        if self.world.first:  # at a start too: there may be records and damaged checkpoints of an earlier one
             set_back(self.run / self.name, self.start)
         self.monitor.drop_later(self.name, self.start)
-        return turns
+        return updates
 
     def _check_frozen(self, state: dict[str, Tensor], path: Path) -> None:
         for key, value in self._frozen.items():
@@ -167,7 +168,7 @@ class StageRun:
         )
 
     def _features(self, work: Work) -> tuple[FeatureLoader, float]:
-        """The loader of cached features, and the rank-seconds that these took elsewhere: they are this stage's too."""
+        """The loader of cached features, and the rank-seconds that they took elsewhere: this stage counts them."""
         began, inference = time.perf_counter(), Inference.of_recipe(self.recipe, self.world, self.run / "cache")
         bf16 = self.keys.precision == "bf16"
         cached = cached_features(self.model, self.sampler.view, inference, bf16=bf16)
@@ -177,12 +178,12 @@ class StageRun:
         return FeatureLoader(work, cached.features, self.world.device), elsewhere
 
     def train(self) -> Iterator[int]:
-        """Runs the stage; yields the number of steps done: where it goes on, if it does, and after each step.
+        """Runs the stage; yields the number of steps done: where it resumes, if it does, and after each step.
 
         Raises:
-            FloatingPointError: The loss is not finite; what is needed to see it again is in the stage's folder.
+            FloatingPointError: The loss is not finite; the stage's folder has what is needed to reproduce it.
             RunError: A checkpoint could not be written.
-            Stopped: A signal asked for it; there is a checkpoint of the last step.
+            Stopped: A signal requested it; there is a checkpoint of the last step.
         """
         schedule, base = self.keys.lr_schedule, self.keys.optimizer.lr
         epoch = self.sampler.batch / self.sampler.images
@@ -199,12 +200,12 @@ class StageRun:
                 if step == 0 and not self.cached:
                     self.monitor.record_images(self.name, 0, parts[0].inputs, self.spec)
                 lr = learning_rate(schedule, base, step * epoch)
-                report = self._turns.step(parts, lr)
+                report = self.updates.step(parts, lr)
                 recent.append((parts[0], report))
                 clock.add_images(len(parts[0].plan))
                 done = step + 1
                 watchdog.report(f"stage {self.name}, step {done}")
-                broken, unsaved, stop = agreement.exchange(self._turns.broken, self.keeper.failed,
+                broken, unsaved, stop = agreement.exchange(self.updates.broken, self.keeper.failed,
                                                            self._signals.requested is not None)
                 if broken:
                     self._fail(recent)
@@ -220,7 +221,7 @@ class StageRun:
                 yield done
 
     def _fail(self, recent: Iterable[tuple[Batch, dict[str, Tensor]]]) -> None:
-        """Ends the run for the first of these steps with a loss that is not finite, the last at the latest."""
+        """Ends the run; reports the first of these steps with a loss that is not finite, or else the last one."""
         steps = [(batch, {key: value.item() for key, value in report.items()}) for batch, report in recent]
         broken = [step for step in steps if not all(map(math.isfinite, step[1].values()))]
         self.keeper.fail(*(broken or steps[-1:])[0])
@@ -233,19 +234,19 @@ class StageRun:
         self.monitor.record("train", self.name, step, {**values, "loader": self.loader.name})
 
     def time_phases(self, phase: Phase) -> None:
-        """Has loading, forward, backward and optimizer run within phases, for who measures; before it trains."""
+        """Runs loading, forward, backward and optimizer within phases, for measurements; call it before training."""
         self.loader = TimedLoader(self.loader, phase)
-        self._turns.time_phases(phase)
+        self.updates.time_phases(phase)
 
     def export(self) -> None:
-        """Checks that frozen parts are what they were, and writes the export.
+        """Checks that frozen parts have not changed, and writes the export.
 
         Raises:
-            AssertionError: A frozen part moved: a bug of ours.
+            AssertionError: A frozen part changed: a bug of embae.
         """
         state = self.state()
         for key, value in self._frozen.items():
-            assert same_bits(value, state[key]), f"frozen {key} moved"
+            assert same_bits(value, state[key]), f"frozen {key} changed"
 
         def write() -> None:
             self.keeper.wait()
@@ -256,8 +257,8 @@ class StageRun:
         on_first_rank(self.world, write)
 
     def state(self) -> dict[str, Tensor]:
-        """The whole state of the model that the stage is for, on the CPU, on every rank."""
-        return self._turns.result()
+        """The whole state of the model that the stage exports, on the CPU, on every rank."""
+        return self.updates.result()
 
     def _frozen_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         frozen = {part for part, use in self.keys.parts.items() if use == "frozen"}
@@ -273,7 +274,7 @@ class StageRun:
     def close(self) -> None:
         """Frees engines and loader."""
         self.loader.close()
-        self._turns.close()
+        self.updates.close()
 
 
 def same_bits(flat: Tensor, other: Tensor) -> bool:

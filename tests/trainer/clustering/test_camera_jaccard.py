@@ -56,7 +56,7 @@ def dense(found: Any) -> np.ndarray:
     (3, 5, 10, 2), (2, 3, 4, 1), (6, 2, 6, 3), (1, 5, 10, 2), (30, 5, 10, 2)])
 def test_equals_the_transcription(cameras: int, own: int, others: int, average: int) -> None:
     features, camera = invented(cameras=cameras)
-    found = camera_aware_distances(features, camera, own=own, others=others, average=average)
+    found = camera_aware_distances(features, camera, same_camera=own, other_cameras=others, average=average)
     wanted = literally(features, camera, own, others, average)
     assert abs(dense(found) - wanted).max() < 1e-6
     assert (abs(found - found.T).max(), found.diagonal().max()) == (0, 0)

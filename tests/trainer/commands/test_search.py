@@ -271,7 +271,7 @@ def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capf
     assert said.exit_code == 0
     told = said.stderr + capfd.readouterr().err
     assert "footage: the model is not calibrated on 2 of its cameras (door, hall)" in told
-    assert "It knows 1, 2 of park; where these are the same cameras, give the folder that name with --name" in told
+    assert "It knows 1, 2 of park; if these are the same cameras, give the folder that name with --name" in told
 
 
 @pytest.mark.parametrize("words, said", [

@@ -25,7 +25,7 @@ from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 from embae.trainer.training.objective import Objective
 
 CHANNELS, CAMERAS = 4, 5
@@ -224,7 +224,7 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     uses = {**parts_in("frozen", "train", "absent", "train")}
     keys = stage(uses, RECONSTRUCTION, init="before", batch_norm={"embedding": "camera"})
     cameras = [("toy", 0), ("toy", 1), ("toy", 4)]
-    made = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(cameras))
+    made = initial_model(KEYS, keys, StageStart("now", 0, tmp_path, Seen(cameras)))
     assert made.cameras == [("toy", 0), ("toy", 7), ("toy", 1), ("toy", 4)]
     tables = [key for key in made.state_dict() if key.rpartition(".")[2] in TABLES]
     assert len(tables) == 30  # of the frozen backbone too
@@ -241,15 +241,15 @@ def test_a_stage_takes_tables_over_and_gives_new_cameras_the_shared_statistics(t
     _write(tmp_path, before, "named")
     named = keys.model_copy(update={"init": "named"})
     view = Seen(cameras, {("toy", 0): "attic", ("toy", 1): "door", ("toy", 4): "hall"})
-    made = initial_model(KEYS, named, "now", seed=0, run=tmp_path, view=view)  # type: ignore[arg-type]
+    made = initial_model(KEYS, named, StageStart("now", 0, tmp_path, view))  # type: ignore[arg-type]
     assert made.cameras == [("toy", 0), ("toy", 7), ("toy", 8)]
     assert list(made.known_cameras.names.values()) == ["door", "hall", "attic"]
     # As a part that trains by batches, or starts afresh, it has none.
     plain = stage(uses, RECONSTRUCTION, init="before")
-    state = initial_model(KEYS, plain, "now", seed=0, run=tmp_path, view=Seen(cameras)).state_dict()
+    state = initial_model(KEYS, plain, StageStart("now", 0, tmp_path, Seen(cameras))).state_dict()
     assert not any(key.startswith("embedding") and key.endswith(TABLES) for key in state)
     fresh = stage(uses, RECONSTRUCTION, init="before", batch_norm={"embedding": "camera"}, reinit=["embedding"])
-    state = initial_model(KEYS, fresh, "now", seed=0, run=tmp_path, view=Seen(cameras)).state_dict()
+    state = initial_model(KEYS, fresh, StageStart("now", 0, tmp_path, Seen(cameras))).state_dict()
     assert torch.equal(state[f"embedding.2.{VAR}"], torch.ones(4, KEYS.hidden))
 
 

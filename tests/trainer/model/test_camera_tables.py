@@ -23,7 +23,7 @@ from embae.trainer.model.embae import EmbAE
 from embae.trainer.model.known_cameras import KnownCameras
 from embae.trainer.model.saved import SavedModel
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
 PARTS = parts_in("frozen", "frozen")
@@ -222,7 +222,7 @@ def test_a_part_that_trains_drops_its_tables_and_a_frozen_one_keeps_them(
     write(tmp_path, made)
     uses = parts_in(backbone, embedding, "frozen", "train")
     keys = stage(uses, RECONSTRUCTION, init="calibrate", batch_norm=dict.fromkeys(running, "running"))
-    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))
+    found = initial_model(KEYS, keys, StageStart("now", 0, tmp_path, Seen(CAMERAS)))
     assert tables(found) == kept
     for key, value in found.state_dict().items():
         assert torch.equal(value, made.state_dict()[key]), key
@@ -237,7 +237,7 @@ def test_a_part_that_trains_drops_its_tables_and_a_frozen_one_keeps_them(
 def test_a_part_that_starts_afresh_has_no_tables(tmp_path: Path) -> None:
     write(tmp_path, calibrated())
     keys = stage(parts_in("train", "train"), TRIPLET, init="calibrate", reinit=["embedding"])
-    assert tables(initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))) == set()
+    assert tables(initial_model(KEYS, keys, StageStart("now", 0, tmp_path, Seen(CAMERAS)))) == set()
     keys = keys.model_copy(update={"parts": parts_in("frozen", "train")})
-    found = initial_model(KEYS, keys, "now", seed=0, run=tmp_path, view=Seen(CAMERAS))
+    found = initial_model(KEYS, keys, StageStart("now", 0, tmp_path, Seen(CAMERAS)))
     assert tables(found) == {"backbone norms", "backbone put out"} and found.cameras == CAMERAS

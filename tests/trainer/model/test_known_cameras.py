@@ -86,7 +86,7 @@ def test_cameras_that_are_strange_or_found_by_number_alone_are_told(capsys: pyte
     said = told(NAMED)
     assert "(attic, 2)" in said and "by number" not in said
     said = told(KnownCameras([("site", 0)], {("site", 0): "door"}))
-    assert "(attic, door, 2)" in said and "It knows door of site; where these are the same cameras, give" in said
+    assert "(attic, door, 2)" in said and "It knows door of site; if these are the same cameras, give" in said
     assert not told(KnownCameras()) and not told(KnownCameras(view.cameras(), view.camera_names))
 
 

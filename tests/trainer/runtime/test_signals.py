@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.fault_injection import Command, Fault, exports, records
 
-from embae.trainer.training.checkpoint import Checkpoint, found
+from embae.trainer.training.checkpoint import Checkpoint, list_checkpoints
 
 pytestmark = pytest.mark.ranks
 
@@ -40,7 +40,7 @@ def test_signals_end_a_run_that_goes_on_to_the_same_end(
         assert said in ended.err and "Traceback" not in ended.err, (fault, ended.err)
         assert ended.after is not None and ended.after < 30, (fault, ended)
         assert ended.out.count("resumes after step") == (number > 0), ended.out
-        newest = Checkpoint.open(found(run / "embedding")[0])
+        newest = Checkpoint.open(list_checkpoints(run / "embedding")[0])
         steps.append(newest.meta.step)
         if "after step" in said:
             assert f"{said} {newest.meta.step} of stage embedding" in ended.err

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from embae.trainer.recipe.load import load_recipe
 from embae.trainer.runtime.distributed import World
-from embae.trainer.training.checkpoint import Checkpoint, found
+from embae.trainer.training.checkpoint import Checkpoint, list_checkpoints
 
 pytestmark = pytest.mark.ranks
 
@@ -96,7 +96,7 @@ def poisoned(world: World, folder: Path) -> dict[str, Any]:
     stage.loader = Poison(stage.loader)  # type: ignore[assignment]
     try:
         for step in stage.train():
-            made[f"after {step}"] = stage._turns.state(), stage._turns.moments()
+            made[f"after {step}"] = stage.updates.state(), stage.updates.moments()
     except FloatingPointError as error:
         made["said"] = str(error)
     except SystemExit as error:
@@ -171,7 +171,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     command = Command(*words, "--stage", "embedding", "--out", run, cwd=folder, notes=tmp_path / "notes")
     ended = command.start(Fault(SAVED, 2, signal=signal.SIGTERM))
     assert ended.code == 75, ended
-    whole = found(run / "embedding")
+    whole = list_checkpoints(run / "embedding")
     size = sum(file.stat().st_size for file in whole[0].iterdir())
     limits: dict[str, Any] = {}
     if disk:
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
         limits["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
     said = sentence(command.start(None, **limits))
     assert "a checkpoint could not be written" in said and "Make room, and the same command goes on" in said, said
-    assert str(whole[0]) in said and found(run / "embedding") == whole
+    assert str(whole[0]) in said and list_checkpoints(run / "embedding") == whole
     assert [Checkpoint.open(path).path for path in whole] == whole
     if disk:
         filler.unlink()

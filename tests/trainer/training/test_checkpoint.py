@@ -32,8 +32,9 @@ from embae.trainer.training.checkpoint import (
     STATE,
     Checkpoint,
     Meta,
-    found,
+    checksum,
     keep,
+    list_checkpoints,
     newest,
     place,
     set_back,
@@ -51,7 +52,7 @@ def write(stage: Path, step: int) -> Path:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, 500)
-    assert path == tmp_path / "checkpoints" / "step-000500" and found(tmp_path) == [path]
+    assert path == tmp_path / "checkpoints" / "step-000500" and list_checkpoints(tmp_path) == [path]
     opened = Checkpoint.open(path)
     assert opened.meta == Meta("s", 500, 1.5, 2, {"step": 1, "mAP": 0.5})
     for read, wanted in zip(opened.state(), (MODEL, MOMENTS), strict=True):
@@ -100,7 +101,7 @@ def test_a_description_that_is_none_is_refused_though_its_checksum_is_right(tmp_
     path = write(tmp_path, 4)
     found_tree = json.loads((path / META).read_text()) | tree
     (path / META).write_text(json.dumps(found_tree))
-    (path / MARK).write_text(json.dumps({name: checkpoint._sum(path / name) for name in (STATE, META)}))
+    (path / MARK).write_text(json.dumps({name: checksum(path / name) for name in (STATE, META)}))
     with pytest.raises(WeightsError, match=META):
         Checkpoint.open(path)
 
@@ -109,7 +110,7 @@ def test_one_of_another_version_is_neither_passed_over_nor_removed(tmp_path: Pat
     write(tmp_path, 3)
     path = write(tmp_path, 4)
     (path / META).write_text(json.dumps(json.loads((path / META).read_text()) | {"format": 2}))
-    (path / MARK).write_text(json.dumps({name: checkpoint._sum(path / name) for name in (STATE, META)}))
+    (path / MARK).write_text(json.dumps({name: checksum(path / name) for name in (STATE, META)}))
     with pytest.raises(RecipeError, match="another version of embae wrote it"):
         newest(tmp_path)
 
@@ -117,7 +118,7 @@ def test_one_of_another_version_is_neither_passed_over_nor_removed(tmp_path: Pat
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     path = write(tmp_path, 4)
     path.rename(path.with_name("step-000004.partial"))
-    assert found(tmp_path) == [] and newest(tmp_path) is None
+    assert list_checkpoints(tmp_path) == [] and newest(tmp_path) is None
     with pytest.raises(WeightsError, match="not of a whole checkpoint"):
         Checkpoint.open(path)
     set_back(tmp_path, 0)  # the stage begins
@@ -143,12 +144,12 @@ def test_the_newest_stay(tmp_path: Path) -> None:
     for step in (2, 4, 999_999, 1_000_000):
         write(tmp_path, step)
     keep(tmp_path, 3)
-    assert [Checkpoint.open(path).meta.step for path in found(tmp_path)] == [1_000_000, 999_999, 4]
+    assert [Checkpoint.open(path).meta.step for path in list_checkpoints(tmp_path)] == [1_000_000, 999_999, 4]
     set_back(tmp_path, 999_999)
-    assert [Checkpoint.open(path).meta.step for path in found(tmp_path)] == [999_999, 4]
+    assert [Checkpoint.open(path).meta.step for path in list_checkpoints(tmp_path)] == [999_999, 4]
     write(tmp_path, 1_000_000)
     set_back(tmp_path, 1_000_000)
-    assert [Checkpoint.open(path).meta.step for path in found(tmp_path)] == [1_000_000, 999_999, 4]
+    assert [Checkpoint.open(path).meta.step for path in list_checkpoints(tmp_path)] == [1_000_000, 999_999, 4]
 
 
 def test_the_saver_keeps_some_and_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +160,7 @@ def test_the_saver_keeps_some_and_tells_what_went_wrong(tmp_path: Path, monkeypa
     for step in (1, 2, 3):
         saver.save(Meta("s", step, 0.0, 1), MODEL, MOMENTS)
     saver.wait()
-    assert [path.name for path in found(tmp_path)] == ["step-000003", "step-000002"] and not saver.failed
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000002"] and not saver.failed
 
     def full(state: dict[str, Tensor], file: str) -> None:
         raise OSError(28, "No space left on device")
@@ -168,7 +169,7 @@ def test_the_saver_keeps_some_and_tells_what_went_wrong(tmp_path: Path, monkeypa
     saver.save(Meta("s", 4, 0.0, 1), MODEL, MOMENTS)
     with pytest.raises(RunError, match=r"No space left.*the last whole one is .*step-000003"):
         saver.wait()
-    assert saver.failed and [path.name for path in found(tmp_path)] == ["step-000003", "step-000002"]
+    assert saver.failed and [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000002"]
 
 
 # What a run does with them: whole runs of one stage, in one process.
@@ -185,7 +186,7 @@ def _undo(stage: Path, *steps: int) -> None:
     """Makes a done stage one that was killed after some checkpoints; the last ones it has are 3, 4 and 5."""
     (stage / "done").unlink(missing_ok=True)
     shutil.rmtree(stage / "export", ignore_errors=True)
-    for path in found(stage):
+    for path in list_checkpoints(stage):
         if Checkpoint.open(path).meta.step not in steps:
             shutil.rmtree(path)
 
@@ -206,8 +207,8 @@ def taken_up(world: World, folder: Path) -> dict[str, Any]:
                 train(recipe, run, world, StopSignals(), TrainOptions(last=last, resume=resume))
             except (WeightsError, ValueError) as caught:
                 error = f"{type(caught).__name__}: {caught}"
-        left = [path.name for path in found(run / last)]
-        whole = [path for path in found(run / last) if _opens(path)]
+        left = [path.name for path in list_checkpoints(run / last)]
+        whole = [path for path in list_checkpoints(run / last) if _opens(path)]
         return {"out": out.getvalue(), "err": err.getvalue(), "error": error, "exports": exports(run),
                 "records": [] if error else records(run), "left": left, "whole": len(whole)}
 
@@ -220,33 +221,33 @@ def taken_up(world: World, folder: Path) -> dict[str, Any]:
     made["killed"] = go(copy("killed", 3, 4))
     made["before any"] = go(copy("before any"))
     run = copy("damaged", 3, 4)
-    flip(found(run / "embedding")[0] / STATE)
+    flip(list_checkpoints(run / "embedding")[0] / STATE)
     made["one damaged"] = go(run)
     run = copy("all damaged", 3, 4, 5)
-    for path in found(run / "embedding"):
+    for path in list_checkpoints(run / "embedding"):
         flip(path / STATE)
     made["all damaged"] = go(run)
     run = copy("moved", 3, 4, 5)
     made["moved away"] = go(run, resume=_moved(run))
     run = copy("asked", 3, 4, 5)
-    made["asked for"] = go(run, resume=found(run / "embedding")[2])
-    again = found(run / "embedding")[2]
+    made["asked for"] = go(run, resume=list_checkpoints(run / "embedding")[2])
+    again = list_checkpoints(run / "embedding")[2]
     _undo(run / "embedding", 4)
     made["asked for again"] = go(run, resume=again)  # as a job that is queued again does: it is not set back again
     made["elsewhere"] = go(base / "new", resume=base / "killed" / "embedding" / FOLDER / "step-000003")
     made["none"] = go(base / "none", resume=base / "whole" / "embedding" / "export")
     made["not there"] = go(base / "none", resume=base / "nowhere")
-    made["done"] = go(base / "whole", resume=found(base / "whole" / "embedding")[0])
+    made["done"] = go(base / "whole", resume=list_checkpoints(base / "whole" / "embedding")[0])
     other = base / "other-stage"
-    shutil.copytree(found(base / "whole" / "embedding")[0], other)
+    shutil.copytree(list_checkpoints(base / "whole" / "embedding")[0], other)
     tree = json.loads((other / META).read_text()) | {"stage": "supervised"}
     (other / META).write_text(json.dumps(tree))
-    (other / MARK).write_text(json.dumps({name: checkpoint._sum(other / name) for name in (STATE, META)}))
+    (other / MARK).write_text(json.dumps({name: checksum(other / name) for name in (STATE, META)}))
     made["no such stage"] = go(copy("no-such-stage", 3), resume=other)
     made["second stage"] = go(base / "whole", last="autoencoder")
     shutil.copytree(base / "whole", base / "frozen")
     _undo(base / "frozen" / "autoencoder", 1)
-    path = found(base / "frozen" / "autoencoder")[0]
+    path = list_checkpoints(base / "frozen" / "autoencoder")[0]
     model, moments = Checkpoint.open(path).state()
     key = next(key for key in model if key.startswith("backbone") and key.endswith("weight"))
     model[key] = model[key] + 1
@@ -265,7 +266,7 @@ def _opens(path: Path) -> bool:
 def _moved(run: Path) -> Path:
     """A checkpoint of a run, away from it."""
     target = run.parent / "away"
-    found(run / "embedding")[1].rename(target)
+    list_checkpoints(run / "embedding")[1].rename(target)
     return target
 
 

@@ -16,7 +16,7 @@ from embae.trainer.model import saved as export
 from embae.trainer.model.backbone import build_backbone
 from embae.trainer.model.embae import EmbAE
 from embae.trainer.runs.stage_folder import StageCost, finish_stage
-from embae.trainer.training.initial_model import initial_model
+from embae.trainer.training.initial_model import StageStart, initial_model
 
 CAMERAS = [("toy", 0), ("toy", 1), ("toy", 2)]
 ALL = parts_in("frozen", "train", "train", "train")
@@ -32,9 +32,8 @@ def _initial(
     reinit: tuple[str, ...] = (),
 ) -> EmbAE:
     loss = TRIPLET if parts["decoder"] == "absent" else RECONSTRUCTION
-    return initial_model(
-        KEYS, stage(parts, loss, init=init, reinit=list(reinit)), name, seed=seed, run=run, view=Seen(cameras)
-    )
+    keys = stage(parts, loss, init=init, reinit=list(reinit))
+    return initial_model(KEYS, keys, StageStart(name, seed, run, Seen(cameras)))
 
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -124,7 +123,7 @@ def test_weights_of_another_size_are_named(run: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"stages\.now\.init: before, part embedding: 3\.weight is \(8, 16\), the model's \(9, 16\)"
     ):
-        initial_model(wider, stage(ALL, RECONSTRUCTION, init="before"), "now", seed=0, run=run, view=Seen(CAMERAS))
+        initial_model(wider, stage(ALL, RECONSTRUCTION, init="before"), StageStart("now", 0, run, Seen(CAMERAS)))
 
 
 class Payload:

@@ -145,10 +145,10 @@ def elsewhere(world: World, folder: Path) -> dict[tuple[str, int], dict[str, Any
         saved = Checkpoint.open(place(_place(folder.parent, case, source, "half") / "stage", HALF))
         run = _place(folder.parent, case, world.world_size, f"from-{source}")
         stage = _stage(folder.parent, case, run, world, saved)
-        begins = stage._turns.state(), stage._turns.moments()
+        begins = stage.updates.state(), stage.updates.moments()
         batch = _next_batch(stage)
         next(itertools.islice(stage.train(), 1, None))  # the first thing it gives is where it goes on
-        found[case, source] = {"begins": begins, "batch": batch, "moments": stage._turns.moments()}
+        found[case, source] = {"begins": begins, "batch": batch, "moments": stage.updates.moments()}
         stage.close()
     return found
 
@@ -181,7 +181,7 @@ def _next_batch(stage: Any) -> dict[str, Tensor]:
 
     work, data = stage.work(stage.start), stage.recipe.data
     if stage.cached:
-        loader: Any = FeatureLoader(work, stage.loader._features, stage.world.device)
+        loader: Any = FeatureLoader(work, stage.loader.features, stage.world.device)
     else:
         loader = open_loader(work, loader=data.loader, device=stage.world.device, threads=1)
     parts = [*itertools.islice(iter(loader), stage.keys.accumulate)]

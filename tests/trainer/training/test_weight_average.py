@@ -39,8 +39,8 @@ def trained(world: World, folder: Path) -> dict[int, Any]:
                 "data": {"from": "sources", "batch": 10}, "loss": {"reconstruction": {}}}},
         }, "toy")  # fmt: skip
         stage = begin_stage(recipe, "stage", run, world)
-        states = [stage._turns.state()]
-        states += [stage._turns.state() for _ in stage.train()]
+        states = [stage.updates.state()]
+        states += [stage.updates.state() for _ in stage.train()]
         stage.export()
         stage.close()
         snapshot = stage.state() if zero == 0 else {}

@@ -48,7 +48,7 @@ class ExportFormat(ABC):
         """Checks that the modules that the format needs are installed.
 
         Raises:
-            ExportError: One is missing; the message says how to install it.
+            WeightsError: One is missing; the message says how to install it.
         """
         missing = [module for module in self.requires if importlib.util.find_spec(module) is None]
         if missing:

@@ -21,7 +21,7 @@ def format_by_name(name: str) -> ExportFormat:
     """The format of a name.
 
     Raises:
-        ExportError: There is none.
+        WeightsError: There is none.
     """
     if name not in FORMATS:
         raise WeightsError(f"--format {name}: expected {', '.join(FORMATS)}")

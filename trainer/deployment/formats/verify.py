@@ -32,7 +32,7 @@ def write_verified(folder: Path, export_format: ExportFormat, export: SavedModel
         Batch size as text → the largest relative difference of an embedding from PyTorch's.
 
     Raises:
-        ExportError: A module is not installed, or a difference is larger than `TOLERANCE`.
+        WeightsError: A module is not installed, or a difference is larger than `TOLERANCE`.
     """
     export_format.check_installed()
     program = export_format.write(folder, export, deployed, about)
