@@ -22,3 +22,6 @@ class ShardOptions:
     workers: int | None = None
     skip_bad: bool = False
     join: bool = False
+
+
+DEFAULTS = ShardOptions()

@@ -27,7 +27,7 @@ from embae.datasets.index.card import CARD, PARTIAL, read_card
 from embae.datasets.index.records import Record, camera_names
 from embae.datasets.sharding.dataset_lock import dataset_lock
 from embae.datasets.sharding.index import SKIPPED, write_shard_index
-from embae.datasets.sharding.options import ShardOptions
+from embae.datasets.sharding.options import DEFAULTS, ShardOptions
 from embae.datasets.sharding.plan import ShardPlan, plan_shards
 from embae.datasets.sharding.queue import CLAIM, ShardQueue
 from embae.datasets.sharding.writer import (
@@ -52,7 +52,7 @@ def write_shards(
     out: Path,
     *,
     source: Mapping[str, Any],
-    options: ShardOptions = ShardOptions(),  # noqa: B008
+    options: ShardOptions = DEFAULTS,
     progress: Report = progress,
 ) -> Index:
     """Writes ``<out>/<name>``: tars, ``index.arrow``, ``dataset.yaml``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,38 +15,56 @@ _FAR = 20  # times: values that a linear axis would press flat
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 22  # pixels around a plot
 
 
-def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label: str, width: int = 320,
-               height: int = 150, log: bool = False, dots: bool = False, marks: Sequence[float] = ()) -> Markup:
+@dataclass(frozen=True)
+class LineStyle:
+    """How a line chart is drawn.
+
+    Attributes:
+        by: What the x axis counts.
+        log: A logarithmic y axis, if values are above zero and far apart.
+        dots: Mark every point.
+        marks: Where on the x axis to draw an upright line.
+    """
+
+    by: str = "step"
+    log: bool = False
+    dots: bool = False
+    marks: Sequence[float] = ()
+
+
+PLAIN = LineStyle()
+
+
+def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label: str,
+               style: LineStyle = PLAIN) -> Markup:
     """Lines over steps, the smallest and largest values beside the axes.
 
     Args:
         series: Name → x and y; what is not finite is left out.
         label: What a screen reader says.
-        width, height: Pixels; the page may scale it.
-        log: A logarithmic y axis, if values are above zero and far apart.
-        dots: Mark every point.
-        marks: Where on the x axis to draw an upright line.
+        style: How it is drawn.
     """
+    width, height = 320, 150  # pixels; the page may scale it
     lines = {name: line for name, (x, y) in series.items() if len(line := _finite(x, y))}
     if not lines:
         return tag("p", "No values.", class_="none")
     every = np.concatenate(list(lines.values()))
     (x0, y0), (x1, y1) = every.min(0), every.max(0)
     whole = tuple((every == np.rint(every)).all(0))
-    if log := log and y0 > 0 and y1 > _FAR * y0:
+    if log := style.log and y0 > 0 and y1 > _FAR * y0:
         lines = {name: np.stack([line[:, 0], np.log10(line[:, 1])], 1) for name, line in lines.items()}
         y0, y1 = np.log10(y0), np.log10(y1)
     spread = (y1 - y0) or abs(y1) or 1.0
     y0, y1 = (y0 - 0.05 * spread, y1 + 0.05 * spread)
     place = _Scale(x0, x1, y0, y1, width, height)
     drawn = [*_frame(place, log, whole)]
-    for x in marks:
+    for x in style.marks:
         (at, bottom), (_, top) = place(x, y0), place(x, y1)
         drawn.append(tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=f"{bottom:.1f}", y2=f"{top:.1f}", class_="mark"))
     for number, line in enumerate(lines.values()):
         points = [place(x, y) for x, y in _thin(line)]
         drawn.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=f"line c{number}"))
-        if dots or len(points) == 1:
+        if style.dots or len(points) == 1:
             drawn += [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=f"c{number}") for x, y in points]
     return _svg(drawn, width, height, label)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from embae.trainer.report.charts import legend, line_chart
+from embae.trainer.report.charts import PLAIN, LineStyle, legend, line_chart
 from embae.trainer.report.loops import Loop, fold
 from embae.trainer.report.markup import Markup, joined, section, tag
 from embae.trainer.report.records import PAIRS, Records, last, points
@@ -31,18 +32,19 @@ def curves(facts: RunSummary, records: Records) -> Markup:
 
 def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
     """What became of clusters and scores round by round, then each stage that trains, rounds in a row."""
-    charts = []
+    charts, by_round = [], LineStyle(by="round", dots=True)
     for name in loop.names:
         numbered = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]
         clusters = [{**last(records, stage, "cluster"), "step": number} for number, stage in numbered]
         if any("clusters" in record for record in clusters):
-            charts.append(_chart("Clusters", clusters, ["clusters"], by="round", dots=True))
+            charts.append(_chart("Clusters", clusters, ["clusters"], style=by_round))
         if any("precision" in record for record in clusters):
-            charts.append(_chart("Pairs of pseudo-labels", clusters, list(PAIRS), tuple(PAIRS.values()), by="round",
-                                 dots=True))
+            charts.append(
+                _chart("Pairs of pseudo-labels", clusters, list(PAIRS), tuple(PAIRS.values()), style=by_round)
+            )
         evals = [{**last(records, stage, "eval"), "step": number} for number, stage in numbered]
         if sum("mAP" in record for record in evals) > 1:
-            charts.append(_chart(f"Scores after {name}", evals, ["Rank-1", "mAP"], by="round", dots=True))
+            charts.append(_chart(f"Scores after {name}", evals, ["Rank-1", "mAP"], style=by_round))
     if charts:
         names = f"{', '.join(loop.names)}: {loop.rounds} rounds"
         yield joined([tag("h3", names), tag("div", *charts, class_="charts")])
@@ -63,26 +65,28 @@ def _stage(name: str, kinds: Mapping[str, list[dict[str, Any]]], marks: Sequence
     right = [key for key in series if key == "right" or key.startswith("near_")]
     terms = [key for key in series if key not in _NO_TERM and key not in right]
     losses = ["loss", *(terms if len(terms) > 1 else [])]
-    charts = [_chart("Loss", train, losses, log=True, marks=marks)]
+    style = LineStyle(marks=marks)
+    charts = [_chart("Loss", train, losses, style=replace(style, log=True))]
     if len(set(points(train, "lr")[1])) > 1:
-        charts.append(_chart("Learning rate", train, ["lr"], marks=marks))
-    charts.append(_chart("Images per second", train, ["images_per_s"], marks=marks))
+        charts.append(_chart("Learning rate", train, ["lr"], style=style))
+    charts.append(_chart("Images per second", train, ["images_per_s"], style=style))
     if any("d_ap" in record for record in train):
         charts.insert(1, _chart("Distance in a batch", train, ["d_ap", "d_an"], ("to the positive", "to the negative"),
-                                marks=marks))
+                                style=style))
     if right:
         names = tuple({"right": "triplets"}.get(key, key.removeprefix("near_")) for key in right)
-        charts.insert(1, _chart("Right in the batch", train, right, names, marks=marks))
+        charts.insert(1, _chart("Right in the batch", train, right, names, style=style))
     evals = [record for record in kinds.get("eval", []) if type(record.get("mAP")) is float]
     if len(evals) > 1:  # one stands in the table
         charts.insert(0, _chart(f"Scores on {evals[0].get('dataset', 'the target')}", evals, ["Rank-1", "mAP"],
-                                dots=True))
+                                style=LineStyle(dots=True)))
     return joined([tag("h3", name), tag("div", *charts, class_="charts")])
 
 
 def _chart(title: str, records: Sequence[dict[str, Any]], keys: list[str], names: tuple[str, ...] = (), *,
-           by: str = "step", log: bool = False, dots: bool = False, marks: Sequence[float] = ()) -> Markup:
+           style: LineStyle = PLAIN) -> Markup:
     series = {key: points(records, key) for key in keys}
     shown = names or tuple(keys)
-    chart = line_chart(series, label=f"{title} by {by}", log=log, dots=dots, marks=marks)
-    return tag("figure", tag("figcaption", f"{title}, by {by}"), chart, *([legend(shown)] if len(keys) > 1 else []))
+    chart = line_chart(series, label=f"{title} by {style.by}", style=style)
+    return tag("figure", tag("figcaption", f"{title}, by {style.by}"), chart,
+               *([legend(shown)] if len(keys) > 1 else []))

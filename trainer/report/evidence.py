@@ -163,7 +163,7 @@ def _evidence(facts: RunSummary, index: Index, files: dict[str, Path], refined: 
         embeddings = _read(path, len(both[0]), len(both[1]))
         if isinstance(embeddings, str):
             return embeddings, {}
-        model, ranked[row] = rank(row, *embeddings, query_labels, gallery_labels, chosen, refined, every=every)
+        model, ranked[row] = rank(row, embeddings, (query_labels, gallery_labels), chosen, refined, every=every)
         models.append(model)
     if not (models[-1].results.first > 0).any():
         return "No query of this dataset has an image of its identity on another camera of the gallery.", {}
@@ -171,22 +171,22 @@ def _evidence(facts: RunSummary, index: Index, files: dict[str, Path], refined: 
     return Evidence(index, *places, chosen_labels, gallery_labels, models, seed, refined), ranked
 
 
-def rank(row: str, query: np.ndarray, gallery: np.ndarray, query_labels: Labels, gallery_labels: Labels,
-         chosen: np.ndarray, refined: RankingOptions, *, every: bool = False) -> tuple[Ranked, PerQuery]:
-    """Ranks a gallery for some queries, and for `every` one if asked for.
+def rank(row: str, embeddings: tuple[np.ndarray, np.ndarray], labels: tuple[Labels, Labels], chosen: np.ndarray,
+         refined: RankingOptions, *, every: bool = False) -> tuple[Ranked, PerQuery]:
+    """Ranks a gallery for some queries, or for every query.
 
     Args:
         row: The row of the table.
-        query: `(Q, Z)` raw embeddings.
-        gallery: `(N, Z)` raw embeddings.
-        query_labels, gallery_labels: What is known of them.
+        embeddings: Raw embeddings of query `(Q, Z)` and gallery `(N, Z)`.
+        labels: Labels of query and gallery.
         chosen: `(n,)`, the queries that are shown.
-        refined: What is done to the ranking; re-ranking looks at all queries.
-        every: Whether results of all queries are wanted.
+        refined: What is done to the ranking; re-ranking uses all queries.
+        every: Whether to return the results of all queries.
 
     Returns:
         What is shown, and results of all queries or of those that are shown.
     """
+    (query, gallery), (query_labels, gallery_labels) = embeddings, labels
     if not every and not refined.rerank:
         query, query_labels, chosen = query[chosen], select_labels(query_labels, chosen), np.arange(len(chosen))
     distances = refined.distances(query, gallery, gallery_labels, WorkSplit())

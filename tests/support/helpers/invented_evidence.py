@@ -28,6 +28,6 @@ def evidence(index: Index, noises: tuple[float, ...] = (1.5, 0.5), refined: Rank
     models = []
     for number, noise in enumerate(noises):
         query, gallery = (embeddings(one, 10 * number + at, noise) for at, one in enumerate(known))
-        models.append(rank(f"row {number}", query, gallery, *known, np.arange(len(query)), refined)[0])
+        models.append(rank(f"row {number}", (query, gallery), known, np.arange(len(query)), refined)[0])
     rows = [view.locate(np.arange(len(view)))[1] for view in views]
     return Evidence(index, *rows, *known, models, 0, refined)

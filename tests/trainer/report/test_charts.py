@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embae.trainer.report.charts import MOST, histogram, legend, line_chart, scatter
+from embae.trainer.report.charts import MOST, LineStyle, histogram, legend, line_chart, scatter
 from embae.trainer.report.records import read_records
 
 
@@ -30,7 +30,7 @@ def test_a_line_rises_and_falls_as_its_values_do() -> None:
 @pytest.mark.parametrize("values", [[0.0], [1.0, 1.0], [float("nan"), 2.0], [1e-12, 1e-11], [-1e9, 1e9], [0.0, -0.0]])
 def test_odd_values_make_a_chart_all_the_same(values: list[float]) -> None:
     for log in (False, True):
-        made = line_chart({"a": (list(range(len(values))), values)}, label="<a>", log=log)
+        made = line_chart({"a": (list(range(len(values))), values)}, label="<a>", style=LineStyle(log=log))
         ET.fromstring(made)
         assert "nan" not in made and "inf" not in made
     assert "No values" in line_chart({"a": ([], [])}, label="a")
@@ -43,13 +43,15 @@ def test_long_lines_are_thinned() -> None:
 
 def test_a_logarithmic_axis_has_round_ticks_where_values_are_far_apart() -> None:
     def ticks(values: list[float]) -> list[str]:
-        drawn = ET.fromstring(line_chart({"a": (list(range(len(values))), values)}, label="a", log=True))
+        drawn = ET.fromstring(
+            line_chart({"a": (list(range(len(values))), values)}, label="a", style=LineStyle(log=True))
+        )
         return [node.text or "" for node in drawn.findall("text") if node.get("class") == "end"]
 
     assert ticks([0.03, 0.5, 3.0]) == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
     assert ticks([0.02, 300.0]) == ["0.1", "1", "10", "100"]
     assert ticks([1.0, 2.25]) == ticks([1.0, 2.25, 1.5]) and "1.5" in ticks([1.0, 2.25])  # linear
-    drawn = points(line_chart({"a": ([0, 1, 2], [0.01, 0.1, 1.0])}, label="a", log=True))
+    drawn = points(line_chart({"a": ([0, 1, 2], [0.01, 0.1, 1.0])}, label="a", style=LineStyle(log=True)))
     assert np.diff(drawn[:, 1]) == pytest.approx(2 * [drawn[1, 1] - drawn[0, 1]], abs=0.3)
 
 
