@@ -129,8 +129,8 @@ def footage(where: str, *, name: str | None = None, pattern: str | None = None, 
     if len(named) > 1:
         note(f"{where}: cameras {', '.join(f'{number} = {camera}' for camera, number in named.items())}")
     if deeper := None if pattern else _deeper(root, records):
-        note(f"{where}: the sub-folders are taken as cameras, and what lies in their own sub-folders ({deeper}) as of "
-             "these cameras; where those are the cameras, name one of the folders, or say "
+        note(f"{where}: the sub-folders are taken as cameras, and images in deeper folders ({deeper}) as images of "
+             "these cameras; if the deeper folders are the cameras, give one of the sub-folders, or "
              "--pattern '^(?P<camid>[^/]+/[^/]+)/'")
     about = {"reader": "folder", "root": str(root.resolve()), "options": {"pattern": pattern} if pattern else {}}
     index = shard(name, records, keep, source=about, size=size, skip_bad=skip_bad)
@@ -142,7 +142,7 @@ def footage(where: str, *, name: str | None = None, pattern: str | None = None, 
 def _refuse_options(where: str, sharded_name: str, name: str | None, pattern: str | None) -> None:
     for option, is_given in (("name", name not in (None, sharded_name)), ("pattern", pattern is not None)):
         if is_given:
-            raise DataError(f"{where}: is sharded already, as {sharded_name}; --{option} goes with a folder of images")
+            raise DataError(f"{where}: is sharded already, as {sharded_name}; --{option} is for a folder of images")
 
 
 def is_sharded(where: str) -> Path | Url | None:
@@ -170,12 +170,12 @@ def images(where: str, pattern: str | None = None) -> tuple[Path, list[Record]]:
     if os.path.isdir(root) and (inside := datasets_in(root)):
         raise DataError(f"{where}: holds the datasets {', '.join(inside)}; name one of them")
     if not os.path.isdir(root):
-        raise DataError(f"{where}: no such folder; wanted one of images, or a sharded dataset")
+        raise DataError(f"{where}: no such folder; expected a folder of images, or a sharded dataset")
     records = read_records("folder", root, {"pattern": pattern or _CAMERA})
     if matches is not None:
         records = [record for record in records if os.path.abspath(_path(record)) in matches]
         if not records:
-            raise DataError(f"{where}: no image below {root} is named so")
+            raise DataError(f"{where}: no image below {root} matches")
     return root, records if pattern else [replace(record, split="train") for record in records]
 
 
@@ -189,7 +189,7 @@ def _deeper(root: Path, records: Sequence[Record]) -> str:
 
 def shard(name: str, records: Sequence[Record], keep: Path, *, source: dict[str, Any],
           size: tuple[int, int] | None = None, skip_bad: bool = False) -> Index:
-    """`write_shards` of image files into a folder of their own below `keep`, found again by what they are now.
+    """Shards image files into a folder below `keep` whose name is a digest of them: unchanged files are sharded once.
 
     Raises:
         DataError: An image cannot be decoded, or a name does not fit.
@@ -209,10 +209,10 @@ def shard(name: str, records: Sequence[Record], keep: Path, *, source: dict[str,
 
 
 def fit_name(root: Path) -> str:
-    """A dataset's name for a folder: its own, with ``_`` for what no name may hold.
+    """A dataset's name for a folder: that of the folder, with ``_`` for letters that no name may have.
 
     Raises:
-        DataError: Nothing of it may be in a name.
+        DataError: No letter of it may be in a name.
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", root.resolve().name)[:100].lstrip("_-")
     if not name:

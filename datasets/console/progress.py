@@ -28,7 +28,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """``with progress("sharding market1501", total) as advance: advance(n)``.
 
     Args:
-        label: What is going on.
+        label: What is being done.
         total: How much there is to do; ``advance(n)`` says that n more is done.
     """
     if sys.stderr.isatty():

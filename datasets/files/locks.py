@@ -56,7 +56,7 @@ class LockFile:
         path: The file.
         descriptor: The open file.
         shared: Whether other processes may share the lock.
-        unsupported: Why the file system cannot lock, where it cannot: then the file is open and nobody is excluded.
+        unsupported: Why the file system cannot lock, if it cannot: then the file is open and excludes no process.
     """
 
     path: Path

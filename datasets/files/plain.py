@@ -1,4 +1,4 @@
-"""Reads regular files up to a size limit: a file from somebody else may be a pipe that never ends, or huge."""
+"""Reads regular files up to a size limit: a file from a stranger may be a pipe that never ends, or huge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees of plain values, checked after parsing: what JSON and YAML files from somebody else may contain.
+"""Trees of plain values, checked after parsing: what JSON and YAML files from strangers may contain.
 
 A plain tree consists of mappings with text keys, lists, text, numbers, true, false and null. It shares no part with
 itself, is at most `DEEPEST` levels deep and has at most `MOST` values and characters, so code that walks, prints or

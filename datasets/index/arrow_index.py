@@ -24,7 +24,7 @@ from embae.datasets.index.table import TABLE, IndexTable
 from embae.datasets.index.table_file import read_table
 from embae.datasets.remote.url import Url
 
-_UNKNOWN_LENGTH = 2**62  # of a shard that was not looked at
+_UNKNOWN_LENGTH = 2**62  # of a shard that was not opened
 
 
 class Index(IndexTable):
@@ -152,7 +152,7 @@ class Index(IndexTable):
         for wrong, problem in (
             (np.append(False, self.split[1:] < self.split[:-1]), "belongs to an earlier split than the row before it"),
             (self.camid < 0, "has a camid below 0"),
-            ((self.size < 1) | (self.offset < 0) | (self.offset > last_offset), "lies outside its shard"),
+            ((self.size < 1) | (self.offset < 0) | (self.offset > last_offset), "is outside its shard"),
             ((self.height < 1) | (self.width < 1) | (pixels > MAX_PIXELS), f"has not 1 to {MAX_PIXELS:,} pixels"),
         ):
             if wrong.any():

@@ -76,7 +76,7 @@ def is_merged(folder: Path | Url) -> bool:
     """
     if not isinstance(folder, Url):
         return os.path.isfile(folder / MERGED)  # not Path.is_file, which raises for a name that is too long
-    for name in (CARD, MERGED):  # in this order: some stores require more rights to ask for a file that does not exist
+    for name in (CARD, MERGED):  # in this order: some stores require more rights to request a file that does not exist
         try:
             (folder / name).read(MOST)
         except Missing:

@@ -37,7 +37,7 @@ def contact_sheet(index: Index, path: Path, seed: int = 0, identities: int = 8, 
         DataError: An image does not match its checksum, or the numbers leave nothing to draw.
     """
     if identities < 1 or per_identity < 1:
-        raise DataError(f"contact sheet of {identities} × {per_identity} images: wanted at least one row and column")
+        raise DataError(f"contact sheet of {identities} × {per_identity} images: expected at least one row and column")
     rng = np.random.default_rng(seed)
     rows = _choose(index, rng, identities, per_identity)
     sheet = _draw(index, rows)

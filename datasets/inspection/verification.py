@@ -23,7 +23,7 @@ from embae.datasets.index.summary import counts, fingerprint
 from embae.datasets.index.table import TABLE
 
 _NAMED = 20  # problems named in one shard
-_SIDECAR = 4096  # bytes of a JSON that are looked at; ours have 100
+_SIDECAR = 4096  # bytes of a JSON that are read at most; those of embae have 100
 
 
 def verify(index: Index, progress: Report = progress) -> list[str]:
@@ -56,10 +56,10 @@ def verify(index: Index, progress: Report = progress) -> list[str]:
 
 
 def check_rows(index: Index) -> None:
-    """Looks at every row of the index and at no shard: 0.15 s for a million of images.
+    """Checks every row of the index and opens no shard: 0.15 s for a million images.
 
     Raises:
-        DataError: A value that cannot be, or rows that are not those of the fingerprint or of the card.
+        DataError: An impossible value, or rows that do not match the fingerprint or the card.
     """
     index.validate()
     if problems := _check_card(index):
@@ -127,7 +127,7 @@ def _check_members(index: Index, shard: int, rows: range) -> list[str]:
             problems.append(f"{describe_row(index, row)}: {key}.json is missing or says otherwise than the index")
     if len(images) < len(rows):
         row = rows[len(images)]
-        problems.append(f"{path}: the tar ends after {len(images):,} images, wanted {len(rows):,}; "
+        problems.append(f"{path}: the tar ends after {len(images):,} images, expected {len(rows):,}; "
                         f"the first missing one is {index.key(row)} (row {row})")
     elif len(images) > len(rows):
         problems.append(f"{path}: the tar has {len(images):,} images, the index {len(rows):,}")

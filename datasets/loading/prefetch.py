@@ -39,7 +39,7 @@ class Prefetch:
         node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._max_bytes = min(cache.max_bytes for cache in caches) * SHARE / node_ranks
         self._open: dict[int, Future[int | None]] = {}  # by shard, numbered over all datasets
-        self._last_batch: dict[int, int] = {}  # of those looked at, the last batch that reads a shard
+        self._last_batch: dict[int, int] = {}  # shard → the last batch that reads it, of the batches seen so far
         self._position, self._closed, self._changed = 0, False, threading.Condition()
         self._pool = ThreadPoolExecutor(DOWNLOADS, "download")
         self._thread = threading.Thread(target=self._walk, name="prefetch", daemon=True)

@@ -1,4 +1,4 @@
-"""Images that several datasets have in common, encoded anew or resized: found by their perceptual hashes.
+"""Images that several datasets have in common, re-encoded or resized: found by their perceptual hashes.
 
 What matters most is an image that one dataset trains on and another tests on: scores on it say nothing.
 """
@@ -24,14 +24,14 @@ from embae.datasets.merging.perceptual_hash import BITS, hashes
 DISTANCE = 12
 """Bits of 256 that two images may differ in and still be taken for one.
 
-Measured on the 13,245 images of CUHK03, CUHK01 and PKU-Reid, each encoded anew at quality 50, 75 and 95 with halved
+Measured on the 13,245 images of CUHK03, CUHK01 and PKU-Reid, each re-encoded at quality 50, 75 and 95 with halved
 chroma, in its own size and resized to 128×64 and 256×128: 99.9 % are within 12 bits of the original (the worst of the
 nine, quality 50: 99.8 %), all within 18. Of 46 million pairs from different sets none is nearer than 66 bits. Of other
 images of one set, 16 pairs are equal (frames stored twice); the next is at 33 bits, of other people at 43.
 """
 
 COLUMNS = ("dataset", "split", "key", "other_dataset", "other_split", "other_key", "distance")
-_BLOCK = 1 << 20  # pairs or hashes looked at together
+_BLOCK = 1 << 20  # pairs or hashes compared together
 
 Use = Literal["train", "test"]
 
@@ -85,7 +85,7 @@ class Duplicates:
         """Writes the pairs as CSV, `COLUMNS`."""
         starts = np.cumsum([0] + [len(index) for index in self.indexes])
 
-        def told(row: int) -> list[str]:
+        def location(row: int) -> list[str]:
             number = int(np.searchsorted(starts, row, side="right")) - 1
             index, local = self.indexes[number], row - int(starts[number])
             return [index.name, SPLITS[index.split[local]], index.key(local)]
@@ -94,7 +94,7 @@ class Duplicates:
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
         for (row, other), distance in zip(self.pairs.tolist(), self.distances.tolist(), strict=True):
-            lines.writerow([*told(row), *told(other), distance])
+            lines.writerow([*location(row), *location(other), distance])
         write_text(path, text.getvalue())
 
 

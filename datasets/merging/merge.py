@@ -39,9 +39,9 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
             or not for all of them, or a folder that holds something else.
     """
     if len(folders) < 2:
-        raise DataError(f"found {len(folders)} dataset{'s' * (len(folders) != 1)} to merge; wanted two at least")
+        raise DataError(f"found {len(folders)} dataset{'s' * (len(folders) != 1)} to merge; expected at least two")
     if not NAME.fullmatch(out.name):
-        raise DataError(f"{out}: wanted a folder named by up to 100 letters, digits, '_' and '-': recipes name it so")
+        raise DataError(f"{out}: expected a folder named by up to 100 letters, digits, '_' and '-': recipes name it so")
     for folder in folders:
         if is_merged(folder):
             raise DataError(f"{folder} is a merged set itself; name its members, which stay apart as they are: "
@@ -54,12 +54,12 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
                         "it first")
     if unknown := [name for name in weights if name not in {index.name for index in indexes}]:
         raise DataError(f"--weight {unknown[0]}: is none of the datasets {', '.join(index.name for index in indexes)}")
-    if lacking := [index.name for index in indexes if weights and index.name not in weights]:
-        raise DataError(f"--weight: there is none of {', '.join(lacking)}; give every dataset one, or none at all, and "
+    if without := [index.name for index in indexes if weights and index.name not in weights]:
+        raise DataError(f"--weight: {', '.join(without)} has none; give every dataset a weight, or none at all, and "
                         "they take turns in proportion to their images")
     for name, weight in weights.items():
         if not is_weight(weight):
-            raise DataError(f"--weight {name}={weight}: wanted {WEIGHT_RANGE}")
+            raise DataError(f"--weight {name}={weight}: expected {WEIGHT_RANGE}")
     members = tuple(_described(index, home, weights.get(index.name)) for index in indexes)
     duplicates_found = None
     if duplicates:
@@ -76,9 +76,9 @@ def merge(folders: Sequence[Path], out: Path, weights: Mapping[str, float], *,
 
 
 def _described(index: Index, home: Path, weight: float | None) -> Member:
-    """A member's line: what a reader may want to know of it without opening it."""
+    """A member's line of the card, with its counts, so that a reader need not open it."""
     persons = index.pid[index.labelled & (index.role == ROLES.index("person"))]
-    # Not through a link that is the dataset itself: it is the user's way to say where it lies.
+    # A link that is the dataset itself stays: it is the user's name for the place.
     root = Path(str(index.root))
     place = os.path.join(os.path.realpath(root.parent), root.name)
     path = Path(os.path.relpath(place, home)).as_posix()

@@ -1,4 +1,4 @@
-"""A perceptual hash: 256 bits that stay nearly the same when an image is encoded anew or resized.
+"""A perceptual hash: 256 bits that stay nearly the same when an image is re-encoded or resized.
 
 The signs of the 256 lowest frequencies of the grey image's cosine transform, as in pHash (Zauner 2010), of people twice
 as high as wide. Measured on CUHK03, CUHK01 and PKU-Reid: see `duplicates.DISTANCE`.

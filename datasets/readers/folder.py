@@ -28,7 +28,7 @@ def list_records(
     Args:
         root: A folder.
         pattern: A regular expression that is searched for in every path relative to `root`, such as
-            ``(?P<pid>[^/]+)/cam(?P<camid>\\d+)``. Without a group pid, or where the group does not take part, images
+            ``(?P<pid>[^/]+)/cam(?P<camid>\\d+)``. Without a group pid, or where the group matches nothing, images
             are unlabelled; without a group camid all are from camera 0. Labels that are all whole numbers stand for
             themselves; otherwise they are numbered from 0 in sorted order.
         junk_pid: The pid, as it is written in the path, of images that the metric ignores.

@@ -29,7 +29,7 @@ SKIPPED = "skipped.txt"
 
 
 def write_shard_index(partial: Path, plan: ShardPlan, name: str, source: Mapping[str, Any]) -> None:
-    """Writes index, card and list of bad images, first in a folder of its own: others may be doing the same.
+    """Writes index, card and list of bad images, first in a separate folder: other machines may be doing the same.
 
     Args:
         partial: Where the shards and their parts are.
@@ -54,7 +54,7 @@ def write_shard_index(partial: Path, plan: ShardPlan, name: str, source: Mapping
         if columns is None:
             raise DataError(f"{name}: not one of {plan.images:,} images could be decoded; see {partial / SKIPPED}")
         write_index(scratch, name, columns, source=source, about={"plan": plan.digest, "skipped": len(bad)})
-        if _stamps(partial, plan) != before:  # by one who found that a bad image has been mended
+        if _stamps(partial, plan) != before:  # by a machine that found a bad image repaired
             raise FileNotFoundError(errno.ENOENT, "a shard was written again meanwhile", str(partial))
         os.replace(scratch / TABLE, partial / TABLE)
         sync_folder(partial)

@@ -14,7 +14,7 @@ from embae.datasets.index.card import NAME
 from embae.datasets.index.records import ROLES, SPLITS, Record
 from embae.datasets.sharding.options import ShardOptions
 
-_FORMAT = 1  # of what shards look like; another number makes unfinished shards start anew
+_FORMAT = 1  # of what shards look like; another number makes unfinished shards start again
 KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")  # a tar header holds 100 characters, ".json" among them
 
 
@@ -34,9 +34,9 @@ class ShardPlan:
 
 
 def plan_shards(name: str, records: Sequence[Record], options: ShardOptions) -> ShardPlan:
-    """Sorts the records as `Index` wants them and cuts them into shards of one split each.
+    """Sorts the records in the order of an `Index` and cuts them into shards of one split each.
 
-    An identity lies in one shard, unless it has more images than fit.
+    An identity is in one shard, unless it has more images than fit.
 
     Args:
         name: The dataset's name.
@@ -48,12 +48,12 @@ def plan_shards(name: str, records: Sequence[Record], options: ShardOptions) -> 
     """
     size, images_per_shard = options.size, options.images_per_shard
     if not NAME.fullmatch(name):
-        raise DataError(f"dataset name {name!r}: wanted up to 100 letters, digits, '_' and '-', beginning with a "
+        raise DataError(f"dataset name {name!r}: expected up to 100 letters, digits, '_' and '-', beginning with a "
                         "letter or digit")
     if size is not None and not all(type(side) is int and 1 <= side <= 65_500 for side in size):
-        raise DataError(f"size {size}: wanted (height, width) in pixels, each 1 … 65500")
+        raise DataError(f"size {size}: expected (height, width) in pixels, each 1 … 65500")
     if images_per_shard < 1:
-        raise DataError(f"images per shard: {images_per_shard}, wanted at least 1")
+        raise DataError(f"images per shard: {images_per_shard}, expected at least 1")
     check_records(name, records)
     ordered = sorted(records, key=_order)
     shards: dict[str, list[Record]] = {}
@@ -82,13 +82,13 @@ def check_records(name: str, records: Sequence[Record]) -> None:
         if (other := seen.setdefault(record.key, record)) is not record:
             raise DataError(f"{where}: {other.image} has the same key; keys are unique within a dataset")
         if record.split not in SPLITS:
-            raise DataError(f"{where}: split {record.split!r}, wanted one of {', '.join(SPLITS)}")
+            raise DataError(f"{where}: split {record.split!r}, expected one of {', '.join(SPLITS)}")
         if record.role not in ROLES:
-            raise DataError(f"{where}: role {record.role!r}, wanted one of {', '.join(ROLES)}")
+            raise DataError(f"{where}: role {record.role!r}, expected one of {', '.join(ROLES)}")
         if type(record.camid) is not int or not 0 <= record.camid < 2**31:
-            raise DataError(f"{where}: camid {record.camid!r}, wanted a whole number from 0 to {2**31 - 1}")
+            raise DataError(f"{where}: camid {record.camid!r}, expected a whole number from 0 to {2**31 - 1}")
         if record.pid is not None and (type(record.pid) is not int or not -(2**63) <= record.pid < 2**63):
-            raise DataError(f"{where}: pid {record.pid!r}, wanted a whole number of 64 bits, or None where not known")
+            raise DataError(f"{where}: pid {record.pid!r}, expected a whole number of 64 bits, or None where not known")
 
 
 def _order(record: Record) -> tuple[int, bool, int, int, str]:
@@ -100,7 +100,7 @@ def _cut(records: list[Record], most: int) -> list[list[Record]]:
     shards: list[list[Record]] = [[]]
     for pid, members in groupby(records, key=lambda record: record.pid):
         images = list(members)
-        # Images without a pid belong to nobody: they are cut anywhere.
+        # Images without a pid need not stay together: they are cut anywhere.
         if pid is not None and shards[-1] and len(shards[-1]) + len(images) > most:
             shards.append([])
         while images:

@@ -3,7 +3,7 @@
 A shard's bytes follow from the plan, and a shard is renamed into place when it is whole: two writers of the same one
 waste time and do no harm. So nothing here has to be right for the result to be right, and no locks are used, which
 network file systems keep unreliably, nor clocks, which differ. A claim is a file that only one process can create
-(O_EXCL, which holds on NFS too). It says that somebody began, and is never taken back. A shard that is claimed and does
+(O_EXCL, which holds on NFS too). It says that a process began, and is never withdrawn. A shard that is claimed and does
 not come, because its writer has died or is slow, is written once more by a machine that has nothing else to do.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from embae.datasets.index.card import CARD
 
 CLAIM = ".claim"
-PATIENCE_S = 5.0  # seconds to wait for a shard of somebody else's, where none of our own shows how long one takes
+PATIENCE_S = 5.0  # seconds to wait for a shard of another machine, before one of our own shows how long a shard takes
 
 
 class ShardQueue:
@@ -30,7 +30,7 @@ class ShardQueue:
         folder: Where shards, parts and claims lie.
         stems: Names of the shards to write, without ``.tar``.
         is_done: Whether a shard is finished.
-        shared: Others take from the same shards. Each starts at a place of its own, so that few claims meet.
+        shared: Other machines write shards of the same set. Each starts at another place, so that few claims collide.
 
     Attributes:
         elsewhere: Shards that others have finished.
@@ -48,7 +48,7 @@ class ShardQueue:
 
     def next(self) -> str | None:
         """A shard to write now; None if there is none, for now or at all."""
-        if not self._folder.exists() or (self._folder / CARD).exists():  # somebody found all shards finished
+        if not self._folder.exists() or (self._folder / CARD).exists():  # another machine found all shards finished
             self._free.clear()
             self._theirs.clear()
         stem = self._unclaimed() or self._overdue()
@@ -57,7 +57,7 @@ class ShardQueue:
         return stem
 
     def written(self, stem: str) -> None:
-        """Says that `next`'s shard is done with."""
+        """Marks a shard that `next` returned as written."""
         self._longest = max(self._longest, time.monotonic() - self._ours.pop(stem))
 
     @property

@@ -88,7 +88,7 @@ def write_shards(
         if _is_there(folder):
             return _finished(folder, plan, options.skip_bad)
         _prepare(partial, settings, options.join)
-        if _is_there(folder):  # since a moment ago, so that the partial folder that was made is nobody's
+        if _is_there(folder):  # another process has finished meanwhile: nothing will use the partial folder
             shutil.rmtree(partial, ignore_errors=True)
         while not _is_there(folder):
             try:
@@ -103,8 +103,8 @@ def write_shards(
                 remove_leftovers(folder)  # what a late writer left between the two
                 sync_folder(out)
             except OSError as error:
-                # Others may find at the same time that all is written: one of them renames, and the rest end up here.
-                # Or one writes a shard again, of which a bad image has been mended.
+                # Several may find at the same time that all is written: one of them renames, and the others get here.
+                # Or one writes a shard again because a bad image in it was repaired.
                 if not options.join or error.errno not in RENAMED or not (_is_there(partial) or _is_there(folder)):
                     raise
     return _accept(Index.open(folder), options.skip_bad)  # another one may have skipped some
@@ -138,7 +138,7 @@ def _accept(index: Index, skip_bad: bool) -> Index:
     if skipped and not skip_bad:
         raise DataError(
             f"{index.root} exists and was made without {skipped} bad images (see {SKIPPED} in it); accept that with "
-            "--skip-bad, or mend them, remove the folder and shard again"
+            "--skip-bad, or repair them, remove the folder and shard again"
         )
     return index
 
@@ -147,7 +147,7 @@ def _prepare(partial: Path, settings: Mapping[str, Any], join: bool) -> None:
     """Prepares the folder to work in; empties it if it is of another plan and nobody else can be working in it."""
     settings = json.loads(json.dumps(settings))
     if not _is_there(partial):
-        # Made with the plan in it, and renamed: that fails where another one has just done so.
+        # Created with the plan in it, then renamed, which fails if another process has just done the same.
         scratch = partial.with_name(f".{partial.name}.{secrets.token_hex(8)}")
         scratch.mkdir()
         write_text(scratch / PLAN, format_json(settings))
@@ -167,7 +167,7 @@ def _prepare(partial: Path, settings: Mapping[str, Any], join: bool) -> None:
                             "that join, or remove it first")
     elif there.get("plan") == settings["plan"]:
         for path in partial.iterdir():
-            if path.name.endswith((CLAIM, TEMPORARY)):  # nobody else is at work
+            if path.name.endswith((CLAIM, TEMPORARY)):  # no other process is working
                 _remove(path)
     else:
         shutil.rmtree(partial)
@@ -208,7 +208,7 @@ def _read_part(partial: Path, stem: str) -> dict[str, Any] | None:
 
 
 def find_unfinished(partial: Path, plan: ShardPlan, size: tuple[int, int] | None, skip_bad: bool) -> list[str]:
-    """Shards to write. One that left out bad images is among them if they have been mended since."""
+    """Shards to write. One that left out bad images is among them if they have been repaired since."""
     left = []
     for stem, records in plan.shards.items():
         part = _read_part(partial, stem)
@@ -305,7 +305,7 @@ def _bad(name: str, bad: list[str], images: int) -> str:
     lines = [f"{name}: {len(bad):,} of {images:,} images cannot be used:", *bad[:_NAMED]]
     if len(bad) > _NAMED:
         lines.append(f"and {len(bad) - _NAMED:,} more")
-    lines.append("Mend or remove them and start again (finished shards are kept), or leave them out with --skip-bad.")
+    lines.append("Repair or remove them and start again (finished shards are kept), or leave them out with --skip-bad.")
     return "\n  ".join(lines[:-1]) + "\n" + lines[-1]
 
 

@@ -29,7 +29,7 @@ from embae.datasets.index.records import Record
 
 PART = ".part.json"
 TEMPORARY = ".tmp"
-# What a writer is told where another one renamed or cleared away the folder; by NFS also of files that it has open.
+# Errors of a writer whose folder another one renamed or removed; NFS also gives them for files that are open.
 RENAMED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE)
 _LOOK = 64  # images between two looks whether another writer has finished the shard
 _READERS, _CHUNK = 4, 8  # threads that read ahead, images that each reads at once
@@ -90,7 +90,7 @@ def write_shard(task: ShardTask) -> list[str]:
         DataError: The shard cannot be written, or reading an image failed in a way that its reader did not foresee.
     """
     target, part_file = task.folder / f"{task.stem}.tar", part_path(task.folder, task.stem)
-    # A folder of its own: other machines may be writing this shard, and a worker may outlive its killed parent.
+    # A separate folder: other machines may be writing this shard, and a worker may outlive its killed parent.
     scratch = task.folder / f"{task.stem}.{secrets.token_hex(8)}{TEMPORARY}"
     part: dict[str, Any] = {"kept": [], "offset": [], "size": [], "crc32": [], "height": [], "width": [], "bad": {}}
     before = stamp(part_file)
@@ -124,7 +124,7 @@ def write_shard(task: ShardTask) -> list[str]:
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another of its name; None where there is none."""
+    """What distinguishes a file from another of the same name; None if there is no file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -133,13 +133,13 @@ def stamp(path: Path) -> tuple[int, int] | None:
 
 
 def part_path(folder: Path, stem: str) -> Path:
-    """Where a shard's part of the index lies until the dataset is complete."""
+    """The file of a shard's part of the index, until the dataset is complete."""
     return folder / (stem + PART)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what a disk may answer into a `DataError`."""
+    """Turns errors of the disk into a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -151,7 +151,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def fill_shard(file: BinaryIO, task: ShardTask, part: dict[str, Any], is_finished: Callable[[], bool]) -> bool:
-    """Writes the tar and notes where its images are; False if another writer has finished it meanwhile."""
+    """Writes the tar and records where its images are; False if another writer has finished it meanwhile."""
     import webdataset  # here, as it imports torch, which takes seconds and which the parent does without
 
     # Fixed times, owners and modes: the same images make the same bytes, wherever and by however many workers.

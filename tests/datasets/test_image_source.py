@@ -83,7 +83,7 @@ def test_what_is_refused(
     assert said in str(refused.value)
 
 
-def test_folders_below_those_of_cameras_are_told(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_below_those_of_cameras_are_reported(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
     footage(str(station), keep=station.parent / "kept")
     said = capsys.readouterr().err
     assert "what lies in their own sub-folders (door/1, door/2, gallery/1, …) as of these cameras" in said

@@ -69,7 +69,7 @@ def test_seeds_are_an_array(folder: Path) -> None:
 ODD = ["plain", "it's", 'a "b" $HOME `id` \\ !x', "two\nlines", "-n", "*", "", "#", "ünïcode", "tab\t"]
 
 
-def test_whatever_is_told_reaches_the_ranks_as_it_is(tmp_path: Path) -> None:
+def test_whatever_is_reported_reaches_the_ranks_as_it_is(tmp_path: Path) -> None:
     odd = [*ODD, os.fsdecode(b"not \xff utf-8")]
     for value in odd:
         variables, words = told(fill_script("train", {}, {"EMBAE_OUT": value}, ["recipe", value, *odd]), "later", value)
@@ -98,7 +98,7 @@ def test_sbatch_lines_hold_no_more_than_they_can(value: str) -> None:
     (["shard", "--", "synthetic", "--rot", "x"], "No such option: --rot"),
 ], ids=str)
 @pytest.mark.parametrize("submit", [[], ["--submit"]], ids=["print", "submit"])
-def test_a_mistake_is_told_before_anything_is_printed_or_sent(
+def test_a_mistake_is_reported_before_anything_is_printed_or_sent(
     folder: Path, arguments: list[object], said: str, submit: list[str]
 ) -> None:
     done = tiny_run.embae("slurm", *submit, *arguments, cwd=folder, PATH="/nonexistent")

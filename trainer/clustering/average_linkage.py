@@ -31,7 +31,7 @@ def average_linkage(distances: sparse.csr_matrix, *, distance: float, smallest: 
     if distances.shape != (count, count):
         raise ValueError(f"distances must be (N, N), not {distances.shape}")
     if not 0 <= distance < 1:
-        raise ValueError(f"distance is {distance}; wanted 0 or more and less than 1, which is no neighbour at all")
+        raise ValueError(f"distance is {distance}; expected at least 0 and less than 1")
     close = distances.astype(np.float64)
     close.data = 1 - close.data
     labels, sizes, close = np.arange(count), np.ones(count), _mirrored(close)

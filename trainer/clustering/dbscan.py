@@ -27,7 +27,7 @@ class DBSCAN(ClusteringMethod):
     gave 4 clusters, 30 and 0.3 gave 110."""
     k2: Count = 6
     outliers: Literal["drop", "own"] = "drop"
-    """Images in no cluster are left out (``drop``), or each is a cluster of its own (``own``; Ge et al. 2020, arXiv
+    """Images in no cluster are left out (``drop``), or each becomes a cluster (``own``; Ge et al. 2020, arXiv
     2006.02713).
 
     A pass takes each identity once with K images, and repeats images of an identity that has fewer: a cluster of one

@@ -41,14 +41,14 @@ class KMeans(ClusteringMethod):
     def mistakes(self, images: int) -> list[str]:
         if self.clusters <= images:
             return []
-        return [f"clusters: {self.clusters} of {images} images; wanted at most as many as images"]
+        return [f"clusters: {self.clusters} of {images} images; expected at most as many as images"]
 
 
 def kmeans(features: np.ndarray, clusters: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """k-means (Lloyd's iterations from one k-means++ start, scikit-learn) in one thread.
 
     Several threads would add up their parts of a centre in the order in which they end. In one thread the result is the
-    same bit for bit, whatever number of threads the process has.
+    same bit for bit, for any number of threads of the process.
 
     Args:
         features: `(N, F)`, clustered in float32 as they are; PUL's code divides by the length only afterwards.
@@ -68,7 +68,7 @@ def kmeans(features: np.ndarray, clusters: int, *, seed: int) -> tuple[np.ndarra
 
     x = _matrix(features)
     if not 1 <= clusters <= len(x):
-        raise ValueError(f"{clusters} clusters of {len(x)} images: ask for at least one, and at most as many as images")
+        raise ValueError(f"{clusters} clusters of {len(x)} images: expected from one to as many as images")
     start = int(generator(seed, "k-means").integers(2**32))
     with threadpool_limits(limits=1), warnings.catch_warnings():
         # Raised if there are fewer different features than clusters, which the labels show too.

@@ -1,7 +1,7 @@
 """The command line: the table of commands, and the exit code of every error.
 
 Exit codes: 0 done; 1 the run failed or was interrupted; 2 bad input, nothing was started; 75 stopped on request, run
-the same command again to resume. Errors are sentences on stderr. A traceback shows a bug of embae, or is asked for by
+the same command again to resume. Errors are sentences on stderr. A traceback shows a bug of embae, or is requested by
 ``--debug``. Modules that need torch are imported by the commands that compute.
 """
 

@@ -1,4 +1,4 @@
-"""``embae compare``: many recipes on one target, over seeds, with what they share trained once.
+"""``embae compare``: many recipes on one target, over seeds; stages that they share are trained once.
 
     <out>/runs/<recipe>-<seed>/         run folders as of embae train; their stages are links into
     <out>/stages/<name>-<key>/          every stage once, by what it depends on (`stage_key.py`)
@@ -57,7 +57,7 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
         out: The comparison's folder.
 
     Raises:
-        RecipeError: A recipe is wrong, or they do not go together.
+        RecipeError: A recipe is wrong, or the recipes cannot be compared.
     """
     runs = []
     for seed in range(seeds):
@@ -71,23 +71,23 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], settings: Sequence[st
                 raise RecipeError(f"{run.recipe.name}: data.{key} is {getattr(run.recipe.data, key)}, of {first.name} "
                                   f"{getattr(first.data, key)}; compare on one target and one set of sources")
         if not run.recipe.evaluate:
-            raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs one at least")
+            raise RecipeError(f"{run.recipe.name}: evaluate names no row; a comparison needs at least one")
         for key in ("tta", "rerank", "expand"):
             if getattr(run.recipe.scoring, key) != getattr(first.scoring, key):
                 raise RecipeError(f"{run.recipe.name}: scoring.{key} is {getattr(run.recipe.scoring, key)}, of "
-                                  f"{first.name} {getattr(first.scoring, key)}; compare what is scored alike")
+                                  f"{first.name} {getattr(first.scoring, key)}; compare recipes with the same scoring")
     folders = [run.folder for run in runs]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        raise RecipeError(f"two recipes have the name {twice.name.rpartition('-')[0]}; give each its own")
+        raise RecipeError(f"two recipes have the name {twice.name.rpartition('-')[0]}; give them different names")
     return runs
 
 
 def prepare(runs: Sequence[Run], ranks: int) -> None:
-    """All that can go wrong early, before any rank starts; draws synthetic datasets.
+    """Checks recipes, data and folders before any rank starts; draws synthetic datasets.
 
     Raises:
-        RecipeError: A run folder holds another recipe's run, or the target has nothing to score.
-        DataError, WeightsError: As `preflight.check`.
+        RecipeError: A run folder has another recipe's run, or the target has nothing to score.
+        DataError, WeightsError: As of `check_run`.
     """
     for run in runs:
         check_same_recipe(run.folder, run.recipe)
@@ -106,7 +106,7 @@ def prepare(runs: Sequence[Run], ranks: int) -> None:
 
 
 def share_stages(run: Run, out: Path) -> None:
-    """Makes the stages of a run links to where all runs of the comparison have them."""
+    """Links the stages of a run to the folder that all runs of the comparison share."""
     run.folder.mkdir(parents=True, exist_ok=True)
     _link(run.folder / "cache", out / "cache")
     for name, key in stage_keys(run.recipe).items():
@@ -114,7 +114,7 @@ def share_stages(run: Run, out: Path) -> None:
 
 
 def own_stages(run: Run) -> None:
-    """Takes away the links of an earlier comparison, so that a run trains its own stages."""
+    """Removes the links of an earlier comparison, so that a run trains its own stages."""
     for name in ("cache", *run.recipe.run):
         if (run.folder / name).is_symlink():
             (run.folder / name).unlink()
@@ -126,7 +126,7 @@ def _link(place: Path, shared: Path) -> None:
         if os.readlink(place) != target:
             place.unlink()  # the data changed, or the method
     elif place.is_dir():
-        return  # of a comparison with --fresh: what a run trained for itself, it keeps
+        return  # of a comparison with --fresh: a run keeps the stages that it trained itself
     shared.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         place.symlink_to(target)

@@ -81,7 +81,7 @@ def _bars(axes: Axes, score: str, rows: Sequence[Row], paper: Sequence[float | N
         axes.barh(place, mean, height=0.66, color=COLOURS[_kind(row)])
         axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=3, linewidth=1.1)
         if figure is not None:
-            # At the bar's lower edge, since the whisker lies in its middle.
+            # At the bar's lower edge, since the whisker is in its middle.
             axes.plot(figure, place + 0.3, marker="D", color=_PAPER, markersize=6, markeredgecolor="white", zorder=4)
         # Where the bar starts: there neither whisker nor marker is in the way.
         axes.text(0.008, place, f"{mean:.3f}", va="center", ha="left", fontsize=8, transform=axes.get_yaxis_transform())

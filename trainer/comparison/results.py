@@ -1,6 +1,6 @@
-"""What recipes got on one target: results of single runs, their means over seeds, and what has to be said of them.
+"""What recipes got on one target: results of single runs, their means over seeds, and remarks on them.
 
-A gain is taken seed by seed over the row that the model started from, so that what a seed gave to both is in none.
+A gain is taken seed by seed over the row that the model started from: what both owe to the seed cancels out.
 The JSON of `to_json` is stable::
 
     {"dataset", "sources", "tta", "rerank", "expand",
@@ -24,7 +24,7 @@ from typing import Any
 
 from embae.trainer.retrieval.ranking_options import RankingOptions
 
-# Counts among the scores: nothing to take means and gains of.
+# Counts among the scores, of which means and gains say nothing.
 _COUNTS = ("queries", "unmatched")
 
 
@@ -44,7 +44,7 @@ class Result:
         images: Images seen by all of these stages.
         probes: Measurements of `probes.py`: ``camera from z``, ``camera from v``, ``identity from v``, their
             ``chance of camera`` and ``chance of identity``, ``reconstruction error``, ``moved``; those that could not
-            be taken are missing or NaN, and None stands for not asked for.
+            be taken are missing or NaN; None if probes were not requested.
     """
 
     recipe: str
@@ -106,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results that may stand side by side: of one target, from one set of sources, scored alike."""
+    """Results that can be compared: of one target, from one set of sources, with the same scoring."""
 
     dataset: str
     sources: tuple[str, ...]
@@ -125,7 +125,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     """Means over seeds, a row for each (recipe, row), in the order of first appearance.
 
     Rows of one name that have equal scores for every seed they share are one, as the baseline that many recipes start
-    from; those of one name with different scores are told apart by their recipe.
+    from; those of one name with different scores are distinguished by their recipe.
 
     Raises:
         ValueError: A recipe's row has two results for one seed.
@@ -145,7 +145,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What a reader must not miss, a sentence each.
+    """Remarks that a reader must not miss, one sentence each.
 
     The best control with the rows trained on the target that it matches in mean mAP, and every such row whose gain in
     mAP over its start is not above zero beyond its spread (mean ≤ sd over seeds). A control is a row without training
@@ -169,7 +169,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             beyond, spread = ("", "") if gain.sd is None else (" beyond the spread of seeds", f" ± {gain.sd:.3f}")
             sentences.append(f"{row.name} gains nothing over {row.start}{beyond}: mAP {gain.mean:+.3f}{spread}.")
     if any("mAP" in row.gains and row.gains["mAP"].sd is None for row in trained):
-        sentences.append("Gains of one seed have no spread: whether another seed shows them too is not known.")
+        sentences.append("Gains of one seed have no spread: other seeds may not show them.")
     return sentences
 
 
@@ -191,7 +191,7 @@ def from_json(tree: Mapping[str, Any]) -> Comparison:
 
 @dataclass
 class _Group:
-    """What becomes one row: who has it, in order of appearance, and a result a seed, one with probes if any has."""
+    """What becomes one row: its recipes in order of appearance, and a result for each seed, with probes if any has."""
 
     row: str
     recipes: dict[str, None]
@@ -207,13 +207,13 @@ def _by_recipe(results: Iterable[Result]) -> dict[tuple[str, str], dict[int, Res
     for result in results:
         by_seed = by_recipe.setdefault((result.recipe, result.row), {})
         if result.seed in by_seed:
-            raise ValueError(f"{result.recipe}: two results of {result.row!r} for seed {result.seed}; wanted one")
+            raise ValueError(f"{result.recipe}: two results of {result.row!r} for seed {result.seed}; expected one")
         by_seed[result.seed] = result
     return by_recipe
 
 
 def _comparable(result: Result) -> tuple[str | None, bool, dict[str, float]]:
-    """What equal rows have in common."""
+    """What is the same in equal rows."""
     return result.start, result.trained, _numbers(result)
 
 

@@ -24,13 +24,13 @@ from embae.trainer.runtime.distributed import broadcast_object, on_first_rank
 
 
 def model_key(model: EmbAE, spec: ImageSpec, tta: TTA) -> str:
-    """A name for what a model's embeddings mean: those under one name may be compared."""
+    """A key of a model and its input: embeddings under one key may be compared."""
     cameras = [model.cameras, *([names] if (names := sorted(model.known_cameras.names.items())) else [])]
     return content_key([spec.size, spec.mean, spec.std, tta, *cameras], np.empty(0, np.uint64), model)
 
 
 def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
-    """What a model makes of the splits of what was pointed at."""
+    """The origin of a model's embeddings of some splits of an image source."""
     named = {index.name: {name: camid for camid, name in index.camera_names.items()} for index in pointed.indexes}
     return Origin(key, pointed.name, pointed.fingerprint, [one for one in splits if pointed.count(one)],
                   str(pointed.root), {name: cameras for name, cameras in named.items() if cameras})
@@ -39,17 +39,17 @@ def origin(key: str, pointed: ImageSource, splits: Sequence[Split]) -> Origin:
 def extract_to(path: Path, expected: Origin, model: EmbAE, pointed: ImageSource, inference: Inference) -> bool:
     """Writes a file of embeddings, each rank computing its share; those that `evaluation.evaluate` would compute.
 
-    A start after a kill goes on where the last one was. Nothing is done where the file is there already.
+    A start after a kill resumes. Nothing is done if the file exists already.
 
     Args:
-        path: The file; while it is made, a folder beside it holds what there is of it.
-        made: What is to be in it.
+        path: The file; until it is complete, a folder beside it has the finished pieces.
+        expected: The origin that the file will state.
         model: In eval mode, on the rank's device.
-        pointed: What it is of.
-        inference: How images go through the model; its cache plays no part.
+        pointed: The images.
+        inference: How images go through the model; its cache is ignored.
 
     Returns:
-        Whether anything had to be done.
+        Whether the file was written now.
 
     Raises:
         DataError: An image cannot be read.

@@ -46,7 +46,7 @@ def load(path: str | Path, *, stage: str | None = None, device: str | torch.devi
         WeightsError: Its files are damaged.
     """
     if batch < 1:
-        raise ValueError(f"batch: {batch}, wanted at least 1")
+        raise ValueError(f"batch: {batch}, expected at least 1")
     export = SavedModel.open(find_model(Path(path), stage).export)
     return Loaded(export, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), tta, batch)
 
@@ -114,13 +114,13 @@ class Loaded:
             each = [one if one is None else (str(one[0]), one[1] if isinstance(one[1], str) else int(one[1]))
                     for one in camera]
             if len(each) != count:
-                raise DataError(f"camera: found {len(each)} for {count} images; wanted one, or one of each image")
+                raise DataError(f"camera: found {len(each)} for {count} images; expected one, or one for each image")
         if not self.cameras:
             return None
         numbers = [-1 if one is None else self.net.known_cameras.by_label(*one) for one in each]
         if -1 in numbers and not self._warned:
             self._warned = True
             warnings.warn(f"the model is calibrated by camera ({describe_cameras(self.cameras, self.names)}), and "
-                          f"{each[numbers.index(-1)]} is none of them: such images go through the statistics that all "
+                          f"{each[numbers.index(-1)]} is none of them: such images use the statistics that all "
                           'cameras share; say camera=("DATASET", "NAME")', stacklevel=3)
         return torch.tensor(numbers, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Images in whatever form a program holds them → uint8 pixels `(3, H, W)`, and these as a model takes them."""
+"""Images in any of the usual forms → uint8 pixels `(3, H, W)`, and from these the input of a model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from embae.datasets.loading.image_spec import ImageSpec
 One = str | Path | Image.Image | np.ndarray | Tensor
 Images = One | Sequence[One]
 
-_WANTED = ("a path, a PIL image, a uint8 array (H, W, 3) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W), "
+_EXPECTED = ("a path, a PIL image, a uint8 array (H, W, 3) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W), "
            "uint8 or of numbers from 0 to 1")
 
 
 def one_by_one(images: Images) -> list[One]:
-    """The images one by one; none is read or looked at yet.
+    """The images one by one; none is read yet.
 
     Raises:
         DataError: Not images, or of a shape that cannot be.
@@ -36,10 +36,10 @@ def one_by_one(images: Images) -> list[One]:
             return [images]
         if images.ndim == 4:
             return list(images)
-        raise DataError(f"images: found {_told(images)}; wanted {_WANTED}")
+        raise DataError(f"images: found {_describe(images)}; expected {_EXPECTED}")
     if isinstance(images, Sequence):
         return [one for some in images for one in one_by_one(some)]
-    raise DataError(f"images: found {_told(images)}; wanted {_WANTED}, or a list of these")
+    raise DataError(f"images: found {_describe(images)}; expected {_EXPECTED}, or a list of these")
 
 
 def pixels(image: One) -> Tensor:
@@ -55,25 +55,25 @@ def pixels(image: One) -> Tensor:
         try:
             data = Path(image).read_bytes()
         except (OSError, ValueError) as error:
-            raise DataError(f"{image}: cannot be read ({getattr(error, 'strerror', None) or error}); wanted an image "
+            raise DataError(f"{image}: cannot be read ({getattr(error, 'strerror', None) or error}); expected an image "
                             "file") from error
         with open_image(data, str(image)) as file:
             return _from_array(np.asarray(upright(file, str(image))))
     if isinstance(image, Image.Image):
         if image.mode not in MODES:
-            raise DataError(f"a PIL image of mode {image.mode}; wanted 8 bits a channel: convert it first")
+            raise DataError(f"a PIL image of mode {image.mode}; expected 8 bits a channel: convert it first")
         return _from_array(np.asarray(upright(image, "a PIL image")))
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel() or (
             image.dtype != torch.uint8 and not image.is_floating_point()):
-        raise DataError(f"images: found {_told(image)}; wanted {_WANTED}")
+        raise DataError(f"images: found {_describe(image)}; expected {_EXPECTED}")
     image = image.detach().cpu()
     if image.dtype == torch.uint8:
         return image
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):  # NaN neither
-        raise DataError(f"images: found a tensor of numbers from {low:.3g} to {high:.3g}; wanted 0 to 1, before any "
+        raise DataError(f"images: found a tensor of numbers from {low:.3g} to {high:.3g}; expected 0 to 1, before any "
                         "normalisation, or uint8")
     return image.float().mul(255).round().to(torch.uint8)
 
@@ -97,11 +97,11 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _from_array(image: np.ndarray) -> Tensor:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"images: found {_told(image)}; wanted {_WANTED}")
+        raise DataError(f"images: found {_describe(image)}; expected {_EXPECTED}")
     return torch.from_numpy(image.copy()).permute(2, 0, 1)
 
 
-def _told(what: Any) -> str:
+def _describe(what: Any) -> str:
     if isinstance(what, (np.ndarray, Tensor)):
         kind = "an array" if isinstance(what, np.ndarray) else "a tensor"
         return f"{kind} of {str(what.dtype).removeprefix('torch.')}, shape {tuple(what.shape)}"

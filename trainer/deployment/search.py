@@ -40,7 +40,7 @@ class Search:
         Args:
             query: `(D,)`, an embedding.
             count: How many.
-            left_out: `(N,)` bool, images that take no part.
+            left_out: `(N,)` bool, images to ignore.
         """
         unit = (query / max(float(np.linalg.norm(query)), 1e-30)).astype(np.float32)
         near = np.concatenate([part @ unit for part in self._gallery.parts]) / self._length
@@ -49,7 +49,7 @@ class Search:
         if not count:
             return np.empty(0, np.int64), np.empty(0)
         least = np.partition(near, len(near) - count)[len(near) - count]
-        rows = np.flatnonzero(near >= least - _NOISE)  # whoever may be among them, to be looked at closely
+        rows = np.flatnonzero(near >= least - _NOISE)  # all that may be among the nearest, compared exactly below
         rows = rows[~left_out[rows]]
         exact = fixed_point(self._gallery[rows]) @ fixed_point(query[None])[0]
         square = np.rint(np.maximum(2 - 2 * exact, 0) / STEP) * STEP
@@ -62,7 +62,7 @@ class Search:
         Args:
             query: `(D,)`, an embedding.
             count: How many images.
-            left_out: `(N,)` bool, images that take no part.
+            left_out: `(N,)` bool, images to ignore.
         """
         rows, _ = self.nearest(query, count, left_out)
         return mean_with_neighbours(query[None], self._gallery[rows][None])[0]

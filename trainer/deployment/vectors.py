@@ -81,7 +81,7 @@ class Vectors:
         self.dataset = np.concatenate([piece.indices.to_numpy() for piece in pieces])
         if any(piece.dictionary != pieces[0].dictionary for piece in pieces) or not self.datasets or (
                 not 0 <= self.dataset.min(initial=0) <= self.dataset.max(initial=0) < len(self.datasets)):
-            raise ValueError("datasets that cannot be told")
+            raise ValueError("the column dataset is damaged")
         self.camid, self.row = (table.column(name).to_numpy() for name in ("camid", "row"))
         self.labelled = table.column("pid").is_valid().to_numpy()
         self.pid = table.column("pid").fill_null(-1).to_numpy()
@@ -125,12 +125,12 @@ class Vectors:
 
     @cached_property
     def camera_names(self) -> dict[Camera, str]:
-        """(dataset, camid) → what its owner calls the camera, of those that have a name."""
+        """(dataset, camid) → name of the camera, of those that have one."""
         return {(dataset, camid): name for dataset, named in self.origin.cameras.items()
                 for name, camid in named.items()}
 
     def camera_name(self, camera: Camera) -> str:
-        """What a camera is called: its number where it has no name."""
+        """The name of a camera, or its number if it has none."""
         return self.camera_names.get(camera, str(camera[1]))
 
     def cameras(self) -> list[Camera]:

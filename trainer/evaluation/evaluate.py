@@ -74,7 +74,7 @@ def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
 
 
 def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
-    """Each rank looks at its share; all raise, or none."""
+    """Each rank checks its share; all raise, or none."""
     broken = np.zeros(1, np.int64)
     share = spread_over(world).share(len(embeddings))
     for rows in blocks(share.stop - share.start, 4096):

@@ -18,7 +18,7 @@ class Probe:
     """What a linear classifier tells on images that it has not seen; both NaN where it cannot be asked.
 
     Attributes:
-        accuracy: Mean over classes of the share of a class's images told right, so that large classes count no more.
+        accuracy: Mean over classes of the share of images predicted right, so that large classes count no more.
         chance: What guessing gets, 1 / classes.
     """
 
@@ -36,7 +36,7 @@ def linear_probe(x: np.ndarray, y: np.ndarray, *, seed: int, group: np.ndarray |
 
     Args:
         x: Codes, `(N, D)`.
-        y: What is to be told from them, `(N,)`: integers or strings.
+        y: What to predict from them, `(N,)`: integers or strings.
         seed: Of the halves; the same for the same images in the same order.
         group: `(N,)`, all images of a group fall into one half: identities, so that a probe for cameras cannot remember
             which person was where. None halves each class: needed where y itself is the identity. Neighbouring frames
@@ -51,7 +51,7 @@ def linear_probe(x: np.ndarray, y: np.ndarray, *, seed: int, group: np.ndarray |
     x, y = np.asarray(x, np.float64), np.asarray(y)
     one = np.arange(len(y)) if group is None else np.asarray(group)
     if x.ndim != 2 or y.shape != x.shape[:1] or one.shape != y.shape:
-        raise ValueError(f"codes {x.shape}, labels {y.shape}, groups {one.shape}: wanted (N, D), (N,), (N,)")
+        raise ValueError(f"codes {x.shape}, labels {y.shape}, groups {one.shape}: expected (N, D), (N,), (N,)")
     if not np.isfinite(x).all():
         raise ValueError("codes to probe are not finite")
     rng = generator(seed, "probe")
@@ -81,7 +81,7 @@ def moved(before: np.ndarray, after: np.ndarray) -> float:
     """
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if before.shape != after.shape:
-        raise ValueError(f"codes {before.shape} before and {after.shape} after: wanted the same images and width")
+        raise ValueError(f"codes {before.shape} before and {after.shape} after: expected the same images and width")
     length = np.linalg.norm(before, axis=1)
     nonzero = length > 0
     return (

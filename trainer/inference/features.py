@@ -33,8 +33,8 @@ class Features:
     """Features by row of a view: `(images, 2, F)` float32, memory-mapped; index 1 is the mirror image.
 
     Args:
-        stored: As they lie on disk.
-        place: `(images,)`, where each row lies.
+        stored: As they are on disk.
+        place: `(images,)`, the row of `stored` of each image.
     """
 
     def __init__(self, stored: np.ndarray, place: np.ndarray):
@@ -82,7 +82,7 @@ def cached_features(model: EmbAE, view: View, inference: Inference, *, bf16: boo
     Args:
         model: Its backbone in eval mode, on the training device.
         view: The images.
-        inference: How they go through the model; the test-time augmentation and the size of batches play no part.
+        inference: How they go through the model; its test-time augmentation and batch size are ignored.
         bf16: Whether to compute under bfloat16 autocast, as the stage would.
     """
     spec, world, reading = inference.spec, inference.world, replace(inference.reading, batch=BATCH)

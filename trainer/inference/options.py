@@ -1,4 +1,4 @@
-"""How images go through a model: one value for whatever embeds, scores, searches or calibrates."""
+"""How images go through a model: one value for everything that embeds, scores, searches or calibrates."""
 
 from __future__ import annotations
 

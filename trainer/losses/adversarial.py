@@ -46,7 +46,7 @@ class AdversarialLoss(LossTerm):
             yield f"parts.discriminator: is frozen, but {name} trains it; set it to train"
         for key, term in terms.items():
             if not any(term.moves(part) for part in stage.trained()):
-                yield f"loss.{key}: has updates of its own here, and none of the parts that it goes through trains"
+                yield f"loss.{key}: has separate updates here, and none of the parts that it goes through trains"
 
 
 def taken_for_noise(scores: Tensor, rows: int) -> Tensor:

@@ -30,7 +30,7 @@ class ProxyLoss(MemoryLoss):
     near_metric: ClassVar[str] = "near_proxies"
 
     hard_negatives: Count = 50
-    """Vectors of others that those of the same identity on other cameras are told from."""
+    """Number of proxies of other identities that are the negatives."""
 
     def build_state(self, view: View, size: int) -> CameraProxies:
         return CameraProxies(self, view, size)

@@ -154,7 +154,7 @@ class TermState(ABC):
 
     @abstractmethod
     def update(self, batch: Batch, broken: Tensor, gather: Gather) -> None:
-        """Follows a step; once for each step, whatever the number of its parts.
+        """Updates the state after a step; called once for each step, however many parts it has.
 
         Args:
             batch: Any part of the step's batch.

@@ -112,7 +112,7 @@ class GlobalBatchNormFunction(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         if count:
             mean, var = (values.flatten() for values in mean_var(x, dims))
-        else:  # a rank without rows still takes part in the exchange
+        else:  # a rank without rows still joins the exchange
             mean = var = x.new_zeros(x.shape[1], dtype=exact(x))
         n, mean, var = combine(mean.new_full((1,), count), mean, var, norm.spans_ranks)
         mean, var = follow(norm.running_mean, norm.running_var, n, mean, var, norm.momentum)

@@ -119,7 +119,7 @@ class SavedModel:
 @lru_cache(maxsize=16)  # the stages of a run have few kinds of models, and timm takes 0.3 s to build one
 def _outline(keys: Model, parts: tuple[PartName, ...], heads: tuple[Head, ...], classes: int, cameras: int,
              size: tuple[int, int]) -> EmbAE:
-    """A model on the meta device: it takes no memory, whatever sizes an untrusted ``model.json`` states."""
+    """A model on the meta device: it takes no memory for any sizes that an untrusted ``model.json`` states."""
     uses: dict[PartName, Use] = {part: "frozen" for part in parts}
     with torch.device("meta"):
         known_cameras = KnownCameras([("", camid) for camid in range(cameras)])

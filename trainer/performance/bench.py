@@ -50,7 +50,7 @@ def with_fresh_weights(recipe: Recipe, name: str) -> Recipe:
 
 def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world: World, folder: Path,
           steps: int) -> Bench:
-    """Measures a stage; all ranks take part, and find the same.
+    """Measures a stage; every rank must call it, and all return the same.
 
     Args:
         recipe: Checked.

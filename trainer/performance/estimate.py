@@ -37,7 +37,7 @@ def pretended(module: nn.Module, rank: int, world_size: int) -> Iterator[None]:
     """A world in which tensors have no values and exchanges go nowhere, as one of its ranks would see it.
 
     Args:
-        module: Built before, since timm asks for values as it builds; its tensors lose theirs.
+        module: Already built, since timm reads values while it builds; its tensors lose theirs.
         rank: The rank.
         world_size: Number of ranks.
     """
@@ -81,7 +81,7 @@ def passes(updates: Collection[Update], batch: Batch, keys: Stage) -> Passes:
         def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
             if _place(tensor) not in model:
                 storages[_place(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor  # alive until its graph has gone, so that no other storage takes its place
+            return tensor  # kept alive as long as its graph, so that no other storage takes its address
 
         bf16 = torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=keys.precision == "bf16")
         with FlopCounterMode(display=False) as counter, Recorder() as recorder:
@@ -174,7 +174,7 @@ def rank_memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: 
     piece_elements = sum(_piece(one.trained, world_size, zero) for one in engines)
     whole = sum(first.held)  # the other engines' are among them
     weights = EXACT * whole
-    if zero in (1, 2):  # what trains lies in one row, filled up to pieces of one length
+    if zero in (1, 2):  # trained weights are one flat row, padded to equal pieces
         weights += EXACT * (world_size * piece_elements - sum(first.trained))
     if zero == 3:
         piece = _piece(first.held, world_size, zero)

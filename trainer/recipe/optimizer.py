@@ -57,7 +57,7 @@ OWNED = {
 
 
 class DeepSpeed(BaseModel):
-    """``zero_stage``, more keys of DeepSpeed's ``zero_optimization`` under ``zero``, and any other key of its own."""
+    """``zero_stage``, more keys of DeepSpeed's ``zero_optimization`` under ``zero``, and any other key of DeepSpeed."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -12,7 +12,7 @@ from embae.trainer.report.markup import Markup, joined, section, tag
 from embae.trainer.report.records import PAIRS, Records, last, points
 from embae.trainer.runs.summary import RunSummary
 
-# Not curves of their own: the loss and its terms stand in one chart, and the rest is said in words or nowhere.
+# No separate curves: the loss and its terms share one chart; the others are in the text, or not in the report.
 _NO_TERM = ("step", "loss", "lr", "epoch", "images_per_s", "waiting_percent", "saving_percent", "memory_gib",
             "seconds_left", "d_ap", "d_an")
 

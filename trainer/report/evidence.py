@@ -23,7 +23,7 @@ from embae.trainer.retrieval.scores import Labels, PerQuery
 from embae.trainer.retrieval.work_split import WorkSplit
 from embae.trainer.runs.summary import DatasetScores, RunSummary
 
-QUERIES = 1000  # at most: what is drawn of more is not told apart
+QUERIES = 1000  # at most: with more, points of a plot overlap
 _PART = 2**14  # gallery images at a time
 
 
@@ -234,10 +234,10 @@ def _from_where(root: Path | Url) -> str:
 
 
 def open_index(facts: RunSummary, dataset: str | None) -> Index | str:
-    """The dataset that a report is on, or why there is none; what was asked for by name must be there.
+    """The dataset that a report is on, or why there is none; one that the user named must be there.
 
     Raises:
-        DataError: The dataset that was asked for is missing or has nothing to score.
+        DataError: The dataset that the user named is missing or has nothing to score.
     """
     from embae.trainer.evaluation.score_dataset import prepare_scoring
     if dataset is not None:

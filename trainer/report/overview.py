@@ -40,7 +40,7 @@ def _missing(facts: RunSummary) -> Iterator[Markup]:
     notices = [f"The run {one}" for one in facts.ended]
     if facts.unfinished:
         notices.append(f"This run is not finished: {', '.join(facts.unfinished)} "
-                    f"{'is' if len(facts.unfinished) == 1 else 'are'} still to do. The same embae train goes on.")
+                    f"{'is' if len(facts.unfinished) == 1 else 'are'} still to do. The same command resumes.")
     if not facts.scores:
         why = "no row of the recipe is scored" if not facts.recipe.evaluate else "it has scored nothing yet"
         notices.append(f"There are no scores: {why}.")

@@ -58,7 +58,7 @@ def _list(evidence: Evidence, query: int, places: np.ndarray, pictures: Pictures
     for place in places:
         right = bool(gallery.identified[place] and gallery.pid[place] == query_labels.pid[query])
         verdict = "right" if right else "wrong"
-        alt = f"{verdict}, {f'identity {gallery.pid[place]}' if gallery.identified[place] else 'nobody known'}"
+        alt = f"{verdict}, {f'identity {gallery.pid[place]}' if gallery.identified[place] else 'unknown person'}"
         cells.append(tag("figure", pictures(int(evidence.gallery[place]), alt),
                          tag("figcaption", "✓" if right else "✗", f" camera {gallery.camid[place]}"), class_=verdict))
     ranks = [f"{model.row}: first match at {model.results.first[query]}" for model in evidence.models]

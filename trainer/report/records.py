@@ -10,7 +10,7 @@ from typing import Any
 
 from embae.datasets.files.plain import open_plain
 
-_MOST = 200_000_000  # bytes of metrics.jsonl that are looked at: 600,000 lines
+_MOST = 200_000_000  # bytes of metrics.jsonl that are read: 600,000 lines
 _LINE = 100_000
 
 PAIRS = {"precision": "precision", "recall": "recall", "cross_precision": "precision, two cameras",

@@ -51,7 +51,7 @@ def _begins(first: str, second: str) -> str:
 
 
 def _rounds(facts: RunSummary, loop: Loop, records: Records) -> Markup:
-    """A row a round, of what the record has of it; closed until it is asked for."""
+    """A table with a row for each round, folded until the reader opens it."""
     every = [last(records, stage, "cluster") for name in loop.names for stage in loop.stages(name)]
     shares = [name for name in PAIRS if any(name in values for values in every)]
     clustered = any("clusters" in values for values in every)

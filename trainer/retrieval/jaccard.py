@@ -83,7 +83,7 @@ def _rows(columns: np.ndarray, value: np.generic, width: int) -> sparse.csr_matr
     count, k = columns.shape
     indptr = k * np.arange(count + 1)
     matrix = sparse.csr_matrix((np.full(count * k, value), columns.ravel(), indptr), shape=(count, width), copy=True)
-    matrix.sum_duplicates()  # which sorts: hence the copy
+    matrix.sum_duplicates()  # sorts in place, so `copy` is set
     return matrix
 
 

@@ -60,8 +60,8 @@ class Labels:
         roles = np.array(["person"] * len(pids) if role is None else list(role), dtype=np.str_)
         if not len(pids) == len(camids) == len(roles):
             raise ValueError(f"{len(pids)} pids, {len(camids)} camids and {len(roles)} roles: one of each per image")
-        if strange := set(roles.tolist()) - set(ROLES):
-            raise ValueError(f"unknown role {min(strange)!r}; roles are {', '.join(ROLES)}")
+        if unknown := set(roles.tolist()) - set(ROLES):
+            raise ValueError(f"unknown role {min(unknown)!r}; roles are {', '.join(ROLES)}")
         return cls(pids, camids, labelled & (roles == "person"), roles == "junk")
 
     def __len__(self) -> int:

@@ -63,7 +63,7 @@ def open_indexes(recipe: Recipe, datasets: Sequence[str]) -> list[Index]:
 
     Raises:
         DataError: A dataset is missing or damaged, a member of a merged set has changed since the merge, or two
-            datasets cannot be told apart.
+            datasets cannot be distinguished.
     """
     indexes: list[Index] = []
     for dataset in datasets:

@@ -13,7 +13,7 @@ from pathlib import Path
 def scratch_folder(run: Path) -> Iterator[Path]:
     """Gives a folder for temporary embeddings: the run's ``cache``, which all ranks see, if it can be written to.
 
-    Otherwise it is a temporary folder, removed afterwards. It lies next to the ranks' store, which our launcher
+    Otherwise it is a temporary folder, removed afterwards. It is next to the ranks' store, which our launcher
     removes however the ranks end.
     """
     cache = run / "cache"

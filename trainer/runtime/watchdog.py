@@ -38,7 +38,7 @@ class Watchdog:
             world_size: Number of ranks.
             timeout_s: How long a rank may be silent, and how long the slowest rank may take for a training step.
         """
-        # A client of its own: while one client waits for a key, it serves no other request.
+        # A separate client: while one client waits for a key, it serves no other request.
         self._store, self._rank, self._size, self._timeout = store.clone(), rank, world_size, timeout_s
         self._progress_at = self._published_at = time.monotonic()
         for loop in (self._publish, self._check):
@@ -68,7 +68,7 @@ class Watchdog:
         """Records that this rank has made progress.
 
         Args:
-            where: What the other ranks are told: stage and step.
+            where: What the other ranks report of this one: stage and step.
         """
         self._where, self._count, self._progress_at = where, self._count + 1, time.monotonic()
 
@@ -112,7 +112,7 @@ class Watchdog:
                 os._exit(1)
 
     def _end_agent(self, now: float) -> None:
-        """Ends torchrun's agent together with this rank, where the store is gone and no rank is started again.
+        """Ends torchrun's agent together with this rank if the store is lost and no rank will be restarted.
 
         The agent does not see that the rank ends: it waits inside its own store, which is mostly on the lost node too,
         and (measured) returns neither within minutes nor on SIGTERM.
@@ -123,7 +123,7 @@ class Watchdog:
     def _reason(self, now: float) -> str | None:
         """Why this rank makes no progress, in a sentence; None if it may continue to wait."""
         if now - self._published_at > self._timeout / 2:  # then no report was read either
-            return "The store that the ranks met at does not answer: its node is gone, or cut off."
+            return "The store that the ranks met at does not answer: its node has failed, or the network to it."
         silent = [f"{_describe(other, report)} last reported {now - at:.0f} s ago" for other, (report, at) in
                   sorted(self._reports.items()) if now - at > self._timeout / 2]
         if silent:

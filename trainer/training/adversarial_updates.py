@@ -27,7 +27,7 @@ class AdversarialUpdates(StepUpdates):
     Args:
         objective: Over the model as it is at the first step that is taken, on the training device.
         stage: The stage.
-        noise: Draws what codes are told from.
+        noise: Draws the noise that the discriminator compares codes with.
         largest: Largest number of rows in a part of a batch.
     """
 

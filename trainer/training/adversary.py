@@ -84,7 +84,7 @@ def updates_in_turn(objective: Objective, loss: Loss, noise: Noise) -> list[Upda
     Args:
         objective: That of the stage.
         loss: The terms of the stage.
-        noise: Draws what codes are told from.
+        noise: Draws the noise that the discriminator compares codes with.
     """
     if not loss.adversarial:
         return [Update(objective, loss.terms())]

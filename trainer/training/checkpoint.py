@@ -41,7 +41,7 @@ class Meta:
         stage: The stage's name.
         step: Steps done.
         rank_seconds: Wall time × ranks so far, over all starts.
-        world_size: Ranks that wrote it; any number may go on.
+        world_size: Ranks that wrote it; any number may resume.
         best: The best scores on the target so far and their step; empty without evaluation during training.
     """
 
@@ -158,7 +158,7 @@ def keep(stage: Path, count: int) -> None:
 
 
 def set_back(stage: Path, step: int) -> None:
-    """Removes what lies after a step, damaged or of steps that will be taken again, and what was never whole."""
+    """Removes checkpoints of later steps, which will be taken again, and those that were never complete."""
     for later in list_checkpoints(stage):
         if int(later.name.removeprefix("step-")) > step:
             shutil.rmtree(later)

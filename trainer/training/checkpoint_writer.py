@@ -34,7 +34,7 @@ class CheckpointWriter:
 
         Args:
             meta: What it says of itself.
-            model: The model's state on the CPU; nobody may change it from now on.
+            model: The model's state on the CPU; it must not be changed from now on.
             moments: The optimizers' moments, likewise.
 
         Raises:
@@ -48,7 +48,7 @@ class CheckpointWriter:
         try:
             checkpoint.write(checkpoint.place(self._stage, meta.step), meta, model, moments)
             checkpoint.keep(self._stage, self._keep)
-        except Exception as error:  # told by `wait`, in the thread that can end the run
+        except Exception as error:  # raised by `wait`, in the thread that can end the run
             self._error = error
 
     def wait(self) -> None:

@@ -87,7 +87,7 @@ class Engine:
                 **(stage.deepspeed.model_extra or {}),
             })
         if dist.get_world_size() == 1 and not stage.deepspeed.zero_stage:
-            # One rank exchanges with nobody, and yet DeepSpeed would copy every gradient back and forth, and fill in
+            # A single rank exchanges nothing, and yet DeepSpeed would copy every gradient back and forth, and fill in
             # zeros for missing ones.
             self.wrapped.enable_backward_allreduce = False
         self.wrapped.train()  # for good: only copies of the model are ever put into eval mode
@@ -135,7 +135,7 @@ class Engine:
         return optimizer_state.read(self.wrapped.optimizer, self._trained)
 
     def restore_moments(self, moments: dict[str, Tensor]) -> None:
-        """Continues from what `moments` returned, whatever the number of ranks was.
+        """Continues from what `moments` returned, on any number of ranks.
 
         Raises:
             ValueError: They belong to other parameters.

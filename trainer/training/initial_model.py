@@ -46,7 +46,7 @@ class StageStart:
 def initial_model(keys: Model, stage: Stage, start: StageStart) -> EmbAE:
     """Builds a stage's model.
 
-    Parts that ``init`` has are taken from it unless ``reinit`` names them; the others start afresh, drawn from (seed,
+    Parts that ``init`` has are taken from it unless ``reinit`` names them; the others are drawn from (seed,
     stage) without touching the global generator. Parts whose batch norms train by camera get statistics of the cameras
     that ``init`` knows from there, and of the stage's other ones the shared statistics.
 
@@ -68,7 +68,7 @@ def initial_model(keys: Model, stage: Stage, start: StageStart) -> EmbAE:
             missing = [head for head in heads if head not in export.heads]
             if missing and stage.loss:  # else they are carried along
                 raise WeightsError(f"{key}: {stage.init} has no nuisance head for {', '.join(map(str, missing[:5]))}; "
-                                  "let the heads start afresh with reinit: [nuisance]")
+                                  "draw new heads with reinit: [nuisance]")
             heads = export.heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(start.seed, start.name, "weights").integers(2**63)))
@@ -79,7 +79,7 @@ def initial_model(keys: Model, stage: Stage, start: StageStart) -> EmbAE:
         model = EmbAE(keys, stage.parts, ModelDomain(heads, start.classes, cameras), running=running, size=size)
     for part in stage.reinit:
         if export and part not in export.parts:
-            raise WeightsError(f"stages.{start.name}.reinit: {stage.init} has no {part}, so it starts afresh anyway; "
+            raise WeightsError(f"stages.{start.name}.reinit: {stage.init} has no {part}, so it is drawn anyway; "
                               "leave it out")
     with named(key):
         if export:

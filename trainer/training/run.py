@@ -56,7 +56,7 @@ def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
         folder: The run folder.
         world: This rank.
         signals: The stop requests of this process.
-        options: What the user asked for.
+        options: The options of the command.
 
     Raises:
         RecipeError: Another run holds the folder, or it contains a run of another recipe.

@@ -43,7 +43,7 @@ class StageCheckpoints:
         return self._saver.failed
 
     def save(self, step: int) -> float:
-        """Writes a checkpoint, unless there is one of this step; all ranks take part.
+        """Writes a checkpoint, unless there is one of this step; every rank must call it.
 
         Args:
             step: Steps done.
@@ -103,7 +103,7 @@ class StageCheckpoints:
         return self._before.rank_seconds + (time.perf_counter() - self._began) * self._world.world_size
 
     def fail(self, batch: Batch, losses: dict[str, float]) -> None:
-        """Leaves a checkpoint of before a step whose loss is not finite, and the step's images; all ranks take part.
+        """Saves the state before a step whose loss is not finite, and the step's images; every rank must call it.
 
         Weights and moments are those of before the update that failed; running statistics have seen its batch. Where a
         step has several updates in turn, those before it have been made.

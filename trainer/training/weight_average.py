@@ -39,7 +39,7 @@ class Average:
         self.averages = [value.clone() for value in self._local()]
 
     def _local(self) -> list[Tensor]:
-        """This rank's piece of each tensor; looked up anew, since ZeRO puts other memory under its parameters."""
+        """This rank's piece of each tensor; looked up at each step: ZeRO replaces the memory of its parameters."""
         return [getattr(tensor, "ds_tensor", tensor).detach() for tensor in self._tensors.values()]
 
     @torch.no_grad()

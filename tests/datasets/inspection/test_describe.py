@@ -146,7 +146,7 @@ def shard_swapped(index: Index) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (in_header, "the tar ends after .* images, wanted .*; the first missing one is {key} (row 9)"),
+        (in_header, "the tar ends after .* images, expected .*; the first missing one is {key} (row 9)"),
         (in_sidecar, "image {key} (row 9): {key}.json is missing or says otherwise than the index"),
         (renamed, "image {key} (row 9): the tar has someone.jpg in its place"),
         (shard_swapped, "image {key} (row 9): checksum"),

@@ -87,13 +87,13 @@ def test_weights_share_what_the_members_have_together(tree: Path) -> None:
     assert not merge([tree / "one", tree / "two"], tree / "merged", {}).weighted
 
 
-def test_what_cannot_be_merged_is_told(tree: Path, tabled: Callable[..., Index]) -> None:
+def test_what_cannot_be_merged_is_reported(tree: Path, tabled: Callable[..., Index]) -> None:
     def refused(message: str, *names: str, out: str = "merged", **weights: float) -> None:
         with pytest.raises(DataError, match=message):
             merge([tree / name for name in names], tree / out, weights)
         assert not (tree / "merged" / MERGED).exists()
 
-    refused("found 1 dataset to merge; wanted two at least", "one")
+    refused("found 1 dataset to merge; expected two at least", "one")
     refused("lake: no such dataset; datasets beside it: one, three, two", "one", "lake")
     refused(r"the dataset one \(.*\) is listed twice", "one", "two", "one")
     (tree / "alias").symlink_to(tree / "one")
@@ -106,10 +106,10 @@ def test_what_cannot_be_merged_is_told(tree: Path, tabled: Callable[..., Index])
     refused("one and .*copy contain the same images with the same labels", "one", "copy")
     refused("--weight lake: is none of the datasets one, two", "one", "two", lake=1)
     refused("--weight: there is none of two; give every dataset one", "one", "two", one=1)
-    refused("--weight two=0: wanted a number from", "one", "two", one=1, two=0)
-    refused("--weight two=nan: wanted a number from", "one", "two", one=1, two=float("nan"))
+    refused("--weight two=0: expected a number from", "one", "two", one=1, two=0)
+    refused("--weight two=nan: expected a number from", "one", "two", one=1, two=float("nan"))
     refused("exists and holds other things than a merged set", "one", "two", out="three")
-    refused("wanted a folder named by up to 100 letters", "one", "two", out="my.set")
+    refused("expected a folder named by up to 100 letters", "one", "two", out="my.set")
     merge([tree / "one", tree / "two"], tree / "pair", {})
     refused(r"pair is a merged set itself; name its members, .* \.\./one, \.\./two", "pair", "three")
 

@@ -90,7 +90,7 @@ def test_the_list_of_keys_is_not_unpickled(tmp_path):
     assert len(read_records("luperson", tmp_path, {})) == 1
 
 
-def test_what_is_wrong_is_told(draw, tmp_path):
+def test_what_is_wrong_is_reported(draw, tmp_path):
     environment(tmp_path / "nl" / "lmdb", {"00002_000017_0000123_04": b"x"})
     records = read_records("luperson-nl", tmp_path / "nl", {})
     with pytest.raises(DataError, match=r"keys are not COUNTRY_CITY_VIDEO_IMAGE: 00002_.*; shard it with the source"):

@@ -387,7 +387,7 @@ def test_what_fails_for_a_moment_is_tried_again(stored: Index, far: Url, web: se
     assert web.gets["set/train-000000.tar"] == 3
 
 
-def test_what_fails_on_is_told(far: Url, web: served.Web) -> None:
+def test_what_fails_on_is_reported(far: Url, web: served.Web) -> None:
     index = Index.open(far)
     web.fault = lambda path, number, data: 503
     with pytest.raises(DataError, match=r"train-000000.tar: cannot be read .*503.*tried 5 times"):
@@ -395,7 +395,7 @@ def test_what_fails_on_is_told(far: Url, web: served.Web) -> None:
     assert web.gets["set/train-000000.tar"] == 5
 
 
-def test_what_is_refused_is_told_at_once(far: Url, web: served.Web) -> None:
+def test_what_is_refused_is_reported_at_once(far: Url, web: served.Web) -> None:
     web.fault = lambda path, number, data: 403
     with pytest.raises(DataError, match=r"dataset.yaml: cannot be read .*403"):
         Index.open(far)

@@ -353,13 +353,13 @@ GOOD = Record("a", "train", 1, 1, Named("a.jpg"))
         ([replace(GOOD, key="a\n")], "a key has letters"),
         ([replace(GOOD, key="")], "a key has letters"),
         ([replace(GOOD, key="k" * 96)], "1 to 95 of them"),
-        ([replace(GOOD, camid=-1)], "camid -1, wanted a whole number from 0"),
+        ([replace(GOOD, camid=-1)], "camid -1, expected a whole number from 0"),
         ([replace(GOOD, camid=2**31)], "camid 2147483648"),
         ([replace(GOOD, camid=None)], "camid None"),  # type: ignore[arg-type]
-        ([replace(GOOD, pid=2**63)], "pid 9223372036854775808, wanted a whole number of 64 bits"),
+        ([replace(GOOD, pid=2**63)], "pid 9223372036854775808, expected a whole number of 64 bits"),
         ([replace(GOOD, pid="1")], "pid '1'"),  # type: ignore[arg-type]
-        ([replace(GOOD, split="test")], "split 'test', wanted one of train, query, gallery"),  # type: ignore[arg-type]
-        ([replace(GOOD, role="ghost")], "role 'ghost', wanted one of person"),  # type: ignore[arg-type]
+        ([replace(GOOD, split="test")], "split 'test', expected one of train, query, gallery"),  # type: ignore[arg-type]
+        ([replace(GOOD, role="ghost")], "role 'ghost', expected one of person"),  # type: ignore[arg-type]
     ],
 )
 def test_records_are_checked(tmp_path: Path, records: list[Record], message: str) -> None:

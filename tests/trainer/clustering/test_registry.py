@@ -78,7 +78,7 @@ def test_the_number_of_clusters_before_they_are_computed() -> None:
 
 def test_more_clusters_than_images_are_a_mistake() -> None:
     assert method("kmeans").mistakes(7) == []
-    assert method("kmeans").mistakes(6) == ["clusters: 7 of 6 images; wanted at most as many as images"]
+    assert method("kmeans").mistakes(6) == ["clusters: 7 of 6 images; expected at most as many as images"]
 
 
 def test_a_recipe_loads_without_the_libraries_that_compute() -> None:

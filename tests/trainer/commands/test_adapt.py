@@ -49,7 +49,7 @@ def test_adapts_to_a_folder_of_images(desk: Path) -> None:
     assert again.returncode == 0 and "[adapt-1] done before, 2 steps" in again.stdout
 
 
-def test_other_words_are_told_what_goes_on(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_words_are_reported_what_goes_on(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `test_adapts_to_a_folder_of_images`: without its overrides, and with a folder that has changed."""
     monkeypatch.chdir(desk)
     run = Path("runs/adapt-footage")
@@ -68,7 +68,7 @@ def test_other_words_are_told_what_goes_on(desk: Path, monkeypatch: pytest.Monke
         (desk / "footage" / "door" / "new.jpg").unlink()
 
 
-def test_few_images_are_told(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_reported(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     for folder in ("one", "two"):
         (desk / folder / "door").mkdir(parents=True)

@@ -96,7 +96,7 @@ def test_recipes_check_resolved_is_a_recipe(tmp_path: Path) -> None:
     assert found["seed"] == 3 and found["stages"]["embedding"]["optimizer"]["betas"] == [0.9, 0.999]
 
 
-def test_a_wrong_recipe_is_told_on_stderr_without_importing_torch(tmp_path: Path) -> None:
+def test_a_wrong_recipe_is_reported_on_stderr_without_importing_torch(tmp_path: Path) -> None:
     command = "from embae.trainer.commands.app import main; main()"
     done = tiny_run.program("-X", "importtime", "-c", command, "recipes", "check", "embae-cam", "seeds=1", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""

@@ -183,7 +183,7 @@ def test_images_of_unknown_cameras_are_scored_with_a_warning(desk: Path, by_data
     (["--camera", "door=station/door", "--name", "door"], "--name: is only for --dataset"),
     (["--camera", "door=nowhere"], "nowhere: no such folder"),
     (["--camera", "door=empty"], "contains no image"),
-    (["--camera", "door=station/*/*/none*.jpg"], "no image below station is named so"),
+    (["--camera", "door=station/*/*/none*.jpg"], "no image below station matches"),
     (["--camera", "door=station/door/monday/7.*"], "door/0: has a single image"),
     (["--camera", "door=bad"], "2 of 2 images cannot be used"),
     (["--camera", "station/1=station/hall", "--dataset", "station"], "gives cameras of station too (station/1)"),

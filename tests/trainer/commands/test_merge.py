@@ -74,7 +74,7 @@ def test_weights_of_the_card_and_of_the_recipe(root: Path) -> None:
     assert abs(share(stages__embedding__data__weights={"square": 9, "tower": 1}) - 0.1) < 0.05
 
 
-def test_sets_with_the_same_members_and_weights_are_told_apart(root: Path) -> None:
+def test_sets_with_the_same_members_and_weights_are_distinguished(root: Path) -> None:
     """Weights share out the images of their set, so in one set of all members they mean other batches."""
     records = read_records(
         "synthetic",

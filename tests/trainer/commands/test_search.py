@@ -183,7 +183,7 @@ def test_the_picture_shows_every_query_and_its_list(desk: Path) -> None:
     assert {(0x00, 0x7f, 0x5f), (0xd1, 0x48, 0x3f), (0xb9, 0xbd, 0xc4)} <= colours  # frames, or the legend
 
 
-def test_a_calibrated_model_is_told_the_camera(desk: Path) -> None:
+def test_a_calibrated_model_is_reported_the_camera(desk: Path) -> None:
     export(Path("calibrated"), STORED, cameras=2)
     words = "search", "calibrated", "--query", "footage/door/seen.jpg", "--gallery", "shards/park", "--json"
     first, other = (f"park:{number}" for number in sorted(set(park().camid.tolist()))[:2])
@@ -257,7 +257,7 @@ def test_a_merged_set_is_searched_and_extracted_member_by_member(desk: Path) -> 
     if both:
         with pytest.raises(DataError, match="several datasets of all have this key; give park:"):
             run("search", "stage", "--query", min(both), "--gallery", "all")
-    with pytest.raises(DataError, match="--name goes with a folder of images"):
+    with pytest.raises(DataError, match="--name is for a folder of images"):
         run("extract", "stage", "all", "-o", "x.arrow", "--name", "y")
 
 
@@ -265,7 +265,7 @@ def members() -> list[Index]:
     return [Index.open(Path("shards") / name) for name in ("park", "square")]
 
 
-def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cameras_that_a_calibrated_model_does_not_know_are_reported(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export(Path("calibrated"), STORED, cameras=2)
     said = CliRunner().invoke(app, ["extract", "calibrated", "footage", "-o", "some.arrow"], catch_exceptions=False)
     assert said.exit_code == 0
@@ -282,7 +282,7 @@ def test_cameras_that_a_calibrated_model_does_not_know_are_told(desk: Path, capf
     (("--query", "footage/door/seen.jpg", "--gallery", "stage/export/model.json"), "not a whole file of embeddings"),
     (("--query", "footage/door/seen.jpg", "--gallery", "shards/park", "--camera", "roof"), "--camera roof: park has"),
 ])
-def test_bad_input_is_told(desk: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_reported(desk: Path, words: tuple[str, ...], said: str) -> None:
     with pytest.raises(DataError, match=said):
         run("search", "stage", *words)
 
@@ -297,7 +297,7 @@ def test_embeddings_of_another_model_are_refused(desk: Path) -> None:
         run("search", "stage", "--query", "a", "--gallery", "b", "--camera", "1", "--camera", "2")
 
 
-def test_places_that_are_read_only_are_told_at_once(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_are_read_only_are_reported_at_once(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != desk)  # root may write anywhere
     search = "search", "stage", "--query", "footage/door/seen.jpg", "--gallery", "footage"
     for words in ([*search, "--json", "new/found.json"], [*search, "--picture", "found.png"],

@@ -64,7 +64,7 @@ def test_equal_rows_of_recipes_are_one() -> None:
     assert found[0].seeds == (0, 1, 2) and found[1].seeds == (0,)
 
 
-def test_rows_of_one_name_and_other_scores_are_told_apart() -> None:
+def test_rows_of_one_name_and_other_scores_are_distinguished() -> None:
     odd = [one if one.recipe != "bn-camera" or one.row != "Baseline" else
            replace(one, scores={**one.scores, "mAP": one.scores["mAP"] + 0.1}) for one in family()]
     rows = {row.name: row for row in summarise(odd)}

@@ -45,7 +45,7 @@ def test_published_figures_stand_below_their_row() -> None:
     assert "paper" not in comparison_table(comparison(dataset="campus"), markdown=True)
 
 
-def test_published_figures_of_rows_told_apart() -> None:
+def test_published_figures_of_rows_distinguished() -> None:
     whole = comparison()
     odd = tuple(replace(one, scores={**one.scores, "mAP": 0.5}) if one.recipe == "bn-camera" else one
                 for one in whole.results)

@@ -146,21 +146,21 @@ def test_a_calibrated_model_sees_through_the_images_cameras(tmp_path: Path) -> N
     (__file__, "not an image of a known kind"),
     (np.zeros((40, 20), np.uint8), r"array of uint8, shape \(40, 20\)"),
     (np.zeros((40, 20, 4), np.uint8), r"array of uint8, shape \(40, 20, 4\)"),
-    (np.zeros((40, 20, 3), np.float32), r"array of float32, shape \(40, 20, 3\); wanted a path"),
+    (np.zeros((40, 20, 3), np.float32), r"array of float32, shape \(40, 20, 3\); expected a path"),
     (torch.zeros(40, 20, 3), r"tensor of float32, shape \(40, 20, 3\)"),
     (torch.zeros(3, 40, 20, dtype=torch.int64), "tensor of int64"),
-    (torch.full((1, 3, 40, 20), 2.5), "numbers from 2.5 to 2.5; wanted 0 to 1"),
+    (torch.full((1, 3, 40, 20), 2.5), "numbers from 2.5 to 2.5; expected 0 to 1"),
     (torch.full((1, 3, 40, 20), float("nan")), "numbers from nan to nan"),
     (Image.new("I;16", (20, 40)), "PIL image of mode I;16"),
     (7, "int 7"),
 ])
-def test_what_is_no_image_is_told(images: Any, said: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_reported(images: Any, said: str, tmp_path: Path) -> None:
     loaded = load(export(tmp_path / "stage", STORED), device="cpu")
     with pytest.raises(DataError, match=said):
         loaded(images)
 
 
-def test_a_cut_image_is_told(tmp_path: Path) -> None:
+def test_a_cut_image_is_reported(tmp_path: Path) -> None:
     path = files(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"00\.jpg: damaged or cut short"):

@@ -104,7 +104,7 @@ def test_a_file_of_embeddings_holds_what_the_index_knows(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["some.arrow"]
 
 
-def test_broken_files_of_embeddings_are_told(tmp_path: Path) -> None:
+def test_broken_files_of_embeddings_are_reported(tmp_path: Path) -> None:
     gallery(tmp_path, numbers(20))
     data = (tmp_path / "some.arrow").read_bytes()
     for name, wrong in (("cut", data[:len(data) // 2]), ("empty", b""), ("text", b"hello"),

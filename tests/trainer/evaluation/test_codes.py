@@ -121,7 +121,7 @@ def test_noise_says_nothing(view: View) -> None:
         assert abs(found[name] - chance) < 0.2, name
 
 
-def test_errors_are_told_by_camera(view: View) -> None:
+def test_errors_are_reported_by_camera(view: View) -> None:
     x, camid = features(view), view.column("camid", np.arange(len(view)))
     x[camid == 2] *= 3
     found = measure_codes(compute_codes(made(), view, x, CPU), None, view, 0)

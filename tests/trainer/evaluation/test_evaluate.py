@@ -289,13 +289,13 @@ def test_what_can_be_scored(tmp_path: Path) -> None:
         assert not can_score(make(tmp_path / str(number), some))
 
 
-def test_a_dataset_without_a_match_is_told(tmp_path: Path) -> None:
+def test_a_dataset_without_a_match_is_reported(tmp_path: Path) -> None:
     index = make(tmp_path, [("query", 1, 1, "person"), ("gallery", 1, 1, "person"), ("gallery", 2, 2, "person")])
     with pytest.raises(DataError, match="none of 1 queries has an image of its identity on another camera"):
         evaluate(model(), index, alone(ImageSpec(40, 20), tmp_path))
 
 
-def test_a_model_that_diverged_is_told(tmp_path: Path) -> None:
+def test_a_model_that_diverged_is_reported(tmp_path: Path) -> None:
     broken = model()
     with torch.no_grad():
         next(broken.embedding.parameters()).fill_(float("nan"))

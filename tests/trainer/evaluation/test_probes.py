@@ -23,7 +23,7 @@ def test_what_is_there_is_found() -> None:
     assert linear_probe(x, y, seed=0, group=rng.integers(50, size=600)) == Probe(1.0, 1 / 5)
 
 
-def test_noise_is_told_by_chance() -> None:
+def test_noise_is_reported_by_chance() -> None:
     rng, y = drawn(4000, 4)
     x = rng.standard_normal((4000, 32))
     for group in (None, rng.integers(100, size=4000)):

@@ -45,7 +45,7 @@ def test_without_names_on_both_sides_numbers_tell() -> None:
     ]
 
 
-def test_rows_of_a_view_are_told_in_its_own_numbers() -> None:
+def test_rows_of_a_view_are_reported_in_its_own_numbers() -> None:
     names = {("station", 0): "a new one", ("station", 1): "door", ("station", 2): "hall"}
     view = Rows([("park", 2), ("park", 3), *names], names)
     assert NAMED.indices(view, np.array([4, 1, 0, 2, 3, 3])).tolist() == [1, 2, -1, -1, 0, 0]  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_a_camera_without_a_name_learns_it() -> None:
     assert joined.cameras == [HALL, DOOR] and joined.names == view.camera_names
 
 
-def test_cameras_that_are_strange_or_found_by_number_alone_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cameras_that_are_strange_or_found_by_number_alone_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     view = Seen([("station", 0), ("station", 1), ("station", 2)],
                 {("station", 0): "attic", ("station", 1): "door", ("station", 2): "2"})  # fmt: skip
 
@@ -97,6 +97,6 @@ def test_a_person_says_name_or_number() -> None:
     assert known.by_label("park", "hall") == -1
 
 
-def test_cameras_are_told_by_name() -> None:
+def test_cameras_are_reported_by_name() -> None:
     assert describe_cameras(NAMED.cameras, NAMED.names) == "door, hall of station; 3 of park"
     assert list_cameras([("a", number) for number in range(7)], {}) == "0, 1, 2, 3, 4, …"

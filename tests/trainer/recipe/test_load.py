@@ -146,7 +146,7 @@ def test_an_override_of_an_alias_stays_where_it_is(tmp_path: Path) -> None:
     assert found.stages["autoencoder"].optimizer.lr == 1e-3
 
 
-def test_wrong_overrides_are_told_together() -> None:
+def test_wrong_overrides_are_reported_together() -> None:
     said = refused("embae-cam", ["stages.embeding.optimizer.lr=1", "seeds=3", "foo", "name.deep=1", "seed={", "=3"])
     assert "stages.embeding.optimizer.lr: there is no stage embeding; did you mean embedding?" in said
     assert "seeds: unknown key; did you mean seed?" in said
@@ -189,7 +189,7 @@ def test_all_mistakes_at_once_each_by_its_path(tmp_path: Path) -> None:
     assert f"{len(wanted)} mistakes" in lines[0]
 
 
-def test_an_unlike_key_is_told_what_may_stand_there(tmp_path: Path) -> None:
+def test_an_unlike_key_is_reported_what_may_stand_there(tmp_path: Path) -> None:
     said = refused(str(tiny_run.write(tmp_path, tiny_run.tree(model__zzz=1))))
     known = "backbone, pooling, last_stride, head, unit, embedding, hidden, nuisance"
     assert f"model.zzz: unknown key; expected one of {known}" in said

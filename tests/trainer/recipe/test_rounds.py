@@ -184,7 +184,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_a_mistake_in_a_round_is_told_once_by_the_path_that_was_written(message: str) -> None:
+def test_a_mistake_in_a_round_is_reported_once_by_the_path_that_was_written(message: str) -> None:
     found = refused(written(**WRONG[message]))
     own = [line for line in found if line.startswith(message.partition(": ")[0] + ": ")]
     assert len(own) == 1 and own[0].startswith(message), found
@@ -319,7 +319,7 @@ def test_what_is_no_settings(tmp_path: Path, content: str) -> None:
         load_recipe(file(tmp_path, "extends: baseline\nsettings: 3\n"))
 
 
-def test_mistakes_that_settings_bring_are_told_by_their_path(tmp_path: Path) -> None:
+def test_mistakes_that_settings_bring_are_reported_by_their_path(tmp_path: Path) -> None:
     small = file(tmp_path, {"sed": 3, "stages": {"embedding": {"clip": -1}}}, "small.yaml")
     with pytest.raises(RecipeError) as caught:
         load_recipe("baseline", ["seed=-1"], [small])
@@ -329,7 +329,7 @@ def test_mistakes_that_settings_bring_are_told_by_their_path(tmp_path: Path) -> 
     assert "seed: found -1; expected greater than or equal to 0" in lines
 
 
-def test_a_recipe_without_stages_is_told_so_whatever_the_settings(tmp_path: Path) -> None:
+def test_a_recipe_without_stages_is_reported_whatever_the_settings(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="stages: found 3; expected"):
         load_recipe(file(tmp_path, {**tiny_run.tree(), "stages": 3}), [], ["quick"])
 

@@ -204,7 +204,7 @@ def test_rules_of_a_stage(message: str) -> None:
     assert f"  stages.embedding.{message.strip()}" in str(caught.value).splitlines(), str(caught.value)
 
 
-def test_several_rules_are_told_at_once() -> None:
+def test_several_rules_are_reported_at_once() -> None:
     tree = tiny_run.tree(
         stages__embedding__data__K=1,
         stages__embedding__accumulate=2,

@@ -158,7 +158,7 @@ def test_a_relative_root_is_found_from_elsewhere(
     assert "Curves" in text and "park is not here" in text
 
 
-def test_embeddings_that_do_not_fit_are_told(run: Path) -> None:
+def test_embeddings_that_do_not_fit_are_reported(run: Path) -> None:
     np.savez(run / "target-embedding" / "evaluation" / "park.npz", query=np.ones((2, 3)), gallery=np.ones((4, 3)))
     report(run)
     assert "does not match this dataset" in read(run / "evaluation" / "report.html").text

@@ -64,7 +64,7 @@ MARKS = ["", "12 steps", "[]", '{"steps": 12}', '{"steps": -1, "images": 1, "ran
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_damaged_mark_of_a_stage_is_told(run: Path, mark: str) -> None:
+def test_a_damaged_mark_of_a_stage_is_reported(run: Path, mark: str) -> None:
     (run / "embedding" / "done").write_text(mark)
     with pytest.raises(RecipeError, match="embedding/done: does not say what the stage took"):
         check_same_recipe(run, recipe())

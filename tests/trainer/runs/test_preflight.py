@@ -71,7 +71,7 @@ CLUSTERED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", CLUSTERED)
-def test_what_a_clustering_can_not_mend_is_told_before_it(message: str) -> None:
+def test_what_a_clustering_can_not_mend_is_reported_before_it(message: str) -> None:
     parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
     stages = {"cluster": {"init": "embedding", "parts": parts, "data": {"from": "target", "batch": 8},
                           "cluster": {"kmeans": {"clusters": 5}}},
@@ -85,7 +85,7 @@ def test_what_a_clustering_can_not_mend_is_told_before_it(message: str) -> None:
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_is_wrong_is_told(message: str) -> None:
+def test_what_is_wrong_is_reported(message: str) -> None:
     changes, ranks = WRONG[message]
     with pytest.raises((DataError, WeightsError)) as caught:
         check_run(recipe(**changes), ranks)
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_told(message: str) -> None:
     assert "\n" not in str(caught.value)  # one mistake, one sentence, though several stages share it
 
 
-def test_several_mistakes_are_told_at_once() -> None:
+def test_several_mistakes_are_reported_at_once() -> None:
     with pytest.raises(DataError) as caught:
         check_run(recipe(data__sources=["lake"], data__target="sea"), 1)
     assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["lake", "sea"]
@@ -170,7 +170,7 @@ def place_of_pids(park: Path) -> int:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_data_are_told_before_the_start(tmp_path: Path, damage: str) -> None:
+def test_damaged_data_are_reported_before_the_start(tmp_path: Path, damage: str) -> None:
     shutil.copytree(tiny_run.shards() / "park", tmp_path / "park")
     for name in ("square", "tower"):
         (tmp_path / name).symlink_to(tiny_run.shards() / name)
@@ -183,7 +183,7 @@ def test_damaged_data_are_told_before_the_start(tmp_path: Path, damage: str) -> 
 
 
 @pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
-def test_a_damaged_export_to_start_from_is_told_before_the_start(tmp_path: Path, file: str) -> None:
+def test_a_damaged_export_to_start_from_is_reported_before_the_start(tmp_path: Path, file: str) -> None:
     (tmp_path / "model.json").write_text(json.dumps({
         "format": 1, "model": {}, "parts": ["backbone"], "image": [48, 24], "mean": [0, 0, 0], "std": [1, 1, 1],
         "heads": [], "cameras": [], "classes": 0}))  # fmt: skip
@@ -224,7 +224,7 @@ def test_train_fails_at_once_and_leaves_nothing(tmp_path: Path, override: str) -
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-def test_a_target_that_states_no_cameras_is_told_once(
+def test_a_target_that_states_no_cameras_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     park = Index.open(tiny_run.shards() / "park")

@@ -96,7 +96,7 @@ def test_the_same_stages_of_two_recipes_have_one_key(keys: Any) -> None:
     assert keys("mixed-batches")["embedding"] != new["embedding"]
 
 
-def test_rounds_are_told_apart_by_their_labels(keys: Any) -> None:
+def test_rounds_are_distinguished_by_their_labels(keys: Any) -> None:
     found = keys("pul")
     assert len(set(found.values())) == 5
     other = keys("pul", "stages.cluster.cluster.kmeans.clusters=5")

@@ -107,7 +107,7 @@ def test_each_turn_moves_the_parts_that_it_goes_through_alone(computed: Callable
             assert moved(states[at], states[at + 1]) == wanted[turn], (step, turn)
 
 
-def test_the_discriminator_learns_and_is_told_so(computed: Callable[..., Any]) -> None:
+def test_the_discriminator_learns_and_is_reported(computed: Callable[..., Any]) -> None:
     reports = computed(steps, 1)[0]["plain"]["reports"]
     for step in range(2):
         reconstruction, discriminator, adversarial, triplet = reports[4 * step:4 * step + 4]
@@ -198,7 +198,7 @@ def test_turns_on_ranks_are_those_of_plain_torch(
         assert all(torch.equal(value, rank["states"][-1][name]) for name, value in ranks[0]["states"][-1].items())
 
 
-def test_the_share_that_is_told_apart_is_over_the_global_batch(computed: Callable[..., Any]) -> None:
+def test_the_share_that_is_distinguished_is_over_the_global_batch(computed: Callable[..., Any]) -> None:
     reports = [computed(steps, size)[0]["plain"]["reports"] for size in (1, 2, 3)]
     told = [[report["told_apart"] for report in one if "told_apart" in report] for one in reports]
     assert told[0] == told[1] == told[2]

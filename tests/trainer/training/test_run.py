@@ -20,7 +20,7 @@ from embae.trainer.runtime.distributed import World
 from embae.trainer.training.run import run_stage
 
 
-def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_told_to_be_too_few(tmp_path: Path) -> None:
+def test_a_batch_takes_no_more_clusters_than_there_are_and_one_is_reported_to_be_too_few(tmp_path: Path) -> None:
     parts = {"backbone": "frozen", "embedding": "frozen", "nuisance": "absent", "decoder": "absent"}
     stages: dict[str, Any] = {
         "group": {"init": "embedding", "parts": parts, "data": {"from": "target", "batch": 8},
