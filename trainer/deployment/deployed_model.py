@@ -1,6 +1,6 @@
-"""A model as others use it: images in, embeddings out, normalisation and each camera's statistics inside the graph.
+"""A model for deployment: images in, embeddings out, normalisation and each camera's statistics inside the graph.
 
-What one has to know of it is its contract, a tree that goes with every exported file.
+Its contract, a tree that is written with every exported file, describes its input and output.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Deployed(nn.Module):
 
         Args:
             images: At the size of the contract.
-            camera: `(B,)` int64, each image's place in the contract's cameras, −1 where it is none of them; only a
+            camera: `(B,)` int64, each image's place in the contract's cameras, −1 if it is none of them; only a
                 model that is calibrated camera by camera takes it.
         """
         return self.model((images - self.mean) / self.std, camera)
@@ -61,7 +61,7 @@ class Deployed(nn.Module):
 
 
 def contract(export: SavedModel, deployed: Deployed) -> dict[str, Any]:
-    """What goes in and comes out, JSON-ready.
+    """Describes input and output, JSON-ready.
 
     Returns:
         ``input``, ``camera`` (null where the graph takes none), ``output``, ``normalisation`` and ``resize``.

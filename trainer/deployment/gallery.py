@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Gallery:
-    """The images that a search looks among.
+    """The images that a search ranks.
 
     Args:
         vectors: Their embeddings.

@@ -1,4 +1,4 @@
-"""A trained model in a program of one's own: images in, embeddings out.
+"""A trained model in another program: images in, embeddings out.
 
     from embae.trainer import load
     model = load("runs/embae-cam")
@@ -36,7 +36,7 @@ def load(path: str | Path, *, stage: str | None = None, device: str | torch.devi
 
     Args:
         path: A run folder, the folder of a stage, or an export.
-        stage: Of a run: whose model; by default that of the last row of its table.
+        stage: The stage of a run whose model it is; by default that of the last row of its table.
         device: Where it computes; by default a GPU if there is one.
         tta: Test-time augmentation: ``none``, ``flip`` (the image and its mirror image) or ``ten-crop``.
         batch: Images computed at a time.
@@ -52,7 +52,7 @@ def load(path: str | Path, *, stage: str | None = None, device: str | torch.devi
 
 
 class Loaded:
-    """A model in eval mode; may be called by several threads at once.
+    """A model in eval mode; several threads may call it at once.
 
     Images are decoded by Pillow and resized by torch here, where training, ``embae evaluate`` and ``embae extract``
     decode and resize by DALI. Measured on drawn people at 128×64 with MobileNetV2: embeddings differ by 0.5 % of their
@@ -61,11 +61,11 @@ class Loaded:
     Attributes:
         spec: Image size and normalisation.
         cameras: (dataset, camid) of the cameras that the model is calibrated on; mostly none.
-        names: What those are called that have a name.
-        width: Numbers of an embedding.
+        names: (dataset, camid) → name, of the cameras that have one.
+        width: Dimension of an embedding.
         device: Where it computes.
         net: The network.
-        key: A name of the model and its input: embeddings of equal keys may be compared.
+        key: A digest of the model and its input: embeddings of equal keys may be compared.
         tta: Test-time augmentation.
     """
 

@@ -33,9 +33,9 @@ def model_card(about: dict[str, Any], export_format: ExportFormat, facts: RunSum
 def _what(about: dict[str, Any]) -> str:
     height, width = about["input"]["shape"][2:]
     by_camera = about["camera"]
-    cameras = (f" It is calibrated on {len(by_camera['cameras'])} cameras, and sees each image through the "
-               "separate statistics.") if by_camera else ""
-    return (f"An embedding of images of people for re-identification: images of one person lie closer together than "
+    cameras = (f" It is calibrated on {len(by_camera['cameras'])} cameras, and normalises each image with the "
+               "statistics of its camera.") if by_camera else ""
+    return (f"An embedding of images of people for re-identification: images of one person are closer together than "
             f"those of others. Backbone `{_text(about['backbone'])}`, input {height} × {width} (height × width), "
             f"{about['output']['shape'][1]} numbers out.{cameras} Written by embae {_text(about['embae'])} from the "
             f"stage `{_text(about['stage'])}`.\n")

@@ -27,7 +27,7 @@ def one_by_one(images: Images) -> list[One]:
     """The images one by one; none is read yet.
 
     Raises:
-        DataError: Not images, or of a shape that cannot be.
+        DataError: They are not images, or not of the shape of images.
     """
     if isinstance(images, (str, Path, Image.Image)):
         return [images]
@@ -43,13 +43,13 @@ def one_by_one(images: Images) -> list[One]:
 
 
 def pixels(image: One) -> Tensor:
-    """One image: uint8 `(3, H, W)`.
+    """The pixels of one image: uint8 `(3, H, W)`.
 
     Numbers from 0 to 1 are rounded to the 8 bits that cameras and the training images have, so that the form an image
     comes in makes no difference.
 
     Raises:
-        DataError: There is no such file, it is no image, or the shape, type or values cannot be those of one.
+        DataError: There is no such file, it is not an image, or its shape, type or values are not those of an image.
     """
     if isinstance(image, (str, Path)):
         try:
@@ -79,16 +79,16 @@ def pixels(image: One) -> Tensor:
 
 
 def normalised(images: Sequence[Tensor], spec: ImageSpec) -> Tensor:
-    """Pixels of one size as a model takes them: `(B, 3, H, W)` float32, channels last in memory."""
+    """Pixels of one size, normalised for a model: `(B, 3, H, W)` float32, channels last in memory."""
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (spec.mean, spec.std))
     return ((torch.stack(list(images)) - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 `(3, H, W)` at another height and width, as DALI resizes: by a triangle that is widened where it shrinks.
+    """Resizes uint8 `(3, H, W)` to a height and width as DALI does: bilinear, with a wider filter when it shrinks.
 
-    Computed in float32 and rounded at the end, which leaves 1 in 170 values one grey level from DALI's, none further.
-    Pillow and torchvision's uint8, which round between the two directions, leave a fifth of them so.
+    It computes in float32 and rounds at the end. 1 in 170 values differ by one grey level from DALI's, none by more.
+    With Pillow and torchvision's uint8, which round between the two directions, a fifth of them differ.
     """
     if image.shape[1:] == size:
         return image

@@ -1,17 +1,17 @@
-"""Embeddings of a dataset's images in one file, with what is known of each image beside them.
+"""Embeddings of a dataset's images in one file, with the labels of each image.
 
-An Arrow IPC file, a record batch a split and dataset, uncompressed, so that it is memory-mapped:
+An Arrow IPC file with one record batch for each split and dataset, uncompressed, so that it can be memory-mapped:
 
     key        of the image in its dataset
     dataset    its name
     camid      int32
-    pid        int64, null where it is not known, and for distractors and junk
+    pid        int64, null if it is unknown, and for distractors and junk
     role       person, distractor or junk
     row        int64, of the image in the dataset's index
     embedding  fixed-size list of float32, raw
 
 Any reader of Arrow reads it (``pyarrow.feather.read_table(path, memory_map=True)``, pandas, polars, DuckDB). The
-schema's metadata holds, under ``embae``, what the embeddings were made by and of, as JSON.
+schema's metadata has, under ``embae``, the origin of the embeddings as JSON.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from embae.datasets.index.records import ROLES
 from embae.trainer.model.known_cameras import Camera
 
 FORMAT = 1
-_AGAIN = "make it again with embae extract"
+_AGAIN = "write it again with embae extract"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What embeddings were made by, and of.
+    """Where embeddings come from: a model and images.
 
     Attributes:
-        model: A key of the weights, of what goes into them and of the test-time augmentation: equal keys, one space.
-        name, fingerprint: The dataset's, or the merged set's.
-        splits: Which of its images, in this order.
+        model: A digest of the weights, their input and the test-time augmentation: embeddings of equal keys compare.
+        name, fingerprint: Of the dataset or the merged set.
+        splits: Its splits, in this order.
         root: Where it was.
-        cameras: What cameras are called that have a name: dataset → name → camid.
+        cameras: The cameras that have a name: dataset → name → camid.
     """
 
     model: str
@@ -61,8 +61,8 @@ class Vectors:
     """A file of embeddings, memory-mapped.
 
     Attributes:
-        origin: What they were made by, and of.
-        width: Numbers of an embedding.
+        origin: Where they come from.
+        width: Dimension of an embedding.
         datasets: Names of the datasets; `dataset` holds positions in this list.
         dataset: `(N,)`.
         camid: `(N,)`.
@@ -96,14 +96,14 @@ class Vectors:
         """Opens a file.
 
         Raises:
-            DataError: It is missing, damaged, or no file of embeddings.
+            DataError: It is missing, damaged, or not a file of embeddings.
         """
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             table.validate()
             origin = _read_origin(table.schema.metadata)
             if table.schema != _schema(table.schema.field("embedding").type.list_size):
-                raise ValueError("other columns than those of embae extract")
+                raise ValueError("its columns are not those of embae extract")
             if any(table.column(name).null_count for name in ("key", "dataset", "camid", "role", "row", "embedding")):
                 raise ValueError("empty values")
             return cls(origin, table)
@@ -153,7 +153,7 @@ def write_vectors(path: Path, origin: Origin, pieces: Sequence[tuple[Index, np.n
 
     Args:
         path: The file.
-        origin: What they were made by, and of.
+        origin: Where they come from.
         pieces: Datasets, rows of their indexes `(n,)`, and the embeddings of these `(n, D)`.
 
     Raises:
@@ -203,8 +203,8 @@ def _read_origin(metadata: dict[bytes, bytes] | None) -> Origin:
     origin = Origin(**content)
     texts = [origin.model, origin.name, origin.root, origin.fingerprint]
     if not isinstance(origin.splits, list) or not all(isinstance(text, str) for text in [*texts, *origin.splits]):
-        raise ValueError("does not say what it was made by")
+        raise ValueError("its origin is damaged")
     if not isinstance(origin.cameras, dict) or not all(isinstance(named, dict) and all(
             type(camid) is int for camid in named.values()) for named in origin.cameras.values()):
-        raise ValueError("does not say what its cameras are called")
+        raise ValueError("its names of cameras are damaged")
     return origin

@@ -265,7 +265,9 @@ def members() -> list[Index]:
     return [Index.open(Path("shards") / name) for name in ("park", "square")]
 
 
-def test_cameras_that_a_calibrated_model_does_not_know_are_reported(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cameras_that_a_calibrated_model_does_not_know_are_reported(
+    desk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     export(Path("calibrated"), STORED, cameras=2)
     said = CliRunner().invoke(app, ["extract", "calibrated", "footage", "-o", "some.arrow"], catch_exceptions=False)
     assert said.exit_code == 0

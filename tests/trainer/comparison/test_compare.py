@@ -249,7 +249,10 @@ def test_what_does_not_go_together_is_refused(root: Path, tmp_path: Path) -> Non
     assert with_other("scoring: {expand: 2}\n") == (
         "other: scoring.expand is 2, of baseline 0; compare recipes with the same scoring")
     assert with_other("evaluate: null\n") == "other: evaluate names no row; a comparison needs at least one"
-    assert refused(["baseline", "baseline"], made, out=out) == "two recipes have the name baseline; give them different names"
+    assert (
+        refused(["baseline", "baseline"], made, out=out)
+        == "two recipes have the name baseline; give them different names"
+    )
     twin = own(tmp_path, "twin", "extends: bn-camera\nname: baseline\n")
     assert refused(["baseline", twin], made, seeds=3, out=out).startswith("two recipes have the name baseline")
     assert "did you mean baseline" in refused(["baselin"], made, out=out)

@@ -112,7 +112,7 @@ def test_broken_files_of_embeddings_are_reported(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(wrong)
         with pytest.raises(DataError, match=f"{name}: not a whole file of embeddings"):
             Vectors.open(tmp_path / name)
-    with pytest.raises(DataError, match="no such file; make it again with embae extract"):
+    with pytest.raises(DataError, match="no such file; write it again with embae extract"):
         Vectors.open(tmp_path / "missing")
     broken = numbers(20)
     broken[7, 2] = np.nan

@@ -32,7 +32,9 @@ def test_a_run_over_http_equals_one_from_a_folder(tmp_path: Path) -> None:
     assert str(again.data.root) == server.url and again.data.cache.folder == tmp_path / "cache"
 
 
-def test_a_cache_that_is_too_small_is_reported_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_is_too_small_is_reported_before_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tiny_run.write(tmp_path, tiny_run.tree(run=["embedding"], evaluate={}))
     with web_server.serve(tiny_run.shards()) as server:
         far = [f"data.root={server.url}", f"data.cache.folder={tmp_path / 'cache'}"]
