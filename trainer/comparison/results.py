@@ -10,7 +10,7 @@ The JSON of `to_json` is stable::
                "seconds", "adaptation", "images", "probes": {name: {"mean", "sd"}} or null}],
      "remarks": [sentence]}
 
-``results`` are as given, and all that is read back; ``rows`` and ``remarks`` follow from them. ``sd`` is null for one
+``results`` are as given; ``rows`` and ``remarks`` follow from them. ``sd`` is null for one
 seed. `Result` and `Row` say what the values are.
 """
 
@@ -180,13 +180,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     for result in tree["results"]:  # JSON knows no NaN
         result["probes"] = result["probes"] and _without_nan(result["probes"])
     return tree
-
-
-def from_json(tree: Mapping[str, Any]) -> Comparison:
-    """The comparison that `to_json` wrote, after `json.loads` or not."""
-    results = tuple(Result(**result) for result in tree["results"])
-    return Comparison(tree["dataset"], tuple(tree["sources"]), tree["tta"], results, tree.get("rerank", False),
-                      tree.get("expand", 0))
 
 
 @dataclass

@@ -18,7 +18,6 @@ from helpers.tiny_run import embae
 from PIL import Image
 
 from embae.trainer.comparison.compare import plan, prepare, results
-from embae.trainer.comparison.results import from_json
 from embae.trainer.errors import RecipeError
 from embae.trainer.runs.stage_folder import EXPORT, read_cost
 from embae.trainer.runtime.distributed import World
@@ -91,7 +90,7 @@ def test_what_the_command_leaves(desk: tuple[Path, subprocess.CompletedProcess[s
     assert [rows[name]["start"] for name in rows] == [None, "Baseline", "Baseline", "Baseline"]
     assert [rows[name]["trained"] for name in rows] == [True, True, True, False]
     assert all(0 < row["probes"]["camera from z"]["mean"] <= 1 for row in rows.values())
-    assert len(from_json(found).results) == 12
+    assert len(found["results"]) == 12
     markdown = (folder / "cmp" / "comparison.md").read_text()
     assert all(row in markdown for row in rows)
     with Image.open(folder / "cmp" / "comparison.png") as image:
