@@ -65,12 +65,12 @@ def test_what_cannot_be_decoded_is_named_or_left_out(station: Path) -> None:
 
 @pytest.mark.parametrize("where, options, said", [
     ("none", {}, "none: no such folder"),
-    ("my station/*/9/*.jpg", {}, "no image below my station is named so"),
+    ("my station/*/9/*.jpg", {}, "no image below my station matches"),
     ("my station", {"pattern": "(?P<who>.)"}, "unknown group 'who'"),
     ("my station", {"name": "../x"}, "dataset name"),
     ("kept", {}, "holds the datasets my_station; name one of them"),
-    ("kept/my_station", {"pattern": "x"}, "is sharded already, as my_station; --pattern goes with"),
-    ("kept/my_station", {"name": "other"}, "is sharded already, as my_station; --name goes with"),
+    ("kept/my_station", {"pattern": "x"}, "is sharded already, as my_station; --pattern is for"),
+    ("kept/my_station", {"name": "other"}, "is sharded already, as my_station; --name is for"),
 ])  # fmt: skip
 def test_what_is_refused(
     station: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: dict[str, str], said: str
@@ -86,7 +86,7 @@ def test_what_is_refused(
 def test_folders_below_those_of_cameras_are_reported(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
     footage(str(station), keep=station.parent / "kept")
     said = capsys.readouterr().err
-    assert "what lies in their own sub-folders (door/1, door/2, gallery/1, …) as of these cameras" in said
+    assert "images in deeper folders (door/1, door/2, gallery/1, …) as images of these cameras" in said
     pattern = said.split("--pattern '")[1].split("'")[0]  # as it is recommended
     index = footage(str(station), pattern=pattern, keep=station.parent / "kept")
     assert list(index.camera_names.values()) == ["door/1", "door/2", "gallery/1", "gallery/2"]

@@ -93,7 +93,7 @@ def test_what_cannot_be_merged_is_reported(tree: Path, tabled: Callable[..., Ind
             merge([tree / name for name in names], tree / out, weights)
         assert not (tree / "merged" / MERGED).exists()
 
-    refused("found 1 dataset to merge; expected two at least", "one")
+    refused("found 1 dataset to merge; expected at least two", "one")
     refused("lake: no such dataset; datasets beside it: one, three, two", "one", "lake")
     refused(r"the dataset one \(.*\) is listed twice", "one", "two", "one")
     (tree / "alias").symlink_to(tree / "one")
@@ -105,7 +105,7 @@ def test_what_cannot_be_merged_is_reported(tree: Path, tabled: Callable[..., Ind
     card.write_text(card.read_text().replace("name: one", "name: copy"))
     refused("one and .*copy contain the same images with the same labels", "one", "copy")
     refused("--weight lake: is none of the datasets one, two", "one", "two", lake=1)
-    refused("--weight: there is none of two; give every dataset one", "one", "two", one=1)
+    refused("--weight: two has none; give every dataset a weight", "one", "two", one=1)
     refused("--weight two=0: expected a number from", "one", "two", one=1, two=0)
     refused("--weight two=nan: expected a number from", "one", "two", one=1, two=float("nan"))
     refused("exists and holds other things than a merged set", "one", "two", out="three")

@@ -234,7 +234,7 @@ def test_a_bad_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     path.unlink()
     if kind != "missing":
         path.write_bytes(bad_file(kind))
-    with pytest.raises(DataError, match=f"1 of 24 images cannot be used:\n  {path}: .*\nMend or remove .*--skip-bad"):
+    with pytest.raises(DataError, match=f"1 of 24 images cannot be used:\n  {path}: .*\nRepair or remove .*--skip-bad"):
         shard(records, tmp_path / "out")
     assert not (tmp_path / "out" / "set").exists()
     path.write_bytes(good)

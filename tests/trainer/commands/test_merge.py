@@ -145,7 +145,7 @@ def test_the_command_merges_reports_and_inspects(root: Path) -> None:
 @pytest.mark.parametrize("words, message", [
     (["--weight", "square"], "--weight square: expected NAME=NUMBER"),
     (["--weight", "square=1", "--weight", "square=2"], "--weight: names a dataset twice"),
-    (["--weight", "square=1"], "--weight: there is none of tower"),
+    (["--weight", "square=1"], "--weight: tower has none"),
 ])
 def test_what_the_command_refuses(root: Path, words: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -243,7 +243,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("words", "error", "message"), [
     (["--format", "tflite"], WeightsError, "--format tflite: expected onnx, torch-export, safetensors"),
-    (["--format", "onnx", "--stage", "embedding"], RecipeError, "is the export of one stage; leave --stage out"),
+    (["--format", "onnx", "--stage", "embedding"], RecipeError, "is the export of one stage; leave out --stage"),
 ])
 def test_wrong_words(tmp_path: Path, words: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -181,9 +181,9 @@ STAGE |= {
         **_ADVERSARIAL, "parts__discriminator": "absent"},
     "parts.discriminator: is frozen, but adversarial trains it; set it to train": {
         **_ADVERSARIAL, "parts__discriminator": "frozen"},
-    "loss.adversarial: has updates of its own here, and none of the parts that it goes through trains": {
+    "loss.adversarial: has separate updates here, and none of the parts that it goes through trains": {
         **_ADVERSARIAL, "parts": _CODES},
-    "loss.triplet: has updates of its own here, and none of the parts that it goes through trains": {
+    "loss.triplet: has separate updates here, and none of the parts that it goes through trains": {
         "loss": {"reconstruction": {}, "adversarial": {}, "triplet": {}},
         "parts": {**_CODES, "nuisance": "train"}},
     "parts.embedding: reconstruction needs it; it cannot be absent": {
