@@ -63,5 +63,5 @@ class CheckpointWriter:
         if self._error:
             whole = checkpoint.list_checkpoints(self._stage)
             last = f"the last whole one is {whole[0]}" if whole else "there is none before it"
-            raise RunError(f"a checkpoint could not be written: {self._error}; {last}. Make room, and the same command "
-                           "goes on from there") from self._error
+            raise RunError(f"a checkpoint could not be written: {self._error}; {last}. Make room; the same command "
+                           "then resumes from there") from self._error

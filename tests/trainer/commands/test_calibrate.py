@@ -220,4 +220,4 @@ def test_killed_it_leaves_nothing_and_bad_input_ends_with_2(desk: Path) -> None:
     assert calibrate(desk, "--camera", f"door={desk / 'station' / 'door'}", "--out", desk / "killed" / "export").stdout
     assert [path.name for path in (desk / "killed").iterdir()] == ["export"]
     done = tiny_run.embae("calibrate", "start/export", "--camera", "door=empty", "--out", "none", cwd=desk)
-    assert done.returncode == 2 and "embae: empty: holds no image" in done.stderr
+    assert done.returncode == 2 and "embae: empty: contains no image" in done.stderr

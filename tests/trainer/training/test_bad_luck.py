@@ -181,7 +181,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     else:
         limits["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
     said = sentence(command.start(None, **limits))
-    assert "a checkpoint could not be written" in said and "Make room, and the same command goes on" in said, said
+    assert "a checkpoint could not be written" in said and "Make room; the same command then resumes" in said, said
     assert str(whole[0]) in said and list_checkpoints(run / "embedding") == whole
     assert [Checkpoint.open(path).path for path in whole] == whole
     if disk:

@@ -277,7 +277,7 @@ def _moved(run: Path) -> Path:
     ("all damaged", 0, "step-000003/state.safetensors: damaged"),
     ("moved away", 4, ""),
     ("asked for", 3, ""),
-    ("asked for again", 4, "has gone on from"),
+    ("asked for again", 4, "has resumed from"),
     ("elsewhere", 3, ""),
 ])  # fmt: skip
 def test_a_run_goes_on_from_the_right_one_to_the_same_end(
