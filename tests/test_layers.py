@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module, resources
@@ -115,3 +116,12 @@ def folder_table(package: str) -> str:
 def test_the_architecture_page_shows_the_folders_as_they_are(package: str) -> None:
     page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert folder_table(package) in page
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_pages_name_files_that_exist(page: str) -> None:
+    checkout = Path(__file__).parent.parent
+    named = re.findall(
+        r"`((?:trainer|datasets|tests|recipes|docs|slurm)/[\w./-]+)`", (checkout / page).read_text(encoding="utf-8")
+    )
+    assert len(named) > 10 and not [path for path in named if not (checkout / path).exists()]
