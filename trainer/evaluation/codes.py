@@ -1,4 +1,4 @@
-"""The codes of a model, embeddings z and nuisance v, and what they tell about the target's training images.
+"""The codes of a model, embeddings z and nuisance v, and what they contain of the target's training images.
 
 Labels of the target are read here, after all training, and nowhere else. `probes.py` has the measures.
 """

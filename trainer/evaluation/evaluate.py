@@ -22,7 +22,7 @@ from embae.trainer.runtime.distributed import World
 
 
 def labels(view: View) -> Labels:
-    """What the metric may know of a view's images."""
+    """The labels of a view's images that scores depend on."""
     rows = np.arange(len(view))
     labelled, role = view.column("labelled", rows).astype(bool), view.column("role", rows)
     return Labels(view.column("pid", rows), view.column("camid", rows), labelled & (role == ROLES.index("person")),
@@ -67,7 +67,7 @@ def evaluate(model: EmbAE, index: Index, inference: Inference, *, refined: Ranki
 
 
 def scores_dict(ranked: PerQuery, query_labels: Labels) -> dict[str, Any]:
-    """Results of queries, of which one has a match at least, as `evaluate` returns them."""
+    """Results of queries, at least one of which has a match, as `evaluate` returns them."""
     values = ranked.values()
     intervals = {name: interval(values[name], query_labels) for name in ("Rank-1", "mAP", "Rank-1-nd", "mAP-nd")}
     return {**ranked.scores().to_dict(), "interval": intervals}
@@ -85,6 +85,6 @@ def _check(embeddings: np.ndarray, index: Index, world: World) -> None:
 
 
 def write_embeddings(path: Path, query: np.ndarray, gallery: np.ndarray) -> None:
-    """Keeps raw embeddings."""
+    """Saves raw embeddings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: np.savez(file, query=query, gallery=gallery))

@@ -1,4 +1,4 @@
-"""Why adaptation works, measured: what a linear classifier reads out of z and v, and how far z moved.
+"""Measures why adaptation works: what a linear classifier reads out of z and v, and how far z moved.
 
 The claim of arXiv 1807.10591 is that adaptation moves what belongs to a camera out of the embedding z into the nuisance
 v. If so, the camera becomes harder to tell from z, stays easy to tell from v, and the person stays out of v.
@@ -15,7 +15,7 @@ from embae.datasets.sampling.keyed_random import generator
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear classifier tells on images that it has not seen; both NaN where it cannot be asked.
+    """Accuracy of a linear classifier on images that it has not seen; NaN if it cannot be measured.
 
     Attributes:
         accuracy: Mean over classes of the share of images predicted right, so that large classes count no more.

@@ -29,7 +29,7 @@ from embae.trainer.runtime.fast_imports import gc_paused
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is scored, and how; checked.
+    """What to score, and how; checked.
 
     Attributes:
         run: A run folder, or the export folder of a stage.
@@ -52,7 +52,7 @@ class ScoringJob:
 
 def prepare_scoring(run: Path, dataset: str | None, tta: TTA | None = None, rerank: bool | None = None,
                     expand: int | None = None) -> ScoringJob:
-    """Checks, without torch, what ``embae evaluate`` is asked to score.
+    """Checks, without torch, the input of ``embae evaluate``.
 
     Args:
         run: A run folder, or the folder of a stage or its export.

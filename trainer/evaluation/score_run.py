@@ -1,4 +1,4 @@
-"""Scores the rows of a run on its target, once each, and measures what their codes tell.
+"""Scores the rows of a run on its target, once each, and measures what their codes contain.
 
     <stage>/evaluation/<dataset>.json, .npz       a model's scores and embeddings; runs that share a stage share them
     <stage>/evaluation/<dataset>-probes.json      what `codes.py` measures

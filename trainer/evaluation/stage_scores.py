@@ -70,7 +70,7 @@ class StageScores:
         return self._read_or_compute(self._scores_path(stage), conditions, compute, are_scores)
 
     def probes(self, row: str) -> dict[str, float]:
-        """What a row's codes tell, and how far they are from those of the row that it starts from."""
+        """What a row's codes contain, and how far they are from those of the row that it starts from."""
         stage, start_row = self._recipe.evaluate[row], self._recipe.start(row)
         start = self._recipe.evaluate[start_row] if start_row else None
 
@@ -114,7 +114,7 @@ class StageScores:
 
 
 def read_stored(path: Path, conditions: dict[str, Any], is_valid: Callable[[Any], bool]) -> dict[str, Any] | None:
-    """Reads what was measured before; None if the file is missing, damaged, or was measured under other conditions.
+    """Reads earlier measurements; None if the file is missing, damaged, or was measured under other conditions.
 
     Args:
         path: A JSON file.

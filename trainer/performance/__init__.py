@@ -1,1 +1,1 @@
-"""What a step takes: benchmark and dry run."""
+"""Time and memory of a training step: benchmark and dry run."""

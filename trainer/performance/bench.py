@@ -1,4 +1,4 @@
-"""Where the time of a stage's steps goes on this machine and these data: loader, model, exchanges, whole step.
+"""Measures a stage's steps on this machine and these data: loader, model, exchanges, whole step.
 
 What is measured is training's own code: the stage's loader, engines and loop. Weights are drawn at random, since speed
 does not depend on them, so nothing has to be trained before, and nothing is written outside of a temporary folder.
@@ -39,7 +39,7 @@ STORED = 2**13  # images whose features are made up at most; those of more image
 
 
 def with_fresh_weights(recipe: Recipe, name: str) -> Recipe:
-    """A recipe whose stage starts from random weights, does not end, and neither scores nor saves."""
+    """A recipe whose stage starts from random weights, never ends, and neither scores nor saves."""
     stage = recipe.stages[name]
     assert stage.loss is not None  # the command's promise
     update = {"init": "random", "reinit": [], "steps": FOREVER, "evaluate_every": None, "loss": stage.loss.steady()}
@@ -93,7 +93,7 @@ def bench(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, world
 
 
 class _Measured(StageRun):
-    """A stage with made-up features in place of cached ones: as many, as wide, in one file."""
+    """A stage with random features in place of cached ones: as many, of the same width, in one file."""
 
     def _features(self, work: Work) -> tuple[FeatureLoader, float]:
         images = len(self.sampler.view)
@@ -111,19 +111,19 @@ class _Measured(StageRun):
         """They stay zeros: there may be many images."""
 
     def update(self, parts: Sequence[Batch]) -> None:
-        """A step's updates on a batch that is there."""
+        """The updates of a step, on a batch that has been loaded."""
         self.updates.step(parts, self.keys.optimizer.lr)
 
 
 class _Clock:
-    """Seconds a step, of the slowest rank: the others wait for it."""
+    """Seconds per step of the slowest rank, for which the others wait."""
 
     def __init__(self, world: World):
         self._gpu = world.device.type == "cuda"
         self._phases: dict[str, list[float]] = defaultdict(list)
 
     def time(self, act: Callable[[], Any], steps: int) -> list[float]:
-        """Wall time of each of some steps, after others to warm up."""
+        """Wall time of each of some steps, after warm-up steps."""
         dist.barrier()
         durations = []
         for _ in range(WARM_UP + steps):
@@ -136,7 +136,7 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time within it to the phase of the current step."""
+        """Adds the time spent within it to a phase of the current step."""
         began = self._now()
         yield
         if name not in self._phases:
@@ -144,7 +144,7 @@ class _Clock:
         self._phases[name][-1] += self._now() - began
 
     def phases(self, steps: int) -> dict[str, list[float]]:
-        """Seconds a step of each phase, over the last steps timed."""
+        """Seconds per step of each phase, over the last timed steps."""
         return {name: _slowest(times[:-1][-steps:]) for name, times in self._phases.items()}
 
     def _now(self) -> float:
@@ -158,7 +158,7 @@ def _slowest(seconds: list[float]) -> list[float]:
 
 
 def record_exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
-    """The exchanges of a step; on one rank there are none that count."""
+    """The exchanges of a step; none on a single rank."""
     if dist.get_world_size() == 1:
         return []
     with Recorder() as recorder:
@@ -167,7 +167,7 @@ def record_exchanges(step: Callable[[], None]) -> list[tuple[Any, Any, Any]]:
 
 
 def replay_exchanges(calls: Sequence[tuple[Any, Any, Any]]) -> None:
-    """Makes the exchanges of a step again, one after the other, and nothing between them."""
+    """Repeats the exchanges of a step one after the other, with nothing between them."""
     for func, args, kwargs in calls:
         work = func(*args, **kwargs)
         (work[-1] if isinstance(work, tuple) else work).wait()

@@ -1,4 +1,4 @@
-"""What `embae bench` found: a table, the limit in one sentence, JSON."""
+"""The result of `embae bench`: a table, the limit in one sentence, JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {"loader": "loader alone", "model": "model alone", "forward": "  forward
 
 
 class Timing(NamedTuple):
-    """Seconds a step: the median, and what a tenth of the steps lie below and above."""
+    """Seconds per step: the median, and the 10th and 90th percentile."""
 
     median: float
     low: float
@@ -36,7 +36,7 @@ class Exchanges(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """A stage as it was measured.
+    """The measurements of a stage.
 
     Attributes:
         batch: Images of a step, over all ranks.
@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def limit(self) -> str:
-        """``loader``, ``exchanges`` or ``model``: what a whole step waits for most."""
+        """``loader``, ``exchanges`` or ``model``: what limits a whole step."""
         loader, model = self.seconds["loader"].median, self.seconds["model"].median
         if loader > model:
             return "loader"

@@ -1,4 +1,4 @@
-"""``embae train --dry-run``: what each stage would need of a rank, for any number of ranks, and nothing is started."""
+"""``embae train --dry-run``: what each stage would need of a rank, for any number of ranks; it starts nothing."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def needs(recipe: Recipe, name: str, sampler: PKSampler | ShuffledSampler, heads
 
 
 def _heads(recipe: Recipe, stage: Stage, view: View, earlier: dict[str, list[Head]]) -> list[Head]:
-    """Whom a stage's nuisance heads serve: those that it starts from, or new ones for its images' cameras."""
+    """The nuisance heads of a stage: those that it starts from, or new ones for the cameras of its images."""
     if stage.use("nuisance") == "absent":
         return []
     if "nuisance" not in stage.reinit and (heads := earlier.get(stage.init) or next(_exported(stage.init), [])):

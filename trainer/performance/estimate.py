@@ -1,4 +1,4 @@
-"""What a step of a stage needs of a rank, of any number of ranks, without these and without a GPU.
+"""Estimates what a step of a stage needs of each rank, for any number of ranks, without the ranks or a GPU.
 
 What a rank keeps is arithmetic over the sizes of parameters, by what DeepSpeed does at each ZeRO stage; all else is
 read off the stage's own forward and backward pass, run on tensors without values among ranks that are not there.
@@ -34,7 +34,7 @@ LIVE, PERSISTENT = 1_000_000_000, 100_000
 
 @contextmanager
 def pretended(module: nn.Module, rank: int, world_size: int) -> Iterator[None]:
-    """A world in which tensors have no values and exchanges go nowhere, as one of its ranks would see it.
+    """A simulated world as one of its ranks sees it: tensors have no values, and exchanges go nowhere.
 
     Args:
         module: Already built, since timm reads values while it builds; its tensors lose theirs.
@@ -51,7 +51,7 @@ def pretended(module: nn.Module, rank: int, world_size: int) -> Iterator[None]:
 
 
 class Passes(NamedTuple):
-    """What a rank's forward and backward passes of a step come to.
+    """The cost of a rank's forward and backward passes of a step.
 
     Attributes:
         activations: Bytes kept for a backward pass, batch included, where they are most.
@@ -65,7 +65,7 @@ class Passes(NamedTuple):
 
 
 def passes(updates: Collection[Update], batch: Batch, keys: Stage) -> Passes:
-    """Runs every update of a step on one part of a rank's share; the other parts are like it.
+    """Runs every update of a step on one part of a rank's share; the other parts cost the same.
 
     Args:
         updates: The updates.
@@ -105,7 +105,7 @@ def _place(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Owned:
-    """What an engine is over: numbers of elements.
+    """The sizes of an engine's tensors, in elements.
 
     Attributes:
         held: Of every parameter of its module, frozen ones too.
@@ -123,7 +123,7 @@ class Owned:
 
 
 def owned(updates: Collection[Update], keys: Stage) -> list[Owned]:
-    """What each engine of a stage is over, in their order."""
+    """The sizes of each engine of a stage, in their order."""
     assert keys.loss is not None  # what this kind of stage is for
     engines = []
     for module in dict.fromkeys(update.module for update in updates):
@@ -160,7 +160,7 @@ class RankMemory:
 
 def rank_memory(engines: Collection[Owned], keys: Stage, world_size: int, zero: int, *, buffers: int,
            averaged: int) -> RankMemory:
-    """What a rank keeps at a ZeRO stage.
+    """The bytes that a rank keeps at a ZeRO stage.
 
     Args:
         engines: What each engine is over.

@@ -12,7 +12,7 @@ MOST = 12  # cameras, those with the most queries
 
 
 def camera_pairs(evidence: Evidence) -> Markup:
-    """A matrix a model: mAP of the queries of one camera in the gallery of another."""
+    """One matrix for each model: mAP of the queries of one camera in the gallery of another."""
     camid, counts = np.unique(evidence.query_labels.camid, return_counts=True)
     cameras = sorted(camid[np.argsort(-counts, kind="stable")[:MOST]].tolist())
     if len(cameras) < 2:
@@ -28,7 +28,7 @@ def camera_pairs(evidence: Evidence) -> Markup:
 
 
 def pair_scores(evidence: Evidence, model: Ranked, cameras: list[int]) -> np.ndarray:
-    """mAP `(C, C)` by the camera of the query and of the gallery; NaN where nothing could be found."""
+    """mAP `(C, C)` by the camera of the query and of the gallery; NaN for a pair without matches."""
     mean_ap = np.full((len(cameras), len(cameras)), np.nan)
     for at, camera in enumerate(cameras):
         queries = np.flatnonzero(evidence.query_labels.camid == camera)

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, drawn here: they take the page's colours, light or dark, and no library to show."""
+"""Small charts as inline SVG: they use the page's colours, light or dark, and need no library in the browser."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLAIN = LineStyle()
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label: str,
                style: LineStyle = PLAIN) -> Markup:
-    """Lines over steps, the smallest and largest values beside the axes.
+    """Lines over steps, with the smallest and largest values at the axes.
 
     Args:
         series: Name → x and y; what is not finite is left out.
@@ -71,7 +71,7 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
 
 def histogram(shares: Mapping[str, np.ndarray], edges: np.ndarray, *, label: str, width: int = 420,
               height: int = 170) -> Markup:
-    """Shares `(bins,)` over the same bins, laid over each other.
+    """Histograms over the same bins, drawn over each other.
 
     Args:
         shares: Name → share of each bin.
@@ -93,7 +93,7 @@ def histogram(shares: Mapping[str, np.ndarray], edges: np.ndarray, *, label: str
 
 
 def scatter(points: np.ndarray, groups: np.ndarray, *, label: str, size: int = 300) -> Markup:
-    """Points `(N, 2)`, coloured by their group `(N,)`: 0 … 7 by name, more by turning the hue."""
+    """Points `(N, 2)`, coloured by their group `(N,)`: 0 … 7 by named colours, further ones by hue."""
     low, high = points.min(0), points.max(0)
     scale = (size - 12) / max(float((high - low).max()), 1e-9)
     middle = (low + high) / 2
@@ -118,7 +118,7 @@ def legend(names: Sequence[str]) -> Markup:
 
 
 class _Scale:
-    """From values to pixels."""
+    """Converts values to pixels."""
 
     def __init__(self, x0: float, x1: float, y0: float, y1: float, width: int, height: int):
         self.x0, self.x1, self.y0, self.y1, self.width, self.height = x0, x1, y0, y1, width, height
@@ -131,7 +131,7 @@ class _Scale:
 
 
 def _frame(place: _Scale, log: bool, whole: tuple[bool, ...]) -> list[Markup]:
-    """Ticks and their lines; only whole numbers where x, or y, are."""
+    """Ticks and their lines; whole numbers only if all x, or all y, are whole."""
     drawn = []
     for y in _decades(place.y0, place.y1, 4) if log else _ticks(place.y0, place.y1, 5, whole[1]):
         (left, at), (right, _) = place(place.x0, y), place(place.x1, y)
@@ -146,7 +146,7 @@ def _frame(place: _Scale, log: bool, whole: tuple[bool, ...]) -> list[Markup]:
 
 
 def _ticks(low: float, high: float, count: int, least: float) -> list[float]:
-    """Round numbers between two, `least` apart or more."""
+    """Round numbers between two values, at least `least` apart."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -175,7 +175,7 @@ def _finite(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
 
 
 def _thin(line: np.ndarray) -> np.ndarray:
-    """At most `MOST` points: means of as many neighbours each."""
+    """At most `MOST` points: each is the mean of equally many neighbours."""
     if len(line) <= MOST:
         return line
     return np.stack([part.mean(0) for part in np.array_split(line, MOST)])

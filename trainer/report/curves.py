@@ -18,7 +18,7 @@ _NO_TERM = ("step", "loss", "lr", "epoch", "images_per_s", "waiting_percent", "s
 
 
 def curves(facts: RunSummary, records: Records) -> Markup:
-    """Losses, learning rate, speed, and scores taken on the way, stage by stage."""
+    """Losses, learning rate, speed, and scores during training, stage by stage."""
     parts: list[Markup] = []
     for entry in fold(facts.recipe):
         if isinstance(entry, Loop):
@@ -31,7 +31,7 @@ def curves(facts: RunSummary, records: Records) -> Markup:
 
 
 def _loop(loop: Loop, records: Records) -> Iterator[Markup]:
-    """What became of clusters and scores round by round, then each stage that trains, rounds in a row."""
+    """Charts of clusters and scores by round, then of each stage that trains, its rounds one after the other."""
     charts, by_round = [], LineStyle(by="round", dots=True)
     for name in loop.names:
         numbered = [(number, stage) for number, stage in enumerate(loop.stages(name), 1)]

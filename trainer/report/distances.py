@@ -14,7 +14,7 @@ _BINS = 48
 
 
 def distances(evidence: Evidence) -> Markup:
-    """Histograms of the distances of positive and negative pairs, a model each."""
+    """Histograms of the distances of positive and negative pairs, one for each model."""
     pairs = [pair_distances(evidence, model) for model in evidence.models]
     far = max(float(values.max()) for pair in pairs for values in pair)
     edges = np.linspace(0, max(far, 1e-6) * 1.001, _BINS + 1)
@@ -31,7 +31,7 @@ def distances(evidence: Evidence) -> Markup:
 
 
 def pair_distances(evidence: Evidence, model: Ranked) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of positive pairs, all of them, and of negative pairs, some: `(P,)` and `(N,)`."""
+    """Distances of all positive pairs `(P,)` and of some negative pairs `(N,)`."""
     query_labels, gallery = evidence.query_labels, evidence.gallery_labels
     draws = generator(evidence.seed, "report", "negatives")
     there = np.flatnonzero(~gallery.junk)

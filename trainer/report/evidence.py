@@ -1,4 +1,4 @@
-"""What the report's sections on a dataset are drawn from: embeddings of some queries and of the whole gallery."""
+"""The data of the report's sections on a dataset: embeddings of some queries and of the whole gallery."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def rows_shown(facts: RunSummary) -> list[str]:
 
 def find_evidence(facts: RunSummary, index: Index | str, refined: RankingOptions, *,
                   saved: bool) -> tuple[Evidence | str, DatasetScores | None]:
-    """What models make of a dataset, or a sentence that says why that is not known.
+    """The evidence on a dataset, or a sentence that says why there is none.
 
     Args:
         facts: The run.
@@ -149,7 +149,7 @@ def _from_models(facts: RunSummary, index: Index, refined: RankingOptions) -> tu
 
 def _evidence(facts: RunSummary, index: Index, files: dict[str, Path], refined: RankingOptions, *,
               every: bool = False) -> tuple[Evidence | str, dict[str, PerQuery]]:
-    """The evidence, and results by row of all queries, if `every`; else of those that stand for them."""
+    """The evidence, and results by row: of all queries if `every`, else of the sampled ones."""
     from embae.trainer.evaluation.evaluate import labels
     both = View([index], "query"), View([index], "gallery")
     query_labels, gallery_labels = map(labels, both)

@@ -1,4 +1,4 @@
-"""The people that are hardest to find, and those that take longest to find everywhere."""
+"""The people that are hardest to find, and those whose last match ranks lowest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def identities(evidence: Evidence, pictures: Pictures) -> Markup:
 
 
 def _people(evidence: Evidence) -> Iterator[tuple[int, int, float, float, int]]:
-    """Identity, queries with a match, their mean AP, the median rank of the first match, the highest of the last."""
+    """Identity, queries with a match, their mean AP, median rank of the first match, worst rank of the last match."""
     results, query_labels, gallery = evidence.last.results, evidence.query_labels, evidence.gallery_labels
     matched = np.flatnonzero(results.first > 0)
     counts = np.array([np.count_nonzero(gallery.identified & (gallery.pid == query_labels.pid[query])

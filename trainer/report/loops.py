@@ -1,4 +1,4 @@
-"""Which stages of a run are rounds of the same: [group-1, adapt-1, group-2, adapt-2] is group and adapt, twice."""
+"""Finds the stages of a run that are rounds of the same stage: [group-1, adapt-1, group-2, adapt-2] is two rounds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Loop:
     rounds: int
 
     def stages(self, name: str) -> list[str]:
-        """A stage's names, round by round."""
+        """The names of a stage, one for each round."""
         return [f"{name}-{number}" for number in range(1, self.rounds + 1)]
 
 
 def fold(recipe: Recipe) -> list[str | Loop]:
-    """The stages of a run in order, those that are rounds of the same as one."""
+    """The stages of a run in order; rounds of the same stages become one `Loop`."""
     entries: list[str | Loop] = []
     run, at = recipe.run, 0
     while at < len(run):
@@ -45,7 +45,7 @@ def unnumbered(stage: str) -> str:
 
 
 def _loop(recipe: Recipe, start: int, end: int) -> Loop | None:
-    """The loop whose first round stands in the run from `start` to `end`, if it is one."""
+    """The loop whose first round is the stages from `start` to `end`, if there is one."""
     names, rounds = tuple(stage.removesuffix("-1") for stage in recipe.run[start:end]), 1
     while _again(recipe, names, rounds + 1, start + rounds * len(names)):
         rounds += 1
@@ -53,14 +53,14 @@ def _loop(recipe: Recipe, start: int, end: int) -> Loop | None:
 
 
 def _again(recipe: Recipe, names: tuple[str, ...], number: int, start: int) -> bool:
-    """Whether another round follows: stages of the next number that do what those of the first do."""
+    """Whether another round follows: stages of the next number that do the same as those of the first."""
     expected = [f"{name}-{number}" for name in names]
     return recipe.run[start:start + len(names)] == expected and all(
         _does(recipe, f"{name}-1") == _does(recipe, stage) for name, stage in zip(names, expected, strict=True))
 
 
 def _does(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What a stage says, but for where its model comes from and the round of its pseudo-labels."""
+    """The keys of a stage, without the origin of its model and the round of its pseudo-labels."""
     keys = recipe.stages[stage].model_dump(exclude={"init"})
     if keys["data"]["labels"]:
         keys["data"]["labels"] = unnumbered(keys["data"]["labels"])

@@ -32,7 +32,7 @@ _BATCH = 128  # images
 
 
 def maps(facts: RunSummary, index: Index | str) -> Markup:
-    """Embeddings before and after adaptation, and the nuisance of the last model that has one for these cameras."""
+    """Embeddings before and after adaptation, and nuisance codes of the last model that has them for these cameras."""
     title, rows = "Maps", rows_shown(facts)
     if isinstance(index, str) or not rows:
         return section("maps", title, tag("p", index if isinstance(index, str) else "No model is done yet.",

@@ -1,4 +1,4 @@
-"""HTML by functions that escape: text becomes markup in this file alone."""
+"""Builds HTML by functions that escape: only this file turns text into markup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 class Markup(str):
-    """Text that is HTML already; any other text is escaped where it becomes part of a page."""
+    """Text that is HTML already; any other text is escaped when it becomes part of a page."""
 
     __slots__ = ()
 
@@ -45,7 +45,7 @@ def section(name: str, title: str, *inside: object) -> Markup:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bool = True,
           numbers: int | None = None, cards: bool = False) -> Markup:
-    """A table that scrolls sideways where it is too wide.
+    """A table that scrolls sideways if it is too wide.
 
     Args:
         head: Its header.

@@ -1,4 +1,4 @@
-"""What the run is, as words and tables: summary, scores, data, environment."""
+"""Describes the run in words and tables: summary, scores, data, environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embae.trainer.runs.summary import DatasetScores, DatasetSummary, RunSummary
 
 
 def summary(facts: RunSummary) -> Markup:
-    """The first thing to read: what came out, and what is missing."""
+    """The summary: results, and what is missing."""
     return joined([tag("div", *_tiles(facts), class_="tiles"), *_missing(facts)])
 
 
@@ -50,7 +50,7 @@ def _missing(facts: RunSummary) -> Iterator[Markup]:
 
 
 def scores(facts: RunSummary) -> Markup:
-    """A table a dataset; a click on a header sorts it."""
+    """One table for each dataset; a click on a header sorts it."""
     if not facts.scores:
         return section("scores", "Scores", tag("p", "No scores yet.", class_="none"))
     return section("scores", "Scores", *(part for scored in facts.scores for part in _scored(facts, scored)))
@@ -76,7 +76,7 @@ def _value(value: float, interval: list[float] | None) -> Markup:
 
 
 def data(facts: RunSummary) -> Markup:
-    """What the run has seen, from the cards of its datasets."""
+    """The datasets of the run, from their cards."""
     head = ["dataset", "role", "licence of its card", "training images", "identities", "cameras", "query", "gallery"]
     rows = [_seen(seen) for seen in facts.data]
     notes = [tag("li", tag("b", seen.name), f": {seen.notes}") for seen in facts.data if seen.notes]
@@ -92,7 +92,7 @@ def _seen(seen: DatasetSummary) -> list[str]:
 
 
 def environment(facts: RunSummary) -> Markup:
-    """What it ran with."""
+    """The environment of the run."""
     model, recipe = facts.recipe.model, facts.recipe
     settings = {"backbone": model.backbone, "embedding": model.embedding, "nuisance": f"{model.nuisance.dim} a head, "
              f"{model.nuisance.per}", "input": "{} × {} (height × width)".format(*recipe.data.image),

@@ -1,4 +1,4 @@
-"""The page: template, style and script around the sections, nothing loaded from anywhere."""
+"""The page: template, style and script around the sections; it loads nothing."""
 
 from __future__ import annotations
 

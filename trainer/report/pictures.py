@@ -1,4 +1,4 @@
-"""Images of a dataset, small, inside the page."""
+"""Small images of a dataset, embedded in the page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _QUALITY = 72
 
 
 class Pictures:
-    """Pictures of one dataset, read once each."""
+    """Pictures of one dataset; each is read once."""
 
     def __init__(self, index: Index):
         self._index, self._reader = index, ShardReader(index)
         self._made: dict[int, tuple[str, int, int]] = {}
 
     def __call__(self, row: int, alt: str) -> Markup:
-        """The picture of a row of the index; a box where it cannot be read."""
+        """The picture of a row of the index; an empty box if it cannot be read."""
         if row not in self._made:
             try:
                 self._made[row] = _encoded(decode_jpeg(self._reader.read(row), describe_row(self._index, row)))

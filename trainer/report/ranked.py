@@ -1,4 +1,4 @@
-"""Ranked lists: what the model answers to some queries, right and wrong framed."""
+"""Ranked lists: the nearest gallery images of some queries, with right and wrong ones framed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LISTS, LENGTH = 6, 8  # of each kind; images
 
 
 def ranked_lists(evidence: Evidence, pictures: Pictures) -> Markup:
-    """Lists of queries whose first answer is right, and of such whose is wrong, drawn by chance among each."""
+    """Lists of queries whose first match is right, and of queries whose first match is wrong, drawn at random."""
     first = evidence.last.results.first
     kinds = (("The first answer is right", first == 1), ("The first answer is wrong", first > 1))
     parts = []
@@ -34,14 +34,14 @@ def ranked_lists(evidence: Evidence, pictures: Pictures) -> Markup:
 
 
 def _draw(evidence: Evidence, queries: np.ndarray, purpose: str) -> list[int]:
-    """Some of the queries, of an identity each."""
+    """Some of the queries, one for each identity."""
     shuffled = generator(evidence.seed, "report", purpose).permutation(queries)
     _, places = np.unique(evidence.query_labels.pid[shuffled], return_index=True)
     return [int(query) for query in shuffled[np.sort(places)[:LISTS]]]
 
 
 def answers(evidence: Evidence, queries: np.ndarray) -> list[np.ndarray]:
-    """The gallery images nearest to each query, as places in the gallery, without what the scores ignore."""
+    """The gallery images nearest to each query, as rows of the gallery, without those that scores ignore."""
     query_labels, gallery, orders = evidence.query_labels, evidence.gallery_labels, []
     for query, near in zip(queries, evidence.last.near(queries), strict=True):
         same_person, same_camera = gallery.pid == query_labels.pid[query], gallery.camid == query_labels.camid[query]

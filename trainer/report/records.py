@@ -1,4 +1,4 @@
-"""What ``metrics.jsonl`` holds, stage by stage."""
+"""The records of ``metrics.jsonl``, by stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LINE = 100_000
 
 PAIRS = {"precision": "precision", "recall": "recall", "cross_precision": "precision, two cameras",
          "cross_recall": "recall, two cameras"}
-"""What clusterings are recorded with, where labels are known → its name."""
+"""Metrics of a clustering, recorded if labels are known → name in the report."""
 Records = dict[str, dict[str, list[dict[str, Any]]]]
 """Stage → kind → records in order."""
 
 
 def read_records(run: Path) -> Records:
-    """The records of a run; empty where there are none, without what is no record."""
+    """The records of a run; lines that are not records are left out."""
     records: Records = defaultdict(lambda: defaultdict(list))
     try:
         with open_plain(run / "metrics.jsonl") as file:

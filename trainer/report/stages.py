@@ -1,4 +1,4 @@
-"""The stages of a run: a row each, and one for all rounds of a stage that the run repeats."""
+"""The stages of a run: one row for each stage, and one for all rounds of a repeated stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embae.trainer.runs.summary import RunSummary
 
 
 def stages(facts: RunSummary, records: Records) -> Markup:
-    """Stages in order: what trained, what was frozen, on what, how long."""
+    """Stages in order: trained and frozen parts, data, duration."""
     rows, opened = [], []
     for entry in fold(facts.recipe):
         if isinstance(entry, Loop):
@@ -43,7 +43,7 @@ def _row(facts: RunSummary, name: str, rounds: Sequence[str]) -> list[object]:
 
 
 def _begins(first: str, second: str) -> str:
-    """Where the model of a repeated stage comes from, by what it is in the first round and in the second."""
+    """The origin of a repeated stage's model, from its origins in the first and second round."""
     if first == second:
         return first
     one, other = unnumbered(first), unnumbered(second)
@@ -98,6 +98,6 @@ def _task(stage: Stage) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people."""
+    """A duration as people write it."""
     minutes = seconds / 60
     return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min" if minutes >= 1.5 else f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""A stage's state after some of its steps, on disk; it knows no world size.
+"""A stage's state after some of its steps, on disk; it does not depend on the world size.
 
     <stage>/checkpoints/step-000500/
       state.safetensors      the model's whole state (model/…), the optimizers' moments (optimizer/…), as full tensors
@@ -35,7 +35,7 @@ _NAME = re.compile(r"step-(\d{6,12})")
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
         stage: The stage's name.
@@ -54,7 +54,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
     meta: Meta
@@ -93,7 +93,7 @@ class Checkpoint:
         return _below("model/", tensors), _below("optimizer/", tensors)
 
     def adopt(self, stage: Path) -> None:
-        """Makes it the newest checkpoint of a stage; those of later steps are removed, itself stays where it is."""
+        """Copies it to a stage as its newest checkpoint, and removes those of later steps."""
         to = place(stage, self.meta.step)
         if to.resolve() != self.path.resolve():
             with atomic_folder(to) as partial:
@@ -147,7 +147,7 @@ def newest(stage: Path) -> Checkpoint | None:
 
 
 def place(stage: Path, step: int) -> Path:
-    """Where the checkpoint of a step goes."""
+    """The folder of the checkpoint of a step."""
     return stage / FOLDER / f"step-{step:06}"
 
 

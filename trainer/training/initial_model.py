@@ -1,4 +1,4 @@
-"""A stage's model at its first step: fresh parts, and parts from where ``init`` points."""
+"""A stage's model at its first step: newly drawn parts, and parts from where ``init`` points."""
 
 from __future__ import annotations
 

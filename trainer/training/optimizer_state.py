@@ -98,7 +98,7 @@ def restore(optimizer: Any, named: Iterable[tuple[str, nn.Parameter]], moments: 
 
 
 def _is_shared(optimizer: Any) -> bool:
-    """Whether ranks hold a part each (ZeRO 1 to 3)."""
+    """Whether each rank has a part of it (ZeRO 1 to 3)."""
     return not isinstance(optimizer, torch.optim.Optimizer)
 
 

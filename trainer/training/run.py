@@ -34,7 +34,7 @@ from embae.trainer.training.stage import StageRun
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a user may ask of a run beside its recipe.
+    """Options of a run besides its recipe.
 
     Attributes:
         last: Stop after this stage, without scores.
@@ -49,7 +49,7 @@ class TrainOptions:
 
 def train(recipe: Recipe, folder: Path, world: World, signals: StopSignals,
           options: TrainOptions = TrainOptions()) -> None:
-    """Runs every stage that is not done, then scores the target.
+    """Runs every unfinished stage, then scores the target.
 
     Args:
         recipe: Checked.
@@ -101,7 +101,7 @@ def _take_folder(folder: Path, recipe: Recipe, world: World, resume: Path | None
 
 
 def _adopt_checkpoint(path: Path, recipe: Recipe, folder: Path) -> None:
-    """Makes a checkpoint the newest of its stage: once, so that the same command resumes from later checkpoints."""
+    """Makes a checkpoint the newest of its stage, once: the same command then resumes from later checkpoints."""
     mark = folder / "resumed"
     if mark.exists() and mark.read_text(encoding="utf-8") == str(path.resolve()):
         note(f"{folder}: has resumed from {path} before, and now resumes from its newest checkpoint; remove {mark} to "

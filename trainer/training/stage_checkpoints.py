@@ -1,4 +1,4 @@
-"""What a stage in training leaves for the case that it does not end: checkpoints, and the step that failed."""
+"""What a stage saves while it trains: checkpoints, and a step that failed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class StageCheckpoints:
         return waited
 
     def _check_finite(self, model: dict[str, Tensor], step: int) -> None:
-        """Every rank holds the same state, and so finds the same."""
+        """Every rank has the same state, and so returns the same."""
         broken = [key for key, value in model.items() if value.is_floating_point() and not value.isfinite().all()]
         if not broken:
             return
@@ -94,7 +94,7 @@ class StageCheckpoints:
         on_first_rank(self._world, self.wait)
 
     def scored(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Remembers the best scores on the target."""
+        """Records the best scores on the target."""
         if scores["mAP"] > self._best.get("mAP", -1.0):
             self._best = {"step": step, **{name: scores[name] for name in ("Rank-1", "mAP")}}
 

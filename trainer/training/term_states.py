@@ -1,4 +1,4 @@
-"""The states of a stage's loss terms at its start, which are computed from embeddings of its images."""
+"""Computes the states of a stage's loss terms at its start, from embeddings of its images."""
 
 from __future__ import annotations
 

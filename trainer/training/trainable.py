@@ -1,4 +1,4 @@
-"""What an engine asks of the module whose weights it moves."""
+"""The interface of a module that an engine trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The update of a step: the engine, and what follows it without an optimizer."""
+"""The updates of a step: of the engine, and then of what needs no optimizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepUpdates:
         self._states = objective.states
 
     def step(self, parts: Sequence[Batch], lr: float) -> dict[str, Tensor]:
-        """All that a step changes.
+        """Makes all updates of a step.
 
         Args:
             parts: This rank's share of the global batch, in parts.
