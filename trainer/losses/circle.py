@@ -59,7 +59,8 @@ def circle(
     # log(Σ_j exp(a_j) · Σ_i exp(b_i)) as a sum of two logarithms: no exponential overflows.
     exponent = far.masked_fill(same, -torch.inf).logsumexp(1) + near.masked_fill(~positive, -torch.inf).logsumexp(1)
     metrics = {"cosine_positive": _mean(fixed, positive), "cosine_negative": _mean(fixed, ~same)}
-    return torch.nn.functional.softplus(exponent).mean(), metrics
+    # log(1 + eˣ) exactly; softplus drops the 1 above x = 20.
+    return torch.logaddexp(exponent, exponent.new_zeros(())).mean(), metrics
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
