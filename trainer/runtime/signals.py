@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from embae.datasets.files.json_files import format_json
-from embae.trainer.errors import RunError
+from embae.trainer.errors import RunError, Stopped
 
 RESUMABLE = 75
 """Exit code of a run that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
@@ -64,8 +64,12 @@ class StopSignals:
         self._deferred = True
         try:
             yield
-        finally:
+        except Stopped:  # the process ends with what this says: a signal that arrives now changes nothing
+            raise
+        except BaseException:
             self._deferred = False
+            raise
+        self._deferred = False
         if self.requested:
             self.exit_stopped("between two stages")
 

@@ -15,7 +15,7 @@ from embae.trainer.training.checkpoint import Checkpoint, list_checkpoints
 
 pytestmark = pytest.mark.ranks
 
-SAVED = r"rename .*/embedding/checkpoints/step-"
+SAVED = r"rename .*/embedding/checkpoints/step-[0-9]+[.]partial$"  # of the whole folder, not of files in it
 # In the order that a run meets them: moment, and what is said of it. What one rank alone gets, all hear of.
 SIGNALS = [
     (Fault(SAVED, 1, to="other", signal=signal.SIGTERM), "stopped by a signal to another rank after step"),
