@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,6 +16,7 @@ def test_ruff() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_mypy(tmp_path: Path) -> None:
     # Elsewhere than in the checkout: mypy must see the installed packages, under their real names.
     packages = ["-p", "embae.datasets", "-p", "embae.trainer", "-p", "embae.slurm"]

@@ -35,6 +35,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_adapts_to_a_folder_of_images(desk: Path) -> None:
     done = _embae(desk)
     assert done.returncode == 0, done.stderr
